@@ -1,0 +1,1 @@
+"""Headrace keeps click and conversion models fresh."""

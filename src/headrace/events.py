@@ -1,0 +1,98 @@
+"""Records of the log and their Arrow schemas.
+
+The **event log** of a line is one merged sequence in arrival order: impressions and
+engagements by `event`. `arrival_at` is stamped by the log when it appends (strictly later
+than every earlier append) and is the knowledge time of the record; `event_at` is the
+record's own clock and decides attribution only.
+
+The **served log** holds the vectors that the server used, keyed by `impression_id`.
+
+The **sample log** holds served vectors with their label: first a sample (`revision` 0),
+later at most one correction (`revision` 1). `positive_weight` and `negative_weight` say how
+much of each class the loss sees: (1, 0) positive, (0, 1) negative, (1, -1) a correction that
+takes the earlier negative back.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import pyarrow as pa
+
+from headrace.declaration import LineSpec
+
+IMPRESSION: Final = "impression"
+TIME: Final = pa.timestamp("us", tz="UTC")
+ARROW_TYPES: Final[dict[str, pa.DataType]] = {
+    "string": pa.string(),
+    "int": pa.int64(),
+    "float": pa.float64(),
+}
+
+
+def event_schema(spec: LineSpec) -> pa.Schema:
+    """Schema of the event log; declared columns are null where a record does not carry them."""
+    return pa.schema(
+        [
+            pa.field("event", pa.string(), nullable=False),
+            pa.field("impression_id", pa.string(), nullable=False),
+            pa.field("request_id", pa.string()),
+            pa.field("event_at", TIME, nullable=False),
+            pa.field("arrival_at", TIME, nullable=False),
+            pa.field("value", pa.int64(), nullable=False),
+            *_declared_columns(spec),
+        ]
+    )
+
+
+def served_schema(spec: LineSpec) -> pa.Schema:
+    """Schema of the served log: request columns, window values, model inputs, the answer.
+
+    `<view>__at` is the `event_timestamp` of the Feast row that was read (null: the key had none).
+    """
+    return pa.schema(
+        [
+            pa.field("impression_id", pa.string(), nullable=False),
+            pa.field("request_id", pa.string(), nullable=False),
+            pa.field("served_at", TIME, nullable=False),
+            pa.field("version", pa.string(), nullable=False),
+            pa.field("score", pa.float64(), nullable=False),
+            *_declared_columns(spec),
+            *(pa.field(f"{view}__at", TIME) for view in spec.views),
+            *(pa.field(feature.name, pa.int64(), nullable=False) for feature in spec.windows),
+            *input_fields(spec),
+        ]
+    )
+
+
+def sample_schema(spec: LineSpec) -> pa.Schema:
+    """Schema of the sample log: the served row, its label, weights, and the log offsets behind it.
+
+    `engagement_offset` is -1 where no engagement stands behind the label.
+    """
+    return pa.schema(
+        [
+            *served_schema(spec),
+            pa.field("event_at", TIME, nullable=False),
+            pa.field("revision", pa.int32(), nullable=False),
+            pa.field("label", pa.int8(), nullable=False),
+            pa.field("positive_weight", pa.float32(), nullable=False),
+            pa.field("negative_weight", pa.float32(), nullable=False),
+            pa.field("impression_offset", pa.int64(), nullable=False),
+            pa.field("engagement_offset", pa.int64(), nullable=False),
+            pa.field("emitted_at", TIME, nullable=False),
+        ]
+    )
+
+
+def input_fields(spec: LineSpec) -> list[pa.Field]:
+    """Request features in declared order: int64 ids (-1 missing), float64 numbers (NaN missing)."""
+    types = {"id": pa.int64(), "number": pa.float64()}
+    return [
+        pa.field(feature.name, types[feature.produces], nullable=False)
+        for feature in spec.request_features
+    ]
+
+
+def _declared_columns(spec: LineSpec) -> list[pa.Field]:
+    return [pa.field(name, ARROW_TYPES[kind]) for name, kind in spec.columns.items()]
