@@ -1,0 +1,47 @@
+# Two commands matter: `make demo` and `make test`. Each sets up all it needs.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+LINE ?= coupons
+RUN := .venv/bin/headrace
+export PYTHONDONTWRITEBYTECODE :=
+
+.PHONY: help setup demo up down status check test test-fast golden bench clean
+
+help: ## Show this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## Install uv, the locked environment and Java 17
+	@bash infra/setup/install.sh
+
+demo: setup ## Run the whole loop for ten minutes at most and write out/demo/report.html
+	@$(RUN) demo
+
+up: setup ## Start the stack and leave it running
+	@$(RUN) up --line $(LINE)
+
+down: ## Stop the stack
+	@$(RUN) down
+
+status: ## Say what runs and how stale the line is
+	@$(RUN) status
+
+check: setup ## ruff, mypy, import-linter
+	@.venv/bin/ruff format --check . && .venv/bin/ruff check .
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports
+
+test-fast: setup ## Unit, contract, golden, parity and architecture tests (under two minutes)
+	@.venv/bin/pytest -m "not e2e and not spark and not browser and not faults"
+
+test: setup ## All tests
+	@bash infra/setup/browser.sh
+	@.venv/bin/pytest
+
+golden: setup ## Write the golden files anew (compiled pipelines, OpenAPI)
+	@HEADRACE_GOLDEN=write .venv/bin/pytest tests/golden
+
+bench: setup ## Benchmarks with peers; JSON in out/bench
+	@.venv/bin/python -m bench
+
+clean: ## Remove everything that was made here, the environment included
+	@rm -rf out .venv
