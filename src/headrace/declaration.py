@@ -11,16 +11,33 @@ import re
 from itertools import pairwise
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    model_validator,
+)
 
 ColumnType = Literal["string", "int", "float"]
 Produces = Literal["id", "number"]
+
+TIME_FORMATS = ("iso", "unix_s", "unix_ms", "unix_us", "timestamp")
 
 _UNITS_US = {"ms": 1_000, "s": 1_000_000, "m": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000}
 _DURATION = re.compile(r"^(\d+)\s*(ms|s|m|h|d)$")
 _NAME = r"^[a-z][a-z0-9_]*$"
 _SQL_STRING = re.compile(r"'(?:[^']|'')*'")
-_SQL_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SQL_QUOTED = re.compile(r'"[^"]+"')
+_SQL_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\b(?!\s*\()")
+_SQL_KEYWORDS = frozenset(
+    {"case", "when", "then", "else", "end", "cast", "try_cast", "as", "is", "not", "null", "and"}
+    | {"or", "in", "like", "ilike", "between", "true", "false", "distinct", "from", "bigint"}
+    | {"integer", "int", "smallint", "tinyint", "hugeint", "double", "float", "real", "decimal"}
+    | {"numeric", "varchar", "text", "boolean", "bool", "date", "time", "timestamp", "timestamptz"}
+    | {"interval", "extract", "at", "zone", "escape", "similar", "to"}
+)
 
 
 def parse_duration_us(value: object) -> int:
@@ -35,7 +52,16 @@ def parse_duration_us(value: object) -> int:
     return int(match[1]) * _UNITS_US[match[2]]
 
 
-DurationUs = Annotated[int, BeforeValidator(parse_duration_us)]
+def _write_duration(duration_us: int) -> str:
+    return f"{duration_us // 1_000}ms"
+
+
+# In JSON a duration is text again, so that a dumped line can be parsed (the finest unit is ms).
+DurationUs = Annotated[
+    int,
+    BeforeValidator(parse_duration_us),
+    PlainSerializer(_write_duration, return_type=str, when_used="json"),
+]
 Name = Annotated[str, Field(pattern=_NAME)]
 
 
@@ -49,12 +75,23 @@ class TimeSpec(Declared):
     """Where a time comes from.
 
     `expression` is a column or a DuckDB SQL expression over the file's columns. `format`
-    is `iso`, `unix_s`, `unix_ms`, `unix_us`, a strptime pattern, or `timestamp` when the
-    expression already is one. Times without a zone are read in the line's `timezone`.
+    is `iso`, `unix_s`, `unix_ms`, `unix_us` (numbers or text), a strptime pattern (`%I` and
+    `%p` for a 12-hour clock), or `timestamp` when the expression already is one. Times
+    without a zone are read in the line's `timezone`; an hour that its clocks repeat means
+    the first one, an hour that they skip means the first instant after it.
     """
 
     expression: str
     format: str = "iso"
+
+    @model_validator(mode="after")
+    def _known_format(self) -> Self:
+        if self.format not in TIME_FORMATS and "%" not in self.format:
+            raise ValueError(
+                f"format {self.format!r} is unknown; use {', '.join(TIME_FORMATS)} or a strptime "
+                'pattern such as "%Y-%m-%d %H:%M:%S"'
+            )
+        return self
 
 
 class DelayDistribution(Declared):
@@ -75,13 +112,26 @@ class Explode(Declared):
 
 
 class FileSpec(Declared):
-    """An event file: CSV, TSV, JSON lines or Parquet, optionally gzipped, below the data folder."""
+    """An event file: CSV, TSV, JSON lines or Parquet, optionally gzipped, below the data folder.
+
+    `path` may be a glob (`clicks/2024-*.csv.gz`): its files are read in the order of their
+    names. `format` defaults to what the name says. `separator`, `quoted`, `header`, `names`
+    (instead of a header, or replacing it), `missing` (texts that mean NULL) and `types` (DuckDB
+    types of columns, such as `{zip: VARCHAR}` to keep leading zeros) are for CSV and TSV.
+    There, columns that hold only numbers are numbers and all else is text: dates and times
+    stay text until an expression or a time's `format` reads them.
+    Expressions are DuckDB SQL and see the file's columns, then `explode`'s, then each
+    `derive` from top to bottom; rows for which `where` is not true are left out and counted.
+    """
 
     path: str
     format: Literal["csv", "tsv", "parquet", "jsonl"] | None = None
     header: bool = True
     names: tuple[str, ...] = ()
+    separator: str | None = Field(None, min_length=1, max_length=4)
     quoted: bool = True
+    missing: tuple[str, ...] = Field(("",), min_length=1)
+    types: dict[str, str] = {}
     where: str | None = None
     explode: Explode | None = None
     derive: dict[str, str] = {}
@@ -96,10 +146,15 @@ class Impressions(FileSpec):
 
 
 class Outcomes(FileSpec):
-    """A second file with the engagements; `impression_id` joins them to their exposure."""
+    """A second file with the engagements; `impression_id` joins them to their exposure.
+
+    `time` decides attribution; `known_at` is when it became known (default: at `time`).
+    `value` gives 1, 0 (an explicit negative outcome) or NULL (not an outcome; counted).
+    """
 
     impression_id: str
     time: TimeSpec
+    known_at: TimeSpec | None = None
     value: str = "1"
 
 
@@ -149,12 +204,46 @@ class FileSource(Declared):
         return self
 
     @model_validator(mode="after")
+    def _joinable(self) -> Self:
+        if self.engagements is not None and self.impressions.id is None:
+            raise ValueError(
+                "source.engagements joins by impression id: give source.impressions.id"
+            )
+        return self
+
+    def _not_known_at_exposure(self) -> tuple[set[str], set[str]]:
+        """Names (lower case) that no feature may mention, and names that none may copy.
+
+        The first are `hidden`, the label's words and, forward, what `derive` makes of those.
+        `hidden` is not followed forward: an actual departure and its delay may tell the schedule.
+        The second are what the label is derived from, and a column that only tells its time.
+        """
+        hidden = {name.lower() for name in self.hidden}
+        if self.label is None:
+            return hidden, set()
+        derive = {
+            name.lower(): names_of(sql) - _SQL_KEYWORDS
+            for name, sql in self.impressions.derive.items()
+        }
+        label = names_of(self.label.value) - _SQL_KEYWORDS
+        for name, words in derive.items():
+            if words & label:
+                label.add(name)
+        behind = set(label)
+        for name in reversed(derive):
+            if name in behind:
+                behind |= derive[name]
+        known_at = self.label.known_at
+        times = {self.label.delay_s, known_at.expression if known_at else None}
+        return hidden | label, behind | {text.strip().lower() for text in times if text}
+
+    @model_validator(mode="after")
     def _no_leak(self) -> Self:
-        hidden = set(self.hidden)
-        if self.label is not None:
-            hidden |= words_of(self.label.value)
+        hidden, sources = self._not_known_at_exposure()
         for column, expression in self.impressions.columns.items():
-            leaked = words_of(expression) & hidden
+            leaked = (names_of(expression) & hidden) | (
+                {expression.strip().strip('"').lower()} & sources
+            )
             if leaked:
                 raise ValueError(
                     f"source.impressions.columns.{column}: {sorted(leaked)[0]!r} is the label or "
@@ -422,6 +511,7 @@ class LineSpec(Declared):
                         f"request_features.{request.name}: {name!r} is not a column, a window "
                         "or an earlier request feature; declare it above"
                     )
+                self._check_kind(request, name, known[name])
             self._declare(known, request.name, request.produces)
         produced = {request.name: request.produces for request in self.request_features}
         for kind, names in (("id", self.model.categorical), ("number", self.model.numeric)):
@@ -438,6 +528,18 @@ class LineSpec(Declared):
                     f"source.impressions.columns: {sorted(unknown)} are not declared in columns"
                 )
         return self
+
+    @staticmethod
+    def _check_kind(request: RequestFeature, name: str, kind: str) -> None:
+        if request.kind in ("hash", "cross") and kind in ("float", "number"):
+            raise ValueError(
+                f"request_features.{request.name}: {name!r} is a {kind}, which has no identity; "
+                "bucketize it first"
+            )
+        if request.kind in ("bucketize", "ratio", "number", "log1p") and kind == "string":
+            raise ValueError(
+                f"request_features.{request.name}: {name!r} is text, not a number; hash it"
+            )
 
     def _check_window(self, feature: WindowFeature) -> None:
         for name in feature.key:
@@ -470,5 +572,15 @@ RESERVED = frozenset(
 
 
 def words_of(expression: str) -> set[str]:
-    """Identifiers in a SQL expression, string literals left out."""
-    return set(_SQL_WORD.findall(_SQL_STRING.sub("", expression)))
+    """Identifiers in a SQL expression.
+
+    Text literals and names of functions (a word before a parenthesis) are left out.
+    """
+    text = _SQL_STRING.sub("''", expression)
+    quoted = {match[1:-1] for match in _SQL_QUOTED.findall(text)}
+    return quoted | set(_SQL_WORD.findall(_SQL_QUOTED.sub(" ", text)))
+
+
+def names_of(expression: str) -> set[str]:
+    """`words_of` in lower case, as SQL compares names."""
+    return {word.lower() for word in words_of(expression)}

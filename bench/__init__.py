@@ -1,0 +1,1 @@
+"""Benchmarks: each file runs one comparison against a peer and writes out/bench/<name>.json."""

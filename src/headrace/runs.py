@@ -1,0 +1,220 @@
+"""Immutable sorted runs of events with prefix sums, the storage of the window kernel.
+
+A run keeps its rows in order of knowledge time (their *arrival index* is their place) and one
+sorted index over `key rank * (n + 1) + arrival index`. Rows of a key before a moment `q` are
+those whose code is below `rank * (n + 1) + (number of rows with time < q)`, so one
+`searchsorted` on codes answers them, ties in time included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from headrace.declaration import WindowFeature
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """Questions (key hash, moment) sorted by both, so that searches walk forward in memory."""
+
+    order: Ints  # (q,) place of each sorted question among the questions as asked
+    keys: Ints  # distinct key hashes, rising
+    key_of: Ints  # (q,) index into keys
+    moments_us: Ints  # distinct moments, rising
+    moment_of: Ints  # (q,) index into moments_us
+
+    @classmethod
+    def of(cls, hashes: Ints, at_us: Ints) -> Asked:
+        """Sort the questions `hashes[i]` at `at_us[i]`; a hash of -1 matches no key."""
+        order = np.lexsort((at_us, hashes)).astype(np.int64)
+        keys, key_of = np.unique(hashes[order], return_inverse=True)
+        moments, moment_of = np.unique(at_us[order], return_inverse=True)
+        return cls(order, keys, key_of, moments, moment_of)
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """Rows `[start, start + n)` of a track; everything is derived from the first six fields."""
+
+    start: int
+    keys: Ints  # (k,) distinct key hashes, rising
+    raw_keys: pa.Table  # (k) their key columns
+    times_us: Ints  # (n,) knowledge times, rising
+    owners: Ints  # (n,) index into keys
+    values: Mapping[str, Ints]  # (n,) for each summed column
+    codes: Ints  # (n,) sorted index
+    sums: Mapping[str, Ints]  # (n + 1,) prefix sums in the order of codes
+
+    @classmethod
+    def of_rows(
+        cls,
+        start: int,
+        hashes: Ints,
+        raw_keys: pa.Table,
+        times_us: Ints,
+        values: Mapping[str, Ints],
+    ) -> Run:
+        """Build from rows in order of time, with one row of `raw_keys` for each."""
+        keys, first, owners = np.unique(hashes, return_index=True, return_inverse=True)
+        return cls._indexed(
+            start, keys, raw_keys.take(first), times_us=times_us, owners=owners, values=values
+        )
+
+    @classmethod
+    def _indexed(
+        cls,
+        start: int,
+        keys: Ints,
+        raw_keys: pa.Table,
+        *,
+        times_us: Ints,
+        owners: Ints,
+        values: Mapping[str, Ints],
+    ) -> Run:
+        size = len(times_us)
+        codes = owners * (size + 1) + np.arange(size, dtype=np.int64)
+        codes.sort()
+        sums = {}
+        if values:
+            by_key = codes % (size + 1)
+            for name, column in values.items():
+                sums[name] = np.zeros(size + 1, dtype=np.int64)
+                np.cumsum(column[by_key], out=sums[name][1:])
+        return cls(start, keys, raw_keys, times_us, owners, values, codes, sums)
+
+    def __len__(self) -> int:
+        return len(self.times_us)
+
+    @property
+    def stop(self) -> int:
+        """Sequence number after the last row."""
+        return self.start + len(self)
+
+    def followed_by(self, later: Run) -> Run:
+        """Merge with the run whose rows come next."""
+        both = np.concatenate((self.keys, later.keys))
+        keys, first, rank = np.unique(both, return_index=True, return_inverse=True)
+        old, new = rank[: len(self.keys)], rank[len(self.keys) :]
+        return self._indexed(
+            self.start,
+            keys,
+            pa.concat_tables([self.raw_keys, later.raw_keys]).take(first).combine_chunks(),
+            times_us=np.concatenate((self.times_us, later.times_us)),
+            owners=np.concatenate((old[self.owners], new[later.owners])),
+            values={n: np.concatenate((v, later.values[n])) for n, v in self.values.items()},
+        )
+
+    def without_before(self, cutoff_us: int) -> Run:
+        """Leave out rows older than `cutoff_us`, and keys that have no row left."""
+        gone = int(np.searchsorted(self.times_us, cutoff_us))
+        kept, owners = np.unique(self.owners[gone:], return_inverse=True)
+        return self._indexed(
+            self.start + gone,
+            self.keys[kept],
+            self.raw_keys.take(kept),
+            times_us=self.times_us[gone:].copy(),
+            owners=owners,
+            values={name: column[gone:].copy() for name, column in self.values.items()},
+        )
+
+    def keys_between(self, from_us: int, to_us: int) -> Ints:
+        """Distinct indices into `keys` of rows with a time in `[from_us, to_us)`."""
+        low, high = np.searchsorted(self.times_us, (from_us, to_us))
+        return np.unique(self.owners[low:high])
+
+    def add_windows(
+        self,
+        asked: Asked,
+        windows_us: Mapping[int, Sequence[tuple[str | None, Ints]]],
+    ) -> None:
+        """Add this run's share of each window to its totals, in the order of `asked`.
+
+        `windows_us` maps a window length to its (summed column or None for a count, totals).
+        """
+        rank = np.searchsorted(self.keys, asked.keys)
+        known = np.append(self.keys, np.int64(-2))[rank] == asked.keys
+        rows = np.flatnonzero(known[asked.key_of])
+        if not rows.size:
+            return
+        base = rank[asked.key_of[rows]] * (len(self) + 1)
+        moment = asked.moment_of[rows]
+        end = self._place(base, asked.moments_us, moment)
+        for window_us, wanted in windows_us.items():
+            begin = self._place(base, asked.moments_us - window_us, moment)
+            for column, totals in wanted:
+                if column is None:
+                    totals[rows] += end - begin
+                else:
+                    totals[rows] += self.sums[column][end] - self.sums[column][begin]
+
+    def _place(self, base: Ints, moments_us: Ints, moment: Ints) -> Ints:
+        earlier = np.searchsorted(self.times_us, moments_us)
+        return np.searchsorted(self.codes, base + earlier[moment]).astype(np.int64, copy=False)
+
+
+@dataclass
+class Track:
+    """One kind of event under one view's key: runs, each at least twice as long as the next."""
+
+    view: str
+    event: str
+    features: tuple[WindowFeature, ...]
+    appended: int = 0
+    runs: list[Run] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """Prefix of the names of its tables."""
+        return f"{self.view}.{self.event}"
+
+    @property
+    def summed(self) -> tuple[str, ...]:
+        """Columns that some feature sums."""
+        return tuple(dict.fromkeys(f.column for f in self.features if f.aggregate == "sum"))
+
+    def push(self, run: Run) -> None:
+        """Take the next rows, merging runs of similar size."""
+        self.appended = run.stop
+        self.runs.append(run)
+        while len(self.runs) > 1 and len(self.runs[-2]) < 2 * len(self.runs[-1]):
+            later = self.runs.pop()
+            self.runs[-1] = self.runs[-1].followed_by(later)
+
+    def values(self, asked: Asked) -> dict[str, Ints]:
+        """Every feature, in the order of `asked`."""
+        totals = {f.name: np.zeros(len(asked.order), dtype=np.int64) for f in self.features}
+        windows: dict[int, list[tuple[str | None, Ints]]] = {}
+        for feature in self.features:
+            column = feature.column if feature.aggregate == "sum" else None
+            windows.setdefault(feature.window, []).append((column, totals[feature.name]))
+        for run in self.runs:
+            run.add_windows(asked, windows)
+        return totals
+
+    def changed(self, since_us: int, until_us: int) -> list[pa.Table]:
+        """Raw keys with a row that came or left a window meanwhile, distinct for each run."""
+        shifts = {0, *(feature.window for feature in self.features)}
+        found = []
+        for run in self.runs:
+            owners = [run.keys_between(since_us - s, until_us - s) for s in sorted(shifts)]
+            found.append(run.raw_keys.take(np.unique(np.concatenate(owners))))
+        return found
+
+    def expire(self, before_us: int) -> None:
+        """Drop rows that no window asked at `before_us` or later reaches."""
+        cutoff = before_us - max(feature.window for feature in self.features)
+        kept = []
+        for run in self.runs:
+            gone = int(np.searchsorted(run.times_us, cutoff))
+            if gone == len(run):
+                continue
+            # half a run at once, so that the cost of a rewrite is spread over the rows it frees
+            kept.append(run.without_before(cutoff) if 2 * gone >= len(run) else run)
+        self.runs = kept

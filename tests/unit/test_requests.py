@@ -1,0 +1,194 @@
+"""Request-time features: written-down values, one row against many, and odd inputs."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headrace.declaration import LineSpec
+from headrace.errors import InputError
+from headrace.events import input_fields
+from headrace.requests import cross64, hash64, transform
+
+FEATURES: list[dict[str, Any]] = [
+    {"name": "hour", "kind": "hour_of_day"},
+    {"name": "weekday", "kind": "day_of_week"},
+    {"name": "user_id", "kind": "hash", "of": "user"},
+    {"name": "item_id", "kind": "hash", "of": "item"},
+    {"name": "user_item", "kind": "cross", "of": ["user", "item"]},
+    {"name": "user_hour", "kind": "cross", "of": ["user", "hour"]},
+    {"name": "price_log", "kind": "log1p", "of": "price"},
+    {"name": "item_number", "kind": "number", "of": "item"},
+    {"name": "ctr", "kind": "ratio", "of": ["clicks", "views"], "prior": [0.1, 0.2]},
+    {"name": "ctr_bucket", "kind": "bucketize", "of": "ctr", "boundaries": [0.25, 0.5]},
+    {"name": "price_bucket", "kind": "bucketize", "of": "price", "boundaries": [0, 1.5, 10]},
+    {"name": "bucket_number", "kind": "number", "of": "price_bucket"},
+    {"name": "bucket_hash", "kind": "hash", "of": "price_bucket"},
+]
+ZONE = "America/New_York"
+HASHES_OF_TEXT = [
+    880122920902532387,
+    6975175471489867752,
+    8906712734784465587,
+    8520106205441991264,
+    -1,
+]
+HASHES_OF_INT = [0, 3119036373970289394, 6514504133438201533, 680214695469361762, -1]
+CROSSES = [2817552819953663885, 3140053261077420699, 4328440807228758214]
+
+
+def spec_with(features: list[dict[str, Any]], categorical: str = "user_id") -> LineSpec:
+    window = {"key": ["user"], "aggregate": "count", "window": "1m"}
+    return LineSpec.model_validate(
+        {
+            "line": "toy",
+            "timezone": ZONE,
+            "columns": {"user": "string", "item": "int", "price": "float"},
+            "source": {"kind": "live"},
+            "label": {"engagement": "click", "attribution_window": "1h", "provisional_after": "1s"},
+            "windows": [
+                {**window, "name": "clicks", "event": "click"},
+                {**window, "name": "views", "event": "impression"},
+            ],
+            "request_features": features,
+            "model": {"categorical": [categorical]},
+        }
+    )
+
+
+SPEC = spec_with(FEATURES)
+SCHEMA = pa.schema(
+    {
+        "user": pa.string(),
+        "item": pa.int64(),
+        "price": pa.float64(),
+        "clicks": pa.int64(),
+        "views": pa.int64(),
+        "request_at": pa.int64(),
+    }
+)
+ROW = st.fixed_dictionaries(
+    {
+        "user": st.one_of(st.none(), st.text(max_size=5)),
+        "item": st.one_of(st.none(), st.integers(-(2**63), 2**63 - 1)),
+        "price": st.one_of(st.none(), st.sampled_from([-0.0, 0.0, 1.5, 10.0]), st.floats()),
+        "clicks": st.integers(0, 2**40),
+        "views": st.integers(0, 2**40),
+        "request_at": st.integers(0, 2_000_000_000_000_000),
+    }
+)
+
+
+def one(**values: Any) -> dict[str, Any]:
+    row = {"user": "u", "item": 1, "price": 1.0, "clicks": 0, "views": 0, "request_at": 0}
+    return transform(SPEC, pa.Table.from_pylist([{**row, **values}], SCHEMA)).to_pylist()[0]
+
+
+def bits(table: pa.Table) -> list[tuple[int, ...]]:
+    columns = [column.to_numpy().view(np.int64).tolist() for column in table.columns]
+    return list(zip(*columns, strict=True))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(ROW, min_size=1, max_size=12))
+def test_one_row_and_many_give_the_same_bits(rows: Any) -> None:
+    tables = [pa.Table.from_pylist([row], SCHEMA) for row in rows]
+    many = transform(SPEC, pa.concat_tables(tables * 30))
+    assert many.schema.equals(pa.schema(input_fields(SPEC)))
+    alone = [bits(transform(SPEC, table))[0] for table in tables]
+    assert bits(many) == alone * 30
+
+
+@settings(max_examples=100, deadline=None)
+@given(ROW)
+def test_transform_equals_plain_python(row: Any) -> None:
+    got = transform(SPEC, pa.Table.from_pylist([row], SCHEMA)).to_pylist()[0]
+    local = datetime.fromtimestamp(row["request_at"] // 1_000_000, UTC).astimezone(ZoneInfo(ZONE))
+    assert (got["hour"], got["weekday"]) == (local.hour, local.weekday())
+    ctr = (row["clicks"] + 0.1) / (row["views"] + 0.1 + 0.2)
+    assert got["ctr"] == ctr
+    assert got["ctr_bucket"] == sum(ctr >= edge for edge in (0.25, 0.5))
+    price = math.nan if row["price"] is None else row["price"]
+    if math.isnan(price):
+        assert got["price_bucket"] == -1 and math.isnan(got["price_log"])
+        assert math.isnan(got["bucket_number"]) and got["bucket_hash"] == -1
+    else:
+        assert got["price_bucket"] == sum(price >= edge for edge in (0, 1.5, 10))
+        assert got["price_log"] == math.log1p(max(price, 0.0))
+    assert (got["user_id"] == -1) == (row["user"] is None)
+    assert (got["item_id"] == -1) == (row["item"] is None)
+    assert got["user_item"] >= 0
+
+
+def test_ids_are_written_down_for_good() -> None:
+    # a stored model's tables are addressed by these: a change makes every version unreadable
+    texts = pa.array(["", "a", "N14228", "日本", None])
+    assert hash64(texts).tolist() == HASHES_OF_TEXT
+    assert hash64(pa.array([0, 1, -1, 2**62, None])).tolist() == HASHES_OF_INT
+    parts = [np.array([0, -1, 5]), np.array([7, 7, -1])]
+    assert cross64(parts).tolist() == CROSSES
+    assert cross64(parts[::-1]).tolist() != CROSSES
+
+
+def test_hash_does_not_depend_on_the_encoding_or_the_number_of_rows() -> None:
+    few = pa.array(["a", None, "b", ""])
+    many = pa.concat_arrays([few] * 200)
+    expected = hash64(few).tolist()
+    assert hash64(many).tolist() == expected * 200
+    assert hash64(pa.chunked_array([few, few])).tolist() == expected * 2
+    assert hash64(many.slice(1, 700)).tolist() == (expected * 200)[1:701]
+    assert hash64(few.cast(pa.large_string())).tolist() == expected
+    assert hash64(few.dictionary_encode()).tolist() == expected
+    assert hash64(pa.nulls(3)).tolist() == [-1, -1, -1]
+    assert hash64(pa.array([], pa.string())).tolist() == []
+    with pytest.raises(InputError, match="bucketize"):
+        hash64(pa.array([0.5]))
+
+
+def test_hours_follow_the_zone_through_daylight_saving() -> None:
+    summer = int(datetime(2013, 7, 1, 3, 59, tzinfo=UTC).timestamp()) * 1_000_000
+    winter = int(datetime(2013, 1, 1, 4, 59, 59, tzinfo=UTC).timestamp()) * 1_000_000
+    assert [one(request_at=at)["hour"] for at in (summer, summer + 60_000_000)] == [23, 0]
+    assert [one(request_at=at)["hour"] for at in (winter, winter + 1_000_000)] == [23, 0]
+    assert one(request_at=winter)["weekday"] == 0  # Monday, New Year's Eve in New York
+
+
+def test_what_pandas_does_to_missing_values_changes_nothing() -> None:
+    rows = [
+        {"user": "u", "item": 3, "price": 2.0, "clicks": 1, "views": 2, "request_at": 5},
+        {"user": None, "item": None, "price": None, "clicks": None, "views": None, "request_at": 6},
+    ]
+    table = pa.Table.from_pylist(rows, SCHEMA)
+    through_pandas = pa.Table.from_pandas(table.to_pandas(), preserve_index=False)
+    assert bits(transform(SPEC, through_pandas)) == bits(transform(SPEC, table))
+    naked = pa.table(
+        [*table.columns[:5], table.column("request_at").cast(pa.timestamp("us", "UTC"))],
+        names=SCHEMA.names,
+    )
+    assert bits(transform(SPEC, naked)) == bits(transform(SPEC, table))
+    unseen = {"user": "u", "item": 3, "price": 2.0, "clicks": None, "views": None, "request_at": 5}
+    assert one(**unseen)["ctr"] == 0.1 / (0.1 + 0.2)
+
+
+def test_faults_name_the_feature_the_column_and_the_remedy() -> None:
+    table = pa.Table.from_pylist([], SCHEMA)
+    assert transform(SPEC, table).num_rows == 0
+    with pytest.raises(InputError, match=r"ctr: the table has no column 'views'"):
+        transform(SPEC, table.drop_columns(["views"]))
+    wrong = pa.Table.from_pylist([{"item": "many"}])
+    with pytest.raises(InputError, match="'item' is declared int but holds string"):
+        transform(spec_with([FEATURES[3]], "item_id"), wrong)
+    crossed = {"name": "bad", "kind": "cross", "of": ["user", "ctr"]}
+    with pytest.raises(InputError, match="bad: 'ctr' is a number"):
+        transform(spec_with([FEATURES[2], FEATURES[8], crossed]), table)
+    counted = {"name": "bad", "kind": "number", "of": "user"}
+    with pytest.raises(InputError, match="bad: 'user' has type string"):
+        transform(spec_with([FEATURES[2], counted]), table)

@@ -1,0 +1,276 @@
+"""The window kernel against a naive oracle, and against itself under any split of the log."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from naive_oracle import window_values
+
+from headrace.declaration import LineSpec
+from headrace.errors import InputError, IntegrityError
+from headrace.windows import WindowState
+
+WINDOWS = [
+    {"name": "user_views_count_3", "key": ["user"], "event": "impression", "window": "3ms"},
+    {"name": "user_views_count_20", "key": ["user"], "event": "impression", "window": "20ms"},
+    {"name": "user_clicks_sum_20", "key": ["user"], "event": "click", "window": "20ms"},
+    {"name": "item_clicks_count_7", "key": ["item"], "event": "click", "window": "7ms"},
+    {"name": "item_price_sum_7", "key": ["item"], "event": "click", "window": "7ms"},
+    {"name": "item_price_sum_11", "key": ["item"], "event": "impression", "window": "11ms"},
+    {
+        "name": "pair_views_count_11",
+        "key": ["user", "item"],
+        "event": "impression",
+        "window": "11ms",
+    },
+    {"name": "pair_price_sum_3", "key": ["user", "item"], "event": "click", "window": "3ms"},
+]
+
+
+def spec_with(windows: list[dict[str, Any]]) -> LineSpec:
+    declared = [
+        {
+            **window,
+            "aggregate": "sum" if "_sum_" in window["name"] else "count",
+            "column": "price" if "_price_" in window["name"] else "value",
+        }
+        for window in windows
+    ]
+    return LineSpec.model_validate(
+        {
+            "line": "toy",
+            "columns": {"user": "string", "item": "int", "price": "int"},
+            "source": {"kind": "live"},
+            "label": {"engagement": "click", "attribution_window": "1h", "provisional_after": "1s"},
+            "windows": declared,
+            "request_features": [{"name": "user_id", "kind": "hash", "of": "user"}],
+            "model": {"categorical": ["user_id"]},
+        }
+    )
+
+
+SPEC = spec_with(WINDOWS)
+MOMENT = st.builds(
+    lambda ms, us: ms * 1_000 + us, st.integers(0, 40), st.sampled_from([0, 0, 0, 1])
+)
+USER = st.sampled_from(["a", "b", "", None])
+ITEM = st.sampled_from([0, 1, -1, 2**62, None])
+EVENT = st.fixed_dictionaries(
+    {
+        "knowledge_at": MOMENT,
+        "event": st.sampled_from(["impression", "click", "mark"]),
+        "value": st.integers(-(2**40), 2**40),
+        "user": USER,
+        "item": ITEM,
+        "price": st.one_of(st.none(), st.integers(-(2**40), 2**40)),
+    }
+)
+LOGS = st.lists(EVENT, max_size=60).map(lambda rows: sorted(rows, key=lambda r: r["knowledge_at"]))
+CUTS = st.lists(st.integers(0, 60), max_size=8)
+QUERIES = st.lists(
+    st.fixed_dictionaries({"user": USER, "item": ITEM, "at": MOMENT}), min_size=1, max_size=25
+)
+SCHEMA = pa.schema(
+    {
+        "knowledge_at": pa.int64(),
+        "event": pa.string(),
+        "value": pa.int64(),
+        "user": pa.string(),
+        "item": pa.int64(),
+        "price": pa.int64(),
+    }
+)
+KEYS = pa.schema([SCHEMA.field("user"), SCHEMA.field("item")])
+ALL_KEYS = pa.Table.from_pylist(
+    [{"user": u, "item": i} for u in ("a", "b", "", None) for i in (0, 1, -1, 2**62, None)], KEYS
+)
+
+
+def table(rows: list[dict[str, Any]]) -> pa.Table:
+    return pa.Table.from_pylist(rows, SCHEMA)
+
+
+def pieces(rows: list[dict[str, Any]], cuts: list[int]) -> list[pa.Table]:
+    edges = sorted({0, len(rows), *(cut for cut in cuts if cut < len(rows))})
+    return [table(rows[a:b]) for a, b in pairwise(edges)]
+
+
+def state_of(rows: list[dict[str, Any]], cuts: list[int] | None = None) -> WindowState:
+    state = WindowState(SPEC)
+    for piece in pieces(rows, cuts or []):
+        state.append(piece)
+    return state
+
+
+def at_moment(state: WindowState, at_us: int) -> pa.Table:
+    return state.values(ALL_KEYS, np.full(ALL_KEYS.num_rows, at_us, dtype=np.int64))
+
+
+def assert_same_state(one: WindowState, other: WindowState) -> None:
+    mine, theirs = one.checkpoint(), other.checkpoint()
+    assert list(mine) == list(theirs)
+    assert all(mine[name].equals(theirs[name]) for name in mine)
+
+
+@settings(max_examples=200, deadline=None)
+@given(LOGS, CUTS, QUERIES)
+def test_kernel_equals_the_naive_oracle(rows: Any, cuts: Any, queries: Any) -> None:
+    at_us = [query["at"] for query in queries]
+    keys = pa.Table.from_pylist(queries, KEYS)
+    got = state_of(rows, cuts).values(keys, np.array(at_us, dtype=np.int64))
+    assert got.column_names == [window["name"] for window in WINDOWS]
+    assert got.to_pylist() == window_values(SPEC.windows, rows, queries, at_us)
+
+
+@settings(max_examples=100, deadline=None)
+@given(LOGS, CUTS, CUTS, st.integers(0, 8), QUERIES)
+def test_batch_equals_micro_batches_with_a_restart_in_the_middle(
+    rows: Any, cuts: Any, other_cuts: Any, restart_after: int, queries: Any
+) -> None:
+    keys = pa.Table.from_pylist(queries, KEYS)
+    at_us = np.array([query["at"] for query in queries], dtype=np.int64)
+    restarted = state_of([])
+    for place, piece in enumerate(pieces(rows, cuts)):
+        restarted.append(piece)
+        if place == restart_after:
+            restarted = WindowState.restore(SPEC, restarted.checkpoint())
+    assert_same_state(restarted, state_of(rows, cuts))
+    batch = state_of(rows).values(keys, at_us)
+    assert restarted.values(keys, at_us).equals(batch)
+    assert state_of(rows, other_cuts).values(keys, at_us).equals(batch)
+
+
+@settings(max_examples=100, deadline=None)
+@given(LOGS, CUTS, MOMENT, st.integers(0, 60_000))
+def test_expire_changes_no_answer_from_that_moment_on(
+    rows: Any, cuts: Any, before: int, later: int
+) -> None:
+    full, trimmed = state_of(rows, cuts), state_of(rows, cuts)
+    trimmed.expire(before)
+    for at_us in (before, before + later):
+        assert at_moment(trimmed, at_us).equals(at_moment(full, at_us))
+        for view in SPEC.views:
+            assert trimmed.changed(view, before, at_us).equals(full.changed(view, before, at_us))
+    assert_same_state(WindowState.restore(SPEC, trimmed.checkpoint()), trimmed)
+
+
+@settings(max_examples=100, deadline=None)
+@given(LOGS, CUTS)
+def test_expiring_while_appending_changes_no_later_answer(rows: Any, cuts: Any) -> None:
+    trimmed, seen = state_of([]), []
+    for piece in pieces(rows, cuts):
+        trimmed.append(piece)
+        seen.append(piece)
+        at_us = piece.column("knowledge_at")[-1].as_py() + 1
+        trimmed.expire(at_us)
+        full = state_of(pa.concat_tables(seen).to_pylist())
+        assert at_moment(trimmed, at_us).equals(at_moment(full, at_us))
+        assert at_moment(trimmed, at_us + 5_000).equals(at_moment(full, at_us + 5_000))
+
+
+@settings(max_examples=100, deadline=None)
+@given(LOGS, CUTS, MOMENT, MOMENT)
+def test_changed_holds_every_key_whose_value_differs(
+    rows: Any, cuts: Any, one: int, other: int
+) -> None:
+    since, until = min(one, other), max(one, other)
+    state = state_of(rows, cuts)
+    before, after = (at_moment(state, at_us).to_pylist() for at_us in (since, until))
+    for view, features in SPEC.views.items():
+        key, names = features[0].key, [feature.name for feature in features]
+        found = [tuple(row.values()) for row in state.changed(view, since, until).to_pylist()]
+        assert len(found) == len(set(found))
+        for row, old, new in zip(ALL_KEYS.to_pylist(), before, after, strict=True):
+            if any(old[name] != new[name] for name in names):
+                assert tuple(row[part] for part in key) in found
+
+
+def test_windows_are_half_open_at_both_ends() -> None:
+    row = {"event": "impression", "value": 1, "user": "a", "item": 1, "price": 5}
+    state = state_of([{**row, "knowledge_at": 10_000}])
+    counts = [
+        at_moment(state, at_us).column("user_views_count_3")[1].as_py()
+        for at_us in (10_000, 10_001, 13_000, 13_001)
+    ]
+    assert counts == [0, 1, 1, 0]
+
+
+def test_a_key_changes_in_the_microsecond_that_an_event_comes_or_leaves() -> None:
+    row = {"event": "impression", "value": 1, "user": "a", "item": 1, "price": 5}
+    state = state_of([{**row, "knowledge_at": 100_000}])
+
+    def changes(since_us: int, until_us: int) -> bool:
+        found = state.changed("toy_by_user", since_us, until_us)
+        return bool(found.to_pylist() == [{"user": "a"}])
+
+    comes, leaves_short, leaves_long = 100_000, 103_000, 120_000
+    for moment in (comes, leaves_short, leaves_long):
+        assert changes(moment, moment + 1)
+        assert not changes(moment - 1, moment)
+        assert not changes(moment + 1, moment + 2)
+
+
+def test_one_view_needs_only_its_own_key_columns() -> None:
+    row = {"event": "impression", "value": 1, "user": "a", "item": 1, "price": 5}
+    rows = [{**row, "knowledge_at": 1_000}]
+    keys, at_us = pa.table({"item": [1, 2]}), np.array([2_000, 2_000])
+    got = state_of(rows).values(keys, at_us, view="toy_by_item")
+    assert got.to_pydict() == {
+        "item_clicks_count_7": [0, 0],
+        "item_price_sum_7": [0, 0],
+        "item_price_sum_11": [5, 0],
+    }
+    restricted = WindowState(SPEC, views=["toy_by_item"])
+    restricted.append(table(rows))
+    assert restricted.values(keys, at_us).equals(got)
+    with pytest.raises(InputError, match="no key column 'user'"):
+        state_of(rows).values(keys, at_us)
+
+
+def test_an_append_from_the_past_is_refused() -> None:
+    row = {"event": "impression", "value": 1, "user": "a", "item": 1, "price": 5}
+    state = state_of([{**row, "knowledge_at": 5_000}])
+    state.append(table([{**row, "knowledge_at": 5_000}]))
+    with pytest.raises(InputError, match="knowledge_at 4999"):
+        state.append(table([{**row, "knowledge_at": 4_999}]))
+
+
+def test_a_checkpoint_of_other_windows_is_refused() -> None:
+    tables = state_of([]).checkpoint()
+    with pytest.raises(IntegrityError, match="toy_by_user"):
+        WindowState.restore(spec_with([{**WINDOWS[0], "window": "4ms"}, *WINDOWS[1:]]), tables)
+    with pytest.raises(IntegrityError, match="rebuild the state"):
+        WindowState.restore(SPEC, {})
+
+
+def test_runs_stay_few_and_keep_their_bytes_under_their_name() -> None:
+    rng = np.random.default_rng(3)
+    state, written, most = WindowState(SPEC), {}, 0
+    for tick in range(200):
+        size = int(rng.integers(1, 20))
+        state.append(
+            pa.table(
+                {
+                    "knowledge_at": np.sort(rng.integers(tick * 100, tick * 100 + 100, size)),
+                    "event": rng.choice(["impression", "click"], size),
+                    "value": rng.integers(0, 9, size),
+                    "user": rng.integers(0, 30, size).astype(str),
+                    "item": rng.integers(0, 30, size),
+                    "price": rng.integers(0, 9, size),
+                }
+            ).cast(SCHEMA)
+        )
+        state.expire(tick * 100 + 100)
+        tables = state.checkpoint()
+        most = max(most, len(tables))
+        for name, rows in tables.items():
+            if name != "meta":
+                assert written.setdefault(name, rows).equals(rows)
+    tracks = 6
+    assert most <= 1 + tracks * 12
