@@ -1,0 +1,151 @@
+"""From a table of request features to the arrays that a step eats. NumPy and Arrow only.
+
+Ids are mixed with their field's salt into rows of one power-of-two table; -1 (missing) is mixed
+like any id and so is a bucket of its own in each field. Numbers are standardised by running
+statistics that travel with the state; a missing number (NaN) becomes 0, which is the mean, and
+raises its own indicator column.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from headrace.errors import InputError
+
+MAGNITUDE = 1e12  # larger numbers are clipped, or their squares would overflow the statistics
+SPREAD = 5.0  # standardised numbers are clipped to ±SPREAD
+
+
+def field_salt(seed: int, field: str) -> int:
+    """64-bit salt of a field; depends on the line's seed and the field's name, not its position."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}:{field}".encode(), digest_size=8).digest())
+
+
+def mix(ids: NDArray[np.int64], salts: NDArray[np.uint64], bits: int) -> NDArray[np.int32]:
+    """Rows in [0, 2**bits) for ids of shape (n, fields): splitmix64's finaliser on id + salt."""
+    mixed = ids.view(np.uint64) + salts
+    mixed ^= mixed >> np.uint64(30)
+    mixed *= np.uint64(0xBF58476D1CE4E5B9)
+    mixed ^= mixed >> np.uint64(27)
+    mixed *= np.uint64(0x94D049BB133111EB)
+    mixed ^= mixed >> np.uint64(31)
+    return (mixed >> np.uint64(64 - bits)).astype(np.int32)
+
+
+def read_ids(table: pa.Table, names: Sequence[str]) -> NDArray[np.int64]:
+    """Id columns as (n, fields) int64; null reads as -1. Raises `InputError` naming the field."""
+    ids = np.empty((table.num_rows, len(names)), np.int64)
+    for position, name in enumerate(names):
+        column = _column(table, name)
+        if not pa.types.is_int64(column.type):
+            raise InputError(
+                f"{name}: ids must be int64, got {column.type}; use requests.transform"
+            )
+        ids[:, position] = column.fill_null(-1).to_numpy()
+    return ids
+
+
+def read_numbers(table: pa.Table, names: Sequence[str]) -> NDArray[np.float64]:
+    """Number columns as (n, numbers) float64, missing (null or NaN) as NaN.
+
+    Raises `InputError` naming the field for an infinite value.
+    """
+    numbers = np.empty((table.num_rows, len(names)), np.float64)
+    for position, name in enumerate(names):
+        values = _floats(table, name, pa.float64())
+        infinite = np.isinf(values)
+        if infinite.any():
+            row = int(np.argmax(infinite))
+            raise InputError(
+                f"{name}: {values[row]} in row {row}; send a finite number, or NaN for missing"
+            )
+        numbers[:, position] = values
+    return np.clip(numbers, -MAGNITUDE, MAGNITUDE)
+
+
+def read_weights(table: pa.Table, name: str) -> NDArray[np.float32]:
+    """A weight column as float32 (n,). Raises `InputError` for a missing or infinite weight."""
+    values = _floats(table, name, pa.float32())
+    wrong = ~np.isfinite(values)
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise InputError(f"{name}: {values[row]} in row {row}; a weight must be a finite number")
+    return values
+
+
+def _floats(table: pa.Table, name: str, wanted: pa.DataType) -> NDArray[Any]:
+    column = _column(table, name)
+    if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)):
+        raise InputError(f"{name}: must be a number, got {column.type}; use requests.transform")
+    values: NDArray[Any] = column.cast(wanted, safe=False).fill_null(float("nan")).to_numpy()
+    return values
+
+
+def _column(table: pa.Table, name: str) -> pa.ChunkedArray:
+    if name not in table.column_names:
+        raise InputError(f"{name}: column is missing; got {table.column_names}")
+    return table.column(name)
+
+
+@dataclass
+class Statistics:
+    """Running statistics that a step needs before its gradient; float64, part of the state.
+
+    moments: (3, numbers), rows weight, mean, sum of squared deviations (Chan's parallel update).
+    classes: (2,), positive and negative weight seen.
+    """
+
+    moments: NDArray[np.float64]
+    classes: NDArray[np.float64]
+
+    @classmethod
+    def empty(cls, numbers: int) -> Statistics:
+        """Statistics that have seen nothing."""
+        return cls(np.zeros((3, numbers)), np.zeros(2))
+
+    def see(self, numbers: NDArray[np.float64], weights: NDArray[np.float32]) -> None:
+        """Add a batch; weights: (n, 2) positive and negative.
+
+        A correction (1, -1) moves its class but is no second look at the row.
+        """
+        self.classes += weights.sum(axis=0, dtype=np.float64)
+        present = ~np.isnan(numbers)
+        looks = np.maximum(weights.sum(axis=1, dtype=np.float64), 0.0)[:, None] * present
+        values = np.where(present, numbers, 0.0)
+        added = looks.sum(axis=0)
+        divisor = np.where(added > 0, added, 1.0)
+        mean = (looks * values).sum(axis=0) / divisor
+        squares = (looks * (values - mean) ** 2).sum(axis=0)
+        seen, old_mean, old_squares = self.moments
+        total = seen + added
+        share = added / np.where(total > 0, total, 1.0)
+        shift = mean - old_mean
+        self.moments = np.stack(
+            [total, old_mean + shift * share, old_squares + squares + shift**2 * seen * share]
+        )
+
+    def offset(self) -> np.float32:
+        """Log odds of the positive class so far, add-one smoothed: where a row's logit starts.
+
+        Without it, the first batches of a line of rare positives would push every weight down
+        with gradients so large that adaptive rates never recover.
+        """
+        positive, negative = np.maximum(self.classes, 0.0) + 1.0
+        return np.float32(np.log(positive / negative))
+
+    def design(self, numbers: NDArray[np.float64]) -> NDArray[np.float32]:
+        """(n, 1 + 2·numbers) float32: a constant 1, the standardised numbers, their indicators."""
+        seen, mean, squares = self.moments
+        deviation = np.where(seen > 0, np.sqrt(squares / np.maximum(seen, 1e-9)), 1.0)
+        missing = np.isnan(numbers)
+        scaled = (numbers - mean) / np.maximum(deviation, 1e-6)
+        scaled[missing] = 0.0
+        columns = (np.ones((len(numbers), 1)), np.clip(scaled, -SPREAD, SPREAD), missing)
+        return np.concatenate(columns, axis=1, dtype=np.float32, casting="same_kind")
