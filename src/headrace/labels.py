@@ -1,0 +1,309 @@
+"""Impressions, engagements and served vectors become labelled samples.
+
+Pure. `LabelState` reads the event log once, in order: `resolve` joins the events of a tick to
+their impressions, `emit` joins the vectors that were served and says what became of every
+event. All deadlines count from arrival stamps, never from ticks, so any split of the log into
+ticks ends in the same labels:
+
+- an impression is open while `arrival < max(arrival_at, event_at) + horizon`; meanwhile
+  a second record of its id is a duplicate, and engagements may still find it;
+- an engagement (or a served vector) waits for its impression for one horizon;
+- an impression that arrives a whole horizon after its own `event_at` is `too_late`: its
+  first record might be forgotten by then, so it could not be told from a duplicate.
+
+Attribution is by `event_at`: `[impression, impression + attribution_window)`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Protocol, Self
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from headrace.attribution import (
+    DONE,
+    FATE_SCHEMA,
+    FIELDS,
+    MARK,
+    NEGATIVE,
+    OPEN,
+    Attribution,
+    Early,
+    as_strings,
+    as_us,
+)
+from headrace.declaration import LineSpec
+from headrace.errors import InputError
+from headrace.events import sample_schema, served_schema
+from headrace.shelf import Int64s, Shelf
+
+__all__ = ["FATES", "FATE_SCHEMA", "MARK", "Emitted", "LabelState", "ReadServed"]
+
+GRACE_US: Final = 600_000_000
+FATES: Final = (
+    "duplicate_impression",
+    "duplicate_engagement",
+    "too_late",
+    "unmatched",
+    "unserved",
+    "unlabelled",
+    MARK,
+)
+
+
+class ReadServed(Protocol):
+    """Reads records `[start, stop)` of the served log."""
+
+    def __call__(self, start: int, stop: int) -> pa.Table: ...
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """What one tick adds: samples (`sample_schema`) and fates (offset int64, fate string)."""
+
+    samples: pa.Table
+    fates: pa.Table
+
+
+class LabelState:
+    """What the label join remembers: open impressions, early engagements, unclaimed vectors.
+
+    Call `resolve`, then `emit`, once for each tick, in log order. `horizon_us` defaults to
+    the attribution window and 10 minutes.
+    """
+
+    def __init__(self, spec: LineSpec, horizon_us: int | None = None) -> None:
+        self.spec = spec
+        self.horizon_us = horizon_us or spec.label.attribution_window + GRACE_US
+        if self.horizon_us <= spec.label.attribution_window:
+            raise InputError(
+                f"horizon {self.horizon_us} us does not outlast the attribution window "
+                f"{spec.label.attribution_window} us; make it longer"
+            )
+        self._served = Shelf(served_schema(spec), {"served_at": np.int64})
+        self._join = Attribution(spec, self.horizon_us, self._served)
+        self._impressions = self._join.impressions
+        self._served_head = 0
+        self._at_us = -1
+
+    def resolve(self, events: pa.Table) -> pa.Table:
+        """Join new events (event schema + `offset` int64, in log order) to their impressions.
+
+        Returns `knowledge_at` (int64 us), `event`, `value` and the declared columns: first
+        records of impressions and attributed engagements by the time both were known.
+        Raises `IntegrityError` when arrival stamps fall, `InputError` for an unknown event.
+        """
+        return self._join.resolve(events)
+
+    def emit(self, served: pa.Table, at_us: int) -> Emitted:
+        """Join new served rows (served schema, in log order) and emit what is due at `at_us`.
+
+        `at_us` lies after every arrival resolved so far. Samples come in impression order.
+        """
+        self._serve(served)
+        shelf = self._impressions
+        engaged, stage = shelf["engaged"] >= 0, shelf["stage"]
+        ready = shelf["alive"] & (shelf["vector"] >= 0) & (stage != DONE)
+        settled = np.flatnonzero(ready & engaged)
+        patience = self.spec.label.provisional_after or self.spec.label.attribution_window
+        if self.spec.label.outcome == "explicit":
+            silent = np.empty(0, dtype=np.int64)
+        else:
+            waited = shelf["arrival_at"] + patience <= at_us
+            silent = np.flatnonzero(ready & ~engaged & (stage == OPEN) & waited)
+        samples = self._samples(np.sort(np.concatenate([settled, silent])), at_us)
+        stage[settled] = DONE
+        stage[silent] = NEGATIVE
+        self._close(at_us)
+        self._expire(at_us)
+        self._at_us = at_us
+        return Emitted(samples, self._join.drain_fates())
+
+    def due(self, at_us: int) -> bool:
+        """Whether `emit` at this time would say something though no new record came."""
+        shelf = self._impressions
+        silent = (shelf["engaged"] < 0) & (shelf["vector"] >= 0) & (shelf["stage"] == OPEN)
+        patience = self.spec.label.provisional_after or self.spec.label.attribution_window
+        waited = shelf["arrival_at"] + patience <= at_us
+        if self.spec.label.outcome == "explicit":
+            waited[:] = False
+        closed = (shelf["close_at"] <= at_us) & (shelf["stage"] == OPEN)
+        early = next(iter(self._join.early.values()), None)
+        return bool(np.any(shelf["alive"] & ((silent & waited) | closed))) or (
+            early is not None and early.arrival_at + self.horizon_us <= at_us
+        )
+
+    def _serve(self, served: pa.Table) -> None:
+        """Shelve new vectors (the first of an id wins) and hand them to open impressions."""
+        times = as_us(served, "served_at")
+        offsets = np.arange(self._served_head, self._served_head + times.size, dtype=np.int64)
+        self._served_head += times.size
+        ids, shelf, index = as_strings(served, "impression_id"), self._served, self._served.index
+        earlier = shelf.find(ids)
+        old = np.flatnonzero(earlier >= 0)
+        until = shelf["served_at"][shelf.places(earlier[old])] + self.horizon_us
+        blocked = np.zeros(times.size, dtype=np.bool_)
+        blocked[old] = (until > self._at_us) & (until > times[old])
+        fresh: list[int] = []
+        taken: dict[str, int] = {}
+        for place, (name, offset) in enumerate(zip(ids, offsets.tolist(), strict=True)):
+            repeated = name in taken and times[place] < taken[name] + self.horizon_us
+            if not repeated and (name in taken or not blocked[place]):
+                index[name] = offset
+                taken[name] = int(times[place])
+                fresh.append(place)
+        kept = np.asarray(fresh, dtype=np.int64)
+        rows = served if kept.size == times.size else served.take(pa.array(kept))
+        shelf.add(rows, offsets[kept], {"served_at": times[kept]})
+        names = ids if kept.size == times.size else [ids[place] for place in fresh]
+        self._hand_over(self._impressions.find(names), offsets[kept], times[kept])
+        for place, name in enumerate(names) if self._join.superseded else ():
+            for impression in self._join.superseded.get(name, ()):
+                row = slice(place, place + 1)
+                self._hand_over(np.array([impression]), offsets[kept][row], times[kept][row])
+
+    def _hand_over(self, impressions: Int64s, vectors: Int64s, served_at: Int64s) -> None:
+        shelf = self._impressions
+        there = np.flatnonzero(impressions >= 0)
+        places = shelf.places(impressions[there])
+        fits = (
+            (shelf["vector"][places] < 0)
+            & (shelf["arrival_at"][places] < served_at[there] + self.horizon_us)
+            & (shelf["close_at"][places] > served_at[there])
+        )
+        taken, first = np.unique(places[fits], return_index=True)
+        shelf["vector"][taken] = vectors[there][fits][first]
+
+    def _samples(self, places: Int64s, at_us: int) -> pa.Table:
+        schema, shelf = sample_schema(self.spec), self._impressions
+        rows = self._served.take(self._served.places(shelf["vector"][places]))
+        label = shelf["label"][places]
+        corrects = shelf["stage"][places] == NEGATIVE
+        added = {
+            "event_at": shelf["event_at"][places],
+            "revision": corrects.astype(np.int32),
+            "label": label,
+            "positive_weight": label.astype(np.float32),
+            "negative_weight": np.where(corrects, -1, 1 - label).astype(np.float32),
+            "impression_offset": shelf["offset"][places],
+            "engagement_offset": shelf["engaged"][places],
+            "emitted_at": np.full(places.size, at_us, dtype=np.int64),
+        }
+        columns = [rows[name] for name in rows.schema.names]
+        columns += [
+            pa.array(values).cast(schema.field(name).type) for name, values in added.items()
+        ]
+        return pa.table(columns, schema=schema)
+
+    def _close(self, at_us: int) -> None:
+        """Say what became of impressions that closed with nothing emitted; forget the closed."""
+        shelf = self._impressions
+        closed = np.flatnonzero(shelf["alive"] & (shelf["close_at"] <= at_us))
+        silent = closed[shelf["stage"][closed] == OPEN]
+        unserved = silent[shelf["vector"][silent] < 0]
+        self._join.say(shelf["offset"][unserved], "unserved")
+        engaged = shelf["engaged"][unserved]
+        self._join.say(engaged[engaged >= 0], "unserved")
+        self._join.say(shelf["offset"][silent[shelf["vector"][silent] >= 0]], "unlabelled")
+        shelf.drop(closed)
+        self._join.superseded.clear()
+
+    def _expire(self, at_us: int) -> None:
+        gone = []
+        for offset, row in self._join.early.items():  # in order of arrival
+            if row.arrival_at + self.horizon_us > at_us:
+                break
+            gone.append(offset)
+        for offset in gone:
+            self._join.release(offset)
+        self._join.say(np.asarray(gone, dtype=np.int64), "unmatched")
+        # Vectors are large in number (all candidates), so they go in strokes, not each tick.
+        alive = self._served["alive"]
+        expired = alive & (self._served["served_at"] + self.horizon_us <= at_us)
+        if 2 * np.count_nonzero(expired) > np.count_nonzero(alive):
+            self._served.drop(np.flatnonzero(alive & ~self._wanted(at_us)))
+
+    def _wanted(self, at_us: int) -> NDArray[np.bool_]:
+        """Vectors that an impression may still claim, or a correction may still repeat."""
+        shelf = self._impressions
+        claimed = shelf["vector"][shelf["alive"] & (shelf["stage"] != DONE)]
+        young = self._served["served_at"] + self.horizon_us > at_us
+        kept: NDArray[np.bool_] = self._served["alive"] & (
+            young | np.isin(self._served["offset"], claimed)
+        )
+        return kept
+
+    def pending_offsets(self) -> Int64s:
+        """Event offsets that are neither in a sample nor have a fate yet, sorted."""
+        shelf = self._impressions
+        alive = shelf["alive"]
+        engaged = shelf["engaged"]
+        waiting = alive & (shelf["stage"] != DONE) & (engaged >= 0)
+        return np.sort(
+            np.concatenate(
+                [
+                    shelf["offset"][alive & (shelf["stage"] == OPEN)],
+                    engaged[waiting],
+                    np.asarray(list(self._join.early), dtype=np.int64),
+                ]
+            )
+        )
+
+    def checkpoint(self) -> dict[str, pa.Table]:
+        """The state after `emit` as tables; equal states give equal tables.
+
+        Served vectors are not copied: `served` names their offsets in the served log.
+        """
+        shelf = self._impressions
+        alive = np.flatnonzero(shelf["alive"])
+        impressions = shelf.take(alive)
+        for name in ("offset", *FIELDS):
+            impressions = impressions.append_column(f"__{name}", pa.array(shelf[name][alive]))
+        early = [{"offset": offset, **row._asdict()} for offset, row in self._join.early.items()]
+        wanted = self._served["offset"][self._wanted(self._at_us)]
+        clocks = [self.horizon_us, self._served_head, self._join.last_arrival_us, self._at_us]
+        return {
+            "impressions": impressions.combine_chunks(),
+            "early": pa.Table.from_pylist(early, schema=_EARLY_SCHEMA),
+            "served": pa.table({"offset": pa.array(wanted)}),
+            "clocks": pa.table({"value": pa.array(clocks, pa.int64())}),
+        }
+
+    @classmethod
+    def restore(cls, spec: LineSpec, tables: dict[str, pa.Table], served: ReadServed) -> Self:
+        """The state of a checkpoint; vectors come from the served log again."""
+        horizon_us, served_head, last_arrival_us, at_us = tables["clocks"]["value"].to_pylist()
+        state = cls(spec, horizon_us)
+        state._served_head, state._join.last_arrival_us = served_head, last_arrival_us
+        state._at_us = at_us
+        rows, shelf = tables["impressions"], state._impressions
+        offsets = as_us(rows, "__offset")
+        fields = {name: rows[f"__{name}"].to_numpy() for name in FIELDS}
+        shelf.add(rows.select(shelf.schema.names).cast(shelf.schema), offsets, fields)
+        shelf.index = dict(zip(as_strings(rows, "impression_id"), offsets.tolist(), strict=True))
+        for row in tables["early"].to_pylist():
+            offset = row.pop("offset")
+            state._join.hold(offset, Early(**row))
+        wanted = as_us(tables["served"], "offset")
+        if wanted.size:
+            start = int(wanted[0])
+            vectors = served(start, int(wanted[-1]) + 1).take(pa.array(wanted - start))
+            times = as_us(vectors, "served_at")
+            state._served.add(vectors, wanted, {"served_at": times})
+            names = as_strings(vectors, "impression_id")
+            state._served.index = dict(zip(names, wanted.tolist(), strict=True))
+        return state
+
+
+_EARLY_SCHEMA: Final = pa.schema(
+    [
+        ("offset", pa.int64()),
+        ("impression_id", pa.string()),
+        ("event_at", pa.int64()),
+        ("arrival_at", pa.int64()),
+        ("value", pa.int64()),
+    ]
+)

@@ -1,0 +1,97 @@
+"""The arrival stamp: knowledge time enters the system here and nowhere else."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from headrace.declaration import LineSpec
+from headrace.errors import InputError
+from headrace.events import TIME, event_schema
+from headrace.labels import MARK
+from headrace.log.files import FileLog
+
+
+def clock_us() -> int:
+    """Wall clock, microseconds since 1970 UTC."""
+    return time.time_ns() // 1_000
+
+
+class EventWriter:
+    """The single writer of a line's event log; safe to share between threads.
+
+    Every append gets one `arrival_at` for all its records: the clock, or 1 us after the
+    last stored stamp where the clock has not moved on (or went backwards).
+    """
+
+    def __init__(self, folder: Path, spec: LineSpec, clock: Callable[[], int] = clock_us) -> None:
+        self._schema = event_schema(spec)
+        self._log = FileLog(folder, self._schema, writer=True)
+        self._clock = clock
+        self._guard = threading.Lock()
+        newest = self._log.last()
+        self._last_us = (
+            -1 if newest is None else int(newest["arrival_at"].cast("int64")[-1].as_py())
+        )
+
+    @property
+    def head(self) -> int:
+        """The offset that the next record will get."""
+        return self._log.head
+
+    @property
+    def last_us(self) -> int:
+        """Stamp of the newest record; -1 for an empty log."""
+        return self._last_us
+
+    def read(self, start: int, stop: int) -> pa.Table:
+        """Records `[start, stop)`."""
+        return self._log.read(start, stop)
+
+    def append(self, records: pa.Table) -> int:
+        """Stamp and store records of the event schema (their `arrival_at` is replaced)."""
+        with self._guard:
+            stamp = max(self._clock(), self._last_us + 1)
+            place = self._schema.get_field_index("arrival_at")
+            column = pa.array(np.full(records.num_rows, stamp, dtype=np.int64)).cast(TIME)
+            first = self._log.append(records.set_column(place, self._schema.field(place), column))
+            self._last_us = stamp if records.num_rows else self._last_us
+            return first
+
+    def append_stamped(self, records: pa.Table) -> int:
+        """Store records that bring their own stamps (an import), all of them or none.
+
+        Raises `InputError` when the stamps fall, or do not start after the last stored one.
+        """
+        with self._guard:
+            stamps = records["arrival_at"].cast("int64").to_numpy()
+            if stamps.size and (stamps[0] <= self._last_us or np.any(np.diff(stamps) < 0)):
+                raise InputError(
+                    f"arrival_at: stamps must not fall and must start after {self._last_us} us; "
+                    "sort the events by arrival, or import them into an empty home"
+                )
+            first = self._log.append(records)
+            self._last_us = int(stamps[-1]) if stamps.size else self._last_us
+            return first
+
+    def mark(self) -> int:
+        """Append one mark: it says only that time has passed, so that an idle tick has a time."""
+        row: dict[str, object] = dict.fromkeys(self._schema.names)
+        now = self._clock()
+        row |= {"event": MARK, "impression_id": "", "event_at": now, "arrival_at": now, "value": 0}
+        return self.append(pa.Table.from_pylist([row], schema=self._schema))
+
+    def close(self) -> None:
+        """Give the writer's lock back."""
+        self._log.close()
+
+
+def last_arrival_us(events: pa.Table) -> int:
+    """Stamp of the newest of these records (they are in arrival order)."""
+    return int(pc.max(events["arrival_at"].cast("int64")).as_py())

@@ -1,0 +1,133 @@
+"""The committed ticks of a line and the samples in them: what training reads."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from headrace.declaration import LineSpec
+from headrace.errors import InputError, IntegrityError
+from headrace.events import sample_schema
+from headrace.quarantine import Quarantine
+
+__all__ = ["Quarantine", "TickManifest", "head_tick", "read_samples", "read_tick", "ticks"]
+
+_MANIFEST = re.compile(r"^(\d{8})\.json$")
+
+
+@dataclass(frozen=True)
+class TickManifest:
+    """The commit of a tick: what it read and what it wrote (paths relative to the line's home).
+
+    `at_us` is 1 us after the arrival of the last event of `events`; `events` and `served` are
+    offset intervals `[from, to)`. A file that would be empty is None (or absent).
+    """
+
+    tick: int
+    at_us: int
+    events: tuple[int, int]
+    served: tuple[int, int]
+    samples: str | None
+    fates: str | None
+    features: dict[str, str]
+    counts: dict[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest as it is stored."""
+        body = asdict(self)
+        files = {name: body.pop(name) for name in ("samples", "fates", "features")}
+        return {
+            **body,
+            "events": list(self.events),
+            "served": list(self.served),
+            "files": files,
+        }
+
+    @classmethod
+    def from_json(cls, body: dict[str, Any]) -> Self:
+        """The stored manifest as a value."""
+        return cls(
+            tick=body["tick"],
+            at_us=body["at_us"],
+            events=(body["events"][0], body["events"][1]),
+            served=(body["served"][0], body["served"][1]),
+            counts=body["counts"],
+            **body["files"],
+        )
+
+
+def head_tick(home: Path) -> int:
+    """The number of committed ticks, which is the next tick's number (the first is 0)."""
+    folder = home / "ticks"
+    if not folder.is_dir():
+        return 0
+    return max(
+        (int(match[1]) + 1 for name in os.listdir(folder) if (match := _MANIFEST.match(name))),  # noqa: PTH208
+        default=0,
+    )
+
+
+def read_tick(home: Path, tick: int) -> TickManifest:
+    """The manifest of a committed tick. Raises `IntegrityError` when it is missing or torn."""
+    path = home / "ticks" / f"{tick:08d}.json"
+    try:
+        return TickManifest.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        raise IntegrityError(f"{path}: not readable ({problem!r}); restore it") from problem
+
+
+def ticks(home: Path, from_tick: int = 0, to_tick: int | None = None) -> list[TickManifest]:
+    """Committed ticks of `[from_tick, to_tick)` in order, all by default."""
+    head = head_tick(home)
+    stop = head if to_tick is None else min(to_tick, head)
+    return [read_tick(home, tick) for tick in range(from_tick, stop)]
+
+
+def read_samples(
+    spec: LineSpec,
+    home: Path,
+    from_tick: int,
+    to_tick: int,
+    exclude: Sequence[tuple[int, int]] = (),
+    *,
+    latest: bool = False,
+) -> pa.Table:
+    """Samples of ticks `[from_tick, to_tick)` in stream order, without the excluded intervals.
+
+    With `latest`, only the newest revision of an impression inside the interval remains, with
+    the plain weights of its label, (1, 0) or (0, 1). Raises `InputError` beyond the head.
+    """
+    head = head_tick(home)
+    if not 0 <= from_tick <= to_tick <= head:
+        raise InputError(
+            f"ticks {from_tick}-{to_tick}: {home} has committed ticks 0-{head}; ask inside them"
+        )
+    schema = sample_schema(spec)
+    parts = [
+        pq.read_table(home / manifest.samples, schema=schema, partitioning=None)
+        for manifest in ticks(home, from_tick, to_tick)
+        if manifest.samples is not None
+        and not any(start <= manifest.tick < stop for start, stop in exclude)
+    ]
+    samples = pa.concat_tables([schema.empty_table(), *parts]).combine_chunks()
+    return _latest(samples) if latest else samples
+
+
+def _latest(samples: pa.Table) -> pa.Table:
+    offsets = samples["impression_offset"].to_numpy()
+    _, last = np.unique(offsets[::-1], return_index=True)
+    kept = samples.take(pa.array(np.sort(offsets.size - 1 - last)))
+    label = kept["label"].to_numpy().astype(np.float32)
+    for name, weight in (("positive_weight", label), ("negative_weight", 1 - label)):
+        place = kept.schema.get_field_index(name)
+        kept = kept.set_column(place, kept.schema.field(place), pa.array(weight))
+    return kept

@@ -1,0 +1,62 @@
+"""One applied Feast repository for the contract tests of the store and the server."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from headrace.declaration import LineSpec
+from headrace.settings import PROJECT, Settings, find_line, load_settings
+from headrace.store import Store
+
+SHOP = """
+line: shop
+version: 3
+columns: {user_id: string, item: int, price: float, note: string}
+source: {kind: live}
+label: {engagement: click, attribution_window: 10m, provisional_after: 10s}
+windows:
+  - {name: user_views_count_1h, key: [user_id], event: impression, aggregate: count, window: 1h}
+  - {name: user_clicks_count_1h, key: [user_id], event: click, aggregate: count, window: 1h}
+  - {name: item_sum_1h, key: [item], event: impression, aggregate: sum, column: item, window: 1h}
+  - {name: pair_count_1h, key: [user_id, item], event: impression, aggregate: count, window: 1h}
+request_features:
+  - {name: user, kind: hash, of: user_id}
+  - {name: thing, kind: hash, of: item}
+  - {name: pair, kind: cross, of: [user_id, item]}
+  - {name: hour, kind: hour_of_day}
+  - {name: price_log, kind: log1p, of: price}
+  - {name: price_bucket, kind: bucketize, of: price, boundaries: [1, 10]}
+  - {name: user_ctr, kind: ratio, of: [user_clicks_count_1h, user_views_count_1h], prior: [1, 9]}
+model:
+  categorical: [user, thing, pair, hour, price_bucket]
+  numeric: [price_log, user_ctr]
+  table_bits: 8
+  embedding_dim: 2
+  hidden: [4]
+"""
+
+
+@pytest.fixture(scope="session")
+def applied(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """Settings of a home in which the lines `shop` and `coupons` are registered with Feast."""
+    root = tmp_path_factory.mktemp("applied")
+    (root / "lines").mkdir()
+    (root / "lines" / "shop.yaml").write_text(SHOP, encoding="utf-8")
+    shutil.copy(PROJECT / "lines" / "coupons.yaml", root / "lines")
+    settings = load_settings(
+        {
+            "HEADRACE_HOME": str(root / "home"),
+            "HEADRACE_LINES_DIR": str(root / "lines"),
+            "HEADRACE_FEATURE_REPO": str(Path(PROJECT) / "feature_repo"),
+        }
+    )
+    Store(settings).apply()
+    return settings
+
+
+@pytest.fixture(scope="session")
+def shop(applied: Settings) -> LineSpec:
+    return find_line(applied, "shop")

@@ -1,0 +1,98 @@
+"""Reading committed ticks, and the quarantine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from headrace.atomic import write_json, write_parquet
+from headrace.errors import InputError, IntegrityError
+from headrace.events import sample_schema
+from headrace.quarantine import Quarantine
+from headrace.sample import TickManifest, head_tick, read_samples, ticks
+from headrace.settings import load_line
+
+SPEC = load_line(Path(__file__).parents[2] / "lines" / "coupons.yaml")
+
+
+def sample(offset: int, revision: int, label: int, weights: tuple[int, int]) -> dict[str, object]:
+    schema = sample_schema(SPEC)
+    row: dict[str, object] = {field.name: None if field.nullable else 0 for field in schema}
+    row |= {"impression_id": f"i{offset}", "request_id": "r", "version": "v000001"}
+    row |= {"revision": revision, "label": label, "impression_offset": offset}
+    return row | {"positive_weight": weights[0], "negative_weight": weights[1]}
+
+
+def commit(home: Path, tick: int, rows: list[dict[str, object]]) -> TickManifest:
+    path = f"samples/b={tick:08d}.parquet" if rows else None
+    if path:
+        write_parquet(home / path, pa.Table.from_pylist(rows, schema=sample_schema(SPEC)))
+    manifest = TickManifest(tick, tick + 1, (tick, tick + 1), (0, 0), path, None, {}, {"events": 1})
+    write_json(home / "ticks" / f"{tick:08d}.json", manifest.to_json())
+    return manifest
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    commit(tmp_path, 0, [sample(0, 0, 0, (0, 1)), sample(1, 0, 1, (1, 0))])
+    commit(tmp_path, 1, [])
+    commit(tmp_path, 2, [sample(0, 1, 1, (1, -1)), sample(2, 0, 0, (0, 1))])
+    return tmp_path
+
+
+def weights(samples: pa.Table) -> list[tuple[int, float, float]]:
+    columns = ("impression_offset", "positive_weight", "negative_weight")
+    return list(zip(*(samples[name].to_pylist() for name in columns), strict=True))
+
+
+def test_the_head_counts_manifests_only(home, tmp_path):
+    (home / "ticks" / "00000003.plan.json").write_text("{}")
+    (home / "ticks" / "00000004.json.tmp").write_text("{")
+    assert head_tick(home) == 3
+    assert [manifest.tick for manifest in ticks(home)] == [0, 1, 2]
+    assert head_tick(home / "absent") == 0
+
+
+def test_samples_come_in_stream_order_from_manifests_only(home):
+    write_parquet(home / "samples" / "b=00000001.parquet", sample_schema(SPEC).empty_table())
+    assert weights(read_samples(SPEC, home, 0, 3)) == [
+        (0, 0, 1),
+        (1, 1, 0),
+        (0, 1, -1),
+        (2, 0, 1),
+    ]
+    assert read_samples(SPEC, home, 1, 2).schema == sample_schema(SPEC)
+    assert weights(read_samples(SPEC, home, 0, 3, exclude=[(0, 2)])) == [(0, 1, -1), (2, 0, 1)]
+
+
+def test_latest_keeps_one_revision_with_plain_weights(home):
+    assert weights(read_samples(SPEC, home, 0, 3, latest=True)) == [(1, 1, 0), (0, 1, 0), (2, 0, 1)]
+    assert weights(read_samples(SPEC, home, 0, 2, latest=True)) == [(0, 0, 1), (1, 1, 0)]
+
+
+def test_intervals_beyond_the_head_and_torn_manifests_are_errors(home):
+    with pytest.raises(InputError, match="ticks 0-4"):
+        read_samples(SPEC, home, 0, 4)
+    (home / "ticks" / "00000001.json").write_text("{")
+    with pytest.raises(IntegrityError, match="00000001"):
+        ticks(home)
+
+
+def test_a_quarantined_interval_can_be_released(tmp_path):
+    quarantine = Quarantine(tmp_path)
+    assert quarantine.intervals() == []
+    quarantine.add(20, 30, ["label rate"])
+    quarantine.add(5, 9, ["rows", "missing"])
+    quarantine.add(5, 9, ["rows", "missing"])
+    assert [(b["from"], b["to"], b["reasons"]) for b in quarantine.intervals()] == [
+        (5, 9, ["rows", "missing"]),
+        (20, 30, ["label rate"]),
+    ]
+    quarantine.release(5, 9)
+    assert [body["from"] for body in quarantine.intervals()] == [20]
+    with pytest.raises(InputError, match="quarantined are: 20-30"):
+        quarantine.release(5, 9)
+    with pytest.raises(InputError, match="interval"):
+        quarantine.add(3, 3, [])
