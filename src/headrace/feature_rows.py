@@ -1,0 +1,145 @@
+"""The rows that go to Feast and come back: their columns, types and missing values. Pure.
+
+Request fields. Feast 0.67 looks a name in an entity row up once: a request field called like
+an entity's join key takes the value and the key is gone. So a column that is both (`user_id`
+finds the counters and is hashed into a model input) is sent twice: `user_id` is the join key
+and `user_id__request` the request field. A null key part is replaced by a marker that no row
+is ever written under (Feast cannot look up null); the request field keeps the null.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from functools import lru_cache
+from importlib.metadata import version
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from headrace import requests
+from headrace.declaration import LineSpec
+from headrace.events import ARROW_TYPES, TIME, input_fields
+
+MISSING_KEY: Final = {"string": "\x1amissing", "int": -(2**63)}
+_OF_FEATURES: Final = {"line", "version", "timezone", "columns", "windows", "request_features"}
+
+
+def part_schema(spec: LineSpec, view: str) -> pa.Schema:
+    """Columns of a view's parts: keys, `event_timestamp`, `<view>__at`, window features."""
+    features = spec.views[view]
+    return pa.schema(
+        [
+            *(pa.field(name, ARROW_TYPES[spec.columns[name]]) for name in features[0].key),
+            pa.field("event_timestamp", TIME),
+            pa.field(f"{view}__at", pa.int64()),
+            *(pa.field(feature.name, pa.int64()) for feature in features),
+        ]
+    )
+
+
+def feature_part(spec: LineSpec, view: str, rows: pa.Table) -> pa.Table:
+    """A part as Feast wants it: `rows` in the view's column order, with `<view>__at` (int64 us).
+
+    `rows` holds the key columns, `event_timestamp` (timestamp us UTC) and the window features.
+    """
+    if f"{view}__at" not in rows.column_names:
+        at = rows["event_timestamp"].cast(TIME).cast(pa.int64())
+        rows = rows.append_column(f"{view}__at", at)
+    schema = part_schema(spec, view)
+    return rows.select(schema.names).cast(schema).combine_chunks()
+
+
+def feature_schema(spec: LineSpec) -> pa.Schema:
+    """Columns that reading gives: `<view>__at`, window features, model inputs."""
+    return pa.schema(
+        [
+            *(pa.field(f"{view}__at", TIME) for view in spec.views),
+            *(pa.field(feature.name, pa.int64(), nullable=False) for feature in spec.windows),
+            *input_fields(spec),
+        ]
+    )
+
+
+def request_fields(spec: LineSpec) -> dict[str, str]:
+    """Request fields of the on-demand view and their types: used columns, then `request_at`."""
+    used = {name for feature in spec.request_features for name in feature.inputs}
+    fields: dict[str, str] = {
+        _request_name(spec, name): kind for name, kind in spec.columns.items() if name in used
+    }
+    return fields | {"request_at": "int"}
+
+
+def entity_columns(spec: LineSpec, asked: pa.Table) -> dict[str, pa.ChunkedArray]:
+    """Join keys (never null) and request fields of rows asked, as Feast wants them."""
+    columns: dict[str, pa.ChunkedArray] = {}
+    for name in dict.fromkeys(name for feature in spec.windows for name in feature.key):
+        kind = spec.columns[name]
+        columns[name] = pc.fill_null(asked[name].cast(ARROW_TYPES[kind]), MISSING_KEY[kind])
+    fields = request_fields(spec)
+    for name, kind in spec.columns.items():
+        if (sent := _request_name(spec, name)) in fields:
+            column = asked[name].cast(ARROW_TYPES[kind])
+            if kind == "float":  # one way to say missing, or pandas and Feast choose differently
+                column = pc.if_else(pc.is_nan(column), None, column)
+            columns[sent] = column
+    columns["request_at"] = asked["request_at"].cast(pa.int64())
+    return columns
+
+
+def typed(spec: LineSpec, found: pa.Table) -> pa.Table:
+    """What Feast returned, as `feature_schema`: absent reads as 0, NaN or a null time."""
+    columns = []
+    for field in feature_schema(spec):
+        column = found[field.name]
+        if column.null_count and not pa.types.is_timestamp(field.type):
+            column = pc.fill_null(column, math.nan if pa.types.is_floating(field.type) else 0)
+        if pa.types.is_timestamp(field.type):
+            at = column.cast(pa.int64())
+            column = pc.if_else(pc.equal(pc.fill_null(at, 0), 0), None, at).cast(field.type)
+        columns.append(column.cast(field.type))
+    return pa.table(columns, schema=feature_schema(spec)).combine_chunks()
+
+
+def request_inputs(line: str, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """Body of the on-demand view: Python columns from Feast → model inputs as Python columns.
+
+    `line` is the declaration as JSON. Window features of an absent key are null in Feast and
+    count as 0, online and in history alike.
+    """
+    spec = _parse(line)
+    table: dict[str, pa.Array] = {}
+    for name, kind in spec.columns.items():
+        sent = columns.get(_request_name(spec, name))
+        size = len(columns["request_at"])
+        table[name] = pa.array([None] * size if sent is None else sent, ARROW_TYPES[kind])
+    table["request_at"] = pa.array(columns["request_at"], pa.int64())
+    for feature in spec.windows:
+        table[feature.name] = pc.fill_null(pa.array(columns[feature.name], pa.int64()), 0)
+    inputs: dict[str, list[Any]] = requests.transform(spec, pa.table(table)).to_pydict()
+    return inputs
+
+
+def line_tags(spec: LineSpec) -> dict[str, str]:
+    """What registered objects were built from: the line's features, and the package that computes.
+
+    The on-demand view calls this package by name, so a registry of another version is stale.
+    """
+    declared = spec.model_dump_json(include=_OF_FEATURES)
+    digest = hashlib.sha256(declared.encode()).hexdigest()
+    return {
+        "headrace_line": spec.line,
+        "headrace_digest": digest[:16],
+        "headrace_version": version("headrace"),
+    }
+
+
+@lru_cache(maxsize=64)
+def _parse(line: str) -> LineSpec:
+    return LineSpec.model_validate_json(line)
+
+
+def _request_name(spec: LineSpec, column: str) -> str:
+    is_key = any(column in feature.key for feature in spec.windows)
+    return f"{column}__request" if is_key else column

@@ -1,0 +1,100 @@
+"""The served log's writer: accepted rows reach the disk in groups, never in the request's path.
+
+The queue is bounded by rows. A full queue refuses the request (503 with the reason): a vector
+that cannot be logged could never be learned from, and shedding it silently would break the
+count of events. An accepted row is written even if the server is asked to stop.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+
+import pyarrow as pa
+
+from headrace.errors import EnvironmentFault
+from headrace.log.files import FileLog
+
+LOG = logging.getLogger(__name__)
+
+
+class ServedWriter:
+    """Bounded queue and one thread that commits what has gathered, every `linger_s`."""
+
+    def __init__(self, log: FileLog, max_rows: int = 100_000, linger_s: float = 0.2) -> None:
+        self._log = log
+        self._max_rows = max_rows
+        self._linger_s = linger_s
+        self._waiting: deque[pa.Table] = deque()
+        self._rows = 0
+        self._fault: str | None = None
+        self._changed = threading.Condition()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="served-log", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def put(self, rows: pa.Table) -> None:
+        """Accept rows for the log. Raises `EnvironmentFault` without room or when stopping."""
+        with self._changed:
+            if self._stopping.is_set():
+                raise EnvironmentFault("served log: the server is stopping; ask another one")
+            if self._rows + rows.num_rows > self._max_rows:
+                why = f" ({self._fault})" if self._fault else ""
+                raise EnvironmentFault(
+                    f"served log: queue full with {self._rows} of {self._max_rows} rows{why}; "
+                    "retry later or give the disk room"
+                )
+            self._waiting.append(rows)
+            self._rows += rows.num_rows
+            self._changed.notify()
+
+    def stop(self) -> None:
+        """Write everything accepted, then end. Raises `EnvironmentFault` when that fails."""
+        with self._changed:
+            self._stopping.set()
+            self._changed.notify()
+        self._thread.join()
+        if self._rows:
+            raise EnvironmentFault(
+                f"served log: {self._rows} accepted rows could not be written: {self._fault}"
+            )
+
+    @property
+    def waiting_rows(self) -> int:
+        return self._rows
+
+    @property
+    def fault(self) -> str | None:
+        """Why the last commit failed, None when it did not."""
+        return self._fault
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._stopping.is_set())
+                stopping = self._stopping.is_set()
+            if stopping:
+                self._commit()
+                return
+            self._commit()
+            self._stopping.wait(self._linger_s)
+
+    def _commit(self) -> None:
+        """Append all waiting tables as one segment; they leave the queue once they are durable."""
+        batch = list(self._waiting)
+        if not batch:
+            return
+        try:
+            self._log.append(pa.concat_tables(batch).combine_chunks())
+        except Exception as problem:  # noqa: BLE001 - kept, told and tried again, whatever it was
+            LOG.error("served log: %s", problem)
+            self._fault = str(problem)
+            return
+        with self._changed:
+            for table in batch:
+                self._waiting.popleft()
+                self._rows -= table.num_rows
+            self._fault = None
