@@ -1,0 +1,23 @@
+"""Train a candidate over a window that passed the data gate."""
+
+from kfp import dsl
+
+from components import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)  # type: ignore[untyped-decorator]
+def train(line: str, kind: str, cycle: str) -> str:
+    """Returns the id of the published version."""
+    import gc
+
+    from headrace import cycle as steps
+    from headrace.settings import find_line, load_settings
+
+    settings = load_settings()
+    spec = find_line(settings, line)
+    began = steps.resumed(cycle, kind, stage="train")
+    with steps.recorded(settings, spec, began):
+        trained = steps.learn(settings, spec, began)
+    print(trained)  # noqa: T201
+    gc.freeze()  # or the interpreter takes seconds to take its imports down
+    return str(trained.version)

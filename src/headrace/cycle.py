@@ -1,0 +1,259 @@
+"""The cycle: plan a window, gate its data, train, evaluate, promote, and record how it ended.
+
+`run` does all of it in one process. The Kubeflow components call the same steps (`begin`,
+`train.train`, `evaluate.evaluate`, `conclude`), each in a process of its own. Every cycle, whatever
+its end, leaves one record in `<line home>/cycles/`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from headrace import evaluate, promote, quality, train
+from headrace.atomic import write_json
+from headrace.declaration import LineSpec
+from headrace.errors import InputError
+from headrace.line import LineStore
+from headrace.quality import DataReport
+from headrace.sample import Quarantine, head_tick
+from headrace.settings import Settings
+
+Kind = Literal["incremental", "full"]
+Outcome = Literal["running", "promoted", "rejected", "idle", "failed"]
+KINDS: Final[tuple[Kind, ...]] = ("incremental", "full")
+_RUN: Final = "run-"
+_HANDLE: Final = re.compile(r"(run-\d+)\.(\d+)-(\d+)")
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Ticks `[from_tick, to_tick)` to learn."""
+
+    from_tick: int
+    to_tick: int
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """How far a cycle is or how it ended. `stage`: data, train, evaluate, model or promote.
+
+    `outcome`: running; promoted; rejected (by a gate); idle (too few new rows to learn); failed
+    (an error, named in `reasons`). Times are int64 microseconds.
+    """
+
+    run: str
+    kind: str
+    started_us: int
+    ended_us: int = 0
+    interval: tuple[int, int] | None = None
+    version: str | None = None
+    outcome: Outcome = "running"
+    stage: str = "data"
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        return self.outcome == "promoted"
+
+
+def new_run() -> str:
+    """A name for a cycle that starts now; it carries the start in microseconds."""
+    return f"{_RUN}{time.time_ns() // 1_000}"
+
+
+def started(run: str, kind: str) -> Cycle:
+    """The cycle of that name, begun and not ended."""
+    text = run.removeprefix(_RUN)
+    if not run.startswith(_RUN) or not text.isdigit():
+        raise InputError(f"run={run!r} is not a cycle's name; leave it empty or use new_run()")
+    if kind not in KINDS:
+        raise InputError(f"kind={kind!r} is unknown; use one of {', '.join(KINDS)}")
+    return Cycle(run=run, kind=kind, started_us=int(text))
+
+
+def handle(cycle: Cycle) -> str:
+    """The id that pipeline steps hand on: the run and its window, `run-<us>.<from>-<to>`."""
+    if cycle.interval is None:
+        raise InputError(f"{cycle.run} has no window to hand on; begin the cycle first")
+    return f"{cycle.run}.{cycle.interval[0]}-{cycle.interval[1]}"
+
+
+def resumed(given: str, kind: str, stage: str, version: str | None = None) -> Cycle:
+    """The cycle behind a `handle`, at that stage. Raises `InputError` for another text."""
+    match = _HANDLE.fullmatch(given)
+    if match is None:
+        raise InputError(f"cycle={given!r} is not a handle; pass on what check_data returned")
+    interval = (int(match[2]), int(match[3]))
+    return replace(started(match[1], kind), interval=interval, stage=stage, version=version)
+
+
+def plan(settings: Settings, spec: LineSpec) -> Interval | None:
+    """Ticks `[champion's end, head)`, or None while they hold under `gates.data.min_rows` samples.
+
+    Quarantined ticks inside are skipped by everything that reads the interval. Raises
+    `InputError` without a champion: the first version comes from a full training.
+    """
+    home = settings.line_home(spec.line)
+    store = LineStore(home, spec.line)
+    champion = store.champion()
+    if champion is None:
+        raise InputError(f"line {spec.line!r} has no champion to continue; run full_train first")
+    start, head = store.get(champion.version).to_tick, head_tick(home)
+    if start >= head:
+        return None
+    window = train.window_samples(settings, spec, start, head)
+    return Interval(start, head) if window.samples.num_rows >= spec.gates.data.min_rows else None
+
+
+def plan_full(settings: Settings, spec: LineSpec) -> Interval | None:
+    """Ticks of all history but the hold-out, or None while there are none."""
+    end = train.holdout_from(settings, spec)
+    return Interval(0, end) if end > 0 else None
+
+
+def check_data(
+    settings: Settings, spec: LineSpec, from_tick: int, to_tick: int, quarantine: bool = True
+) -> DataReport:
+    """Put the window through the data gate, store the report, and quarantine a window that fails.
+
+    `quarantine=False` leaves a failed window where it is (a full training reads all history).
+    """
+    window = train.window_samples(settings, spec, from_tick, to_tick)
+    report = quality.check(spec, window.samples)
+    home = settings.line_home(spec.line)
+    quality.keep(home, from_tick, to_tick, window.excluded, report)
+    if not report.passed and quarantine:
+        Quarantine(home).add(from_tick, to_tick, report.reasons)
+    return report
+
+
+def begin(settings: Settings, spec: LineSpec, cycle: Cycle) -> Cycle:
+    """Plan and check the window. The cycle has ended (and is recorded) unless `stage` is train."""
+    interval = (plan if cycle.kind == "incremental" else plan_full)(settings, spec)
+    if interval is None:
+        need = spec.gates.data.min_rows
+        why = f"nothing to learn: fewer than {need} new samples"
+        return record(settings, spec, replace(cycle, outcome="idle", reasons=(why,)))
+    cycle = replace(cycle, interval=(interval.from_tick, interval.to_tick))
+    report = check_data(
+        settings,
+        spec,
+        interval.from_tick,
+        interval.to_tick,
+        quarantine=cycle.kind == "incremental",
+    )
+    if report.passed:
+        return replace(cycle, stage="train")
+    cycle = replace(cycle, outcome="rejected", reasons=tuple(report.reasons))
+    return record(settings, spec, cycle)
+
+
+def learn(settings: Settings, spec: LineSpec, cycle: Cycle) -> Cycle:
+    """Train the candidate of a cycle whose window passed."""
+    if cycle.interval is None:
+        raise InputError(f"{cycle.run} has no window; begin the cycle first")
+    start, end = cycle.interval
+    if cycle.kind == "incremental":
+        version = train.incremental(settings, spec, start, end)
+    else:
+        version = train.full(settings, spec, end)
+    return replace(cycle, version=version, stage="evaluate")
+
+
+def conclude(settings: Settings, spec: LineSpec, cycle: Cycle, candidate: str) -> Cycle:
+    """Promote or reject the candidate and record the end of the cycle."""
+    cycle = replace(cycle, version=candidate, stage="promote")
+    verdict = promote.promote(settings, spec, candidate)
+    lost_swap = "champion_unmoved" in verdict.failed
+    return record(
+        settings,
+        spec,
+        replace(
+            cycle,
+            outcome="promoted" if verdict.passed else "rejected",
+            stage="promote" if verdict.passed or lost_swap else "model",
+            reasons=verdict.reasons,
+        ),
+    )
+
+
+def run(
+    settings: Settings, spec: LineSpec, kind: Kind = "incremental", wait_s: float = 30.0
+) -> Cycle:
+    """One whole cycle in this process. An error is recorded as `failed` and raised again.
+
+    `wait_s` bounds the wait for evaluation rows that arrive after the window.
+    """
+    cycle = started(new_run(), kind)
+    with recorded(settings, spec, cycle) as progress:
+        cycle = progress.step(begin(settings, spec, cycle))
+        if cycle.stage != "train":
+            return cycle
+        cycle = progress.step(learn(settings, spec, cycle))
+        assert cycle.version is not None
+        evaluate.evaluate(settings, spec, cycle.version, wait_s)
+        return conclude(settings, spec, cycle, cycle.version)
+
+
+class Progress:
+    """The newest state of a running cycle, for the record if it fails."""
+
+    def __init__(self, cycle: Cycle) -> None:
+        self.cycle = cycle
+
+    def step(self, cycle: Cycle) -> Cycle:
+        """Note how far the cycle is, and return it."""
+        self.cycle = cycle
+        return cycle
+
+
+@contextmanager
+def recorded(settings: Settings, spec: LineSpec, cycle: Cycle) -> Iterator[Progress]:
+    """Record the cycle as failed, with the error, when the block raises; then raise it again."""
+    progress = Progress(cycle)
+    try:
+        yield progress
+    except Exception as problem:
+        why = f"{type(problem).__name__}: {problem}"
+        record(settings, spec, replace(progress.cycle, outcome="failed", reasons=(why,)))
+        raise
+
+
+def record(settings: Settings, spec: LineSpec, cycle: Cycle) -> Cycle:
+    """Write the record of an ended cycle, atomically, and return the cycle with its end."""
+    ended = replace(cycle, ended_us=time.time_ns() // 1_000)
+    folder = settings.line_home(spec.line) / "cycles"
+    path = folder / f"{ended.started_us}-{ended.version or 'none'}.json"
+    write_json(path, {**asdict(ended), "passed": ended.passed})
+    for earlier in folder.glob(f"{ended.started_us}-*.json"):
+        if earlier != path:  # of an attempt that failed before a retry came further
+            earlier.unlink()
+    return ended
+
+
+def records(settings: Settings, spec: LineSpec) -> list[Cycle]:
+    """All ended cycles of the line, oldest first."""
+    paths = (settings.line_home(spec.line) / "cycles").glob("*.json")
+    return sorted((_read(path) for path in paths), key=lambda cycle: cycle.started_us)
+
+
+def find_record(settings: Settings, spec: LineSpec, run: str) -> Cycle | None:
+    """The record of one cycle by its name, None while it has not ended."""
+    began = started(run, KINDS[0]).started_us
+    paths = (settings.line_home(spec.line) / "cycles").glob(f"{began}-*.json")
+    return max((_read(path) for path in paths), key=lambda c: c.ended_us, default=None)
+
+
+def _read(path: Path) -> Cycle:
+    body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    body.pop("passed")
+    interval = body.pop("interval")
+    body["reasons"] = tuple(body["reasons"])
+    return Cycle(**body, interval=None if interval is None else (interval[0], interval[1]))

@@ -1,0 +1,187 @@
+"""Evaluate a candidate and the champion on identical later rows (progressive validation).
+
+Rows come from ticks after everything that either has learned, so each prediction is made
+before its label was seen. The evidence is stored with the candidate; `promote` judges it.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from headrace import metrics, parity, quality
+from headrace.declaration import LineSpec
+from headrace.events import served_schema
+from headrace.gates import PRIOR, Evidence
+from headrace.line import LineStore, Version
+from headrace.sample import head_tick, read_samples
+from headrace.settings import Settings
+from headrace.train import quarantined, require_same_code
+
+if TYPE_CHECKING:
+    from headrace.model import Model
+
+PARITY_ROWS: Final = 2_000
+_POLL_S: Final = 0.25
+
+
+@dataclass(frozen=True)
+class _Later:
+    """Evaluation rows: the newest revision of impressions first seen in `[from, to)` ticks."""
+
+    from_tick: int
+    to_tick: int
+    rows: pa.Table
+
+    @property
+    def labels(self) -> NDArray[np.int8]:
+        labels: NDArray[np.int8] = self.rows["label"].to_numpy()
+        return labels
+
+
+def evaluate(settings: Settings, spec: LineSpec, candidate: str, wait_s: float = 30.0) -> Evidence:
+    """Measure the candidate against the champion, store the evidence and return it.
+
+    Waits up to `wait_s` until `gates.model.min_rows` later rows exist; with fewer, the evidence
+    says so and the gate rejects. Without a champion the rival is the constant label rate of the
+    candidate's training rows.
+    """
+    from headrace.model import Model
+
+    store = LineStore(settings.line_home(spec.line), spec.line)
+    version, state = store.load(candidate)
+    require_same_code(spec, version)
+    model = Model(spec.model, spec.seed)
+    model.load_state(state)
+    finite = model.is_finite()
+    champion = store.champion()
+    rival_version = None if champion is None else store.get(champion.version)
+    start = max(version.to_tick, 0 if rival_version is None else rival_version.to_tick)
+    later = _wait_for_rows(settings, spec, start, wait_s)
+    predicted = _predict(model, later.rows)
+    if rival_version is None:
+        rival = np.full(later.rows.num_rows, version.metrics["label_rate"])
+    else:
+        require_same_code(spec, rival_version)
+        model.load_state(store.load(rival_version.version)[1])
+        rival = _predict(model, later.rows)
+    evidence = _evidence(
+        settings,
+        spec,
+        version,
+        rival_version,
+        finite=finite,
+        later=later,
+        predicted=predicted,
+        rival=rival,
+    )
+    store.put_evidence(candidate, evidence.to_dict())
+    return evidence
+
+
+def first_seen(samples: pa.Table) -> pa.Table:
+    """Newest revision of each impression whose first sample (revision 0) is in `samples`.
+
+    A correction of an impression of an earlier window is left out: alone it would be a positive
+    without its peers, the negatives that were never corrected. Stream order is kept.
+    """
+    ids = samples["impression_id"].combine_chunks()
+    known = samples.filter(pc.equal(samples["revision"], 0))["impression_id"]
+    seen = samples.filter(pc.is_in(ids, value_set=known.combine_chunks()))
+    corrected = seen.filter(pc.greater(seen["revision"], 0))["impression_id"].combine_chunks()
+    outdated = pc.and_(
+        pc.equal(seen["revision"], 0), pc.is_in(seen["impression_id"], value_set=corrected)
+    )
+    return seen.filter(pc.invert(outdated))
+
+
+def _wait_for_rows(settings: Settings, spec: LineSpec, start: int, wait_s: float) -> _Later:
+    home = settings.line_home(spec.line)
+    deadline = time.monotonic() + wait_s
+    seen_head = -1
+    while True:
+        head = max(head_tick(home), start)
+        if head != seen_head:
+            seen_head = head
+            exclude = quarantined(settings, spec, start, head)
+            rows = first_seen(read_samples(spec, home, start, head, exclude=exclude))
+        if rows.num_rows >= spec.gates.model.min_rows or time.monotonic() >= deadline:
+            return _Later(start, head, rows)
+        time.sleep(_POLL_S)
+
+
+def _predict(model: Model, rows: pa.Table) -> NDArray[np.float64]:
+    return model.predict(rows) if rows.num_rows else np.empty(0, dtype=np.float64)
+
+
+def _evidence(
+    settings: Settings,
+    spec: LineSpec,
+    version: Version,
+    champion: Version | None,
+    *,
+    finite: bool,
+    later: _Later,
+    predicted: NDArray[np.float64],
+    rival: NDArray[np.float64],
+) -> Evidence:
+    labels = later.labels
+    loss, rival_loss = metrics.row_losses(labels, predicted), metrics.row_losses(labels, rival)
+    _, low, high = metrics.paired_bootstrap(
+        loss, rival_loss, spec.gates.model.confidence, spec.seed
+    )
+    calibration_low, calibration_high = metrics.calibration_interval(labels, predicted)
+    served = _served(spec, later.rows)
+    report = parity.check(settings, spec, served) if served.num_rows else None
+    home = settings.line_home(spec.line)
+    return Evidence(
+        line=spec.line,
+        candidate=version.version,
+        parent=version.parent,
+        champion=PRIOR if champion is None else champion.version,
+        train_from_tick=version.from_tick,
+        train_to_tick=version.to_tick,
+        champion_to_tick=0 if champion is None else champion.to_tick,
+        eval_from_tick=later.from_tick,
+        eval_to_tick=later.to_tick,
+        rows=later.rows.num_rows,
+        candidate_logloss=metrics.log_loss(labels, predicted),
+        champion_logloss=metrics.log_loss(labels, rival),
+        logloss_diff_low=low,
+        logloss_diff_high=high,
+        calibration=metrics.calibration(labels, predicted),
+        calibration_low=calibration_low,
+        calibration_high=calibration_high,
+        auc=metrics.auc(labels, predicted),
+        finite=finite,
+        parity_rows=0 if report is None else report.rows,
+        parity_expected=served.num_rows,
+        parity_mismatches=0 if report is None else report.mismatches,
+        data_passed=quality.passed(home, version.from_tick, version.to_tick, version.excluded),
+        eval_rows_plausible=_plausible(spec, labels),
+        made_at_us=time.time_ns() // 1_000,
+    )
+
+
+def _plausible(spec: LineSpec, labels: NDArray[np.int8]) -> bool:
+    """Whether the label rate of the evaluation rows may lie within the data gate's bounds."""
+    low, high = metrics.rate_interval(labels)
+    bounds = spec.gates.data.label_rate
+    return low <= bounds[1] and high >= bounds[0]
+
+
+def _served(spec: LineSpec, rows: pa.Table) -> pa.Table:
+    """Served rows behind the evaluation rows, evenly thinned to `PARITY_ROWS`; bootstrapped
+    rows were computed and never served, so they are left out.
+    """
+    served = rows.select(served_schema(spec).names)
+    served = served.filter(pc.not_equal(served["version"], "bootstrap"))
+    if served.num_rows <= PARITY_ROWS:
+        return served
+    return served.take(np.linspace(0, served.num_rows - 1, PARITY_ROWS).astype(np.int64))

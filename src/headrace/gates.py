@@ -1,0 +1,267 @@
+"""Evidence in, verdict out: the claims that a candidate must prove before it may serve.
+
+Each claim is a small pure function. It returns None where it holds and otherwise the reason,
+which names the claim, the figure and the bound. Every comparison is written so that a missing
+or NaN figure fails it: the gate fails closed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Final
+
+from headrace.declaration import ModelGateSpec
+
+PRIOR: Final = "prior"
+"""Stands for the champion while a line has none: the constant rate of the training rows."""
+
+Reason = str | None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What was measured on a candidate. A figure that could not be measured is None.
+
+    Ticks are half-open `[from, to)`. Log losses are means in nats over the same `rows`;
+    `logloss_diff_*` is candidate minus champion. `parity_expected` counts the checked rows that
+    a server answered (bootstrapped rows were never served and have nothing to compare).
+    """
+
+    line: str | None = None
+    candidate: str | None = None
+    parent: str | None = None
+    champion: str | None = None
+    train_from_tick: int | None = None
+    train_to_tick: int | None = None
+    champion_to_tick: int | None = None
+    eval_from_tick: int | None = None
+    eval_to_tick: int | None = None
+    rows: int | None = None
+    candidate_logloss: float | None = None
+    champion_logloss: float | None = None
+    logloss_diff_low: float | None = None
+    logloss_diff_high: float | None = None
+    calibration: float | None = None
+    calibration_low: float | None = None
+    calibration_high: float | None = None
+    auc: float | None = None
+    finite: bool | None = None
+    parity_rows: int | None = None
+    parity_expected: int | None = None
+    parity_mismatches: int | None = None
+    data_passed: bool | None = None
+    eval_rows_plausible: bool | None = None
+    made_at_us: int | None = None
+
+    @property
+    def logloss_diff(self) -> float:
+        """Mean of candidate minus champion; NaN where either is missing."""
+        return _number(self.candidate_logloss) - _number(self.champion_logloss)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; non-finite floats become None, which no claim accepts as a figure."""
+        return {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in asdict(self).items()
+        }
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Evidence:
+        """Read stored evidence; what it does not hold is None, and so is rejected."""
+        return cls(**{f.name: stored.get(f.name) for f in fields(cls)})
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the candidate passed, why not, and by which claims (`failed`).
+
+    `blames_window`: the window that was learned is at fault, so it belongs in quarantine.
+    """
+
+    passed: bool
+    reasons: tuple[str, ...]
+    failed: tuple[str, ...] = ()
+    blames_window: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+
+def data_gate_passed(evidence: Evidence) -> Reason:
+    """The data gate has passed exactly the window that the candidate learned."""
+    if evidence.data_passed is True:
+        return None
+    return f"data_gate_passed: {evidence.data_passed}, must be True for the window learned"
+
+
+def evidence_is_for_these_versions(
+    evidence: Evidence, line: str, candidate: str, champion: str
+) -> Reason:
+    """The evidence compares this candidate of this line with the champion of this moment."""
+    found = (evidence.line, evidence.candidate, evidence.champion)
+    if found == (line, candidate, champion):
+        return None
+    return (
+        f"evidence_is_for_these_versions: is for {found}, must be for {(line, candidate, champion)}"
+    )
+
+
+def descends_from_champion(evidence: Evidence, champion: str) -> Reason:
+    """An incremental candidate continues the champion of this moment; a full one has no parent."""
+    if evidence.parent is None or evidence.parent == champion:
+        return None
+    return f"descends_from_champion: parent is {evidence.parent}, champion is now {champion}"
+
+
+def evidence_fresh(evidence: Evidence, now_us: int, max_age_us: int) -> Reason:
+    """The evidence is at most `max_age_us` old and not from the future."""
+    if evidence.made_at_us is None:
+        return "evidence_fresh: made_at is missing, must be recorded"
+    age = now_us - evidence.made_at_us
+    if 0 <= age <= max_age_us:
+        return None
+    return f"evidence_fresh: {age / 1e6:.1f} s old, must be between 0 and {max_age_us / 1e6:.0f} s"
+
+
+def evaluated_on_later_rows(evidence: Evidence) -> Reason:
+    """No evaluation row was learned by the candidate or by the champion."""
+    start, end = evidence.eval_from_tick, evidence.eval_to_tick
+    learned = evidence.train_to_tick
+    if start is None or end is None or learned is None or evidence.champion_to_tick is None:
+        return f"evaluated_on_later_rows: ticks {start} to {end}, must be recorded"
+    bound = max(learned, evidence.champion_to_tick)
+    if bound <= start <= end:
+        return None
+    return f"evaluated_on_later_rows: from tick {start}, must start at tick {bound} or later"
+
+
+def enough_rows(evidence: Evidence, min_rows: int) -> Reason:
+    """At least `min_rows` rows were compared."""
+    if evidence.rows is not None and evidence.rows >= min_rows:
+        return None
+    return f"enough_rows: {evidence.rows} later rows, must be at least {min_rows}"
+
+
+def evaluation_rows_plausible(evidence: Evidence) -> Reason:
+    """The label rate of the evaluation rows fits the data gate: spoiled rows judge nobody."""
+    if evidence.eval_rows_plausible is True:
+        return None
+    return (
+        f"evaluation_rows_plausible: {evidence.eval_rows_plausible}, must be True "
+        "(label rate of the later rows within gates.data.label_rate)"
+    )
+
+
+def weights_finite(evidence: Evidence) -> Reason:
+    """No weight or optimizer state of the candidate is NaN or infinite."""
+    if evidence.finite is True:
+        return None
+    return f"weights_finite: {evidence.finite}, must be True"
+
+
+def parity_holds(evidence: Evidence) -> Reason:
+    """Every served row that was checked recomputes bit for bit, and every one was checked."""
+    rows, expected = evidence.parity_rows, evidence.parity_expected
+    if rows is None or expected is None or rows < expected:
+        return f"parity_holds: {rows} of {expected} served rows checked, must be all"
+    if evidence.parity_mismatches == 0:
+        return None
+    return f"parity_holds: {evidence.parity_mismatches} mismatches in {rows} rows, must be 0"
+
+
+def logloss_not_worse(evidence: Evidence, max_increase: float) -> Reason:
+    """The candidate's log loss is not worse than the champion's on the same rows.
+
+    Holds when the whole bootstrap interval of (candidate - champion) lies at or below
+    `max_increase` (shown to be no worse), or when the mean does and the interval reaches
+    down to 0 (not shown to be worse). The second half keeps good candidates from being
+    refused for want of rows: with a few hundred of them the interval is about as wide as the
+    margin, while a candidate trained on flipped labels lies many margins above it.
+    """
+    low, high = _number(evidence.logloss_diff_low), _number(evidence.logloss_diff_high)
+    mean = evidence.logloss_diff
+    if math.isfinite(low) and low <= high:
+        shown_no_worse = mean <= max_increase and high <= max_increase
+        not_shown_worse = mean <= max_increase and low <= 0.0
+        if shown_no_worse or not_shown_worse:
+            return None
+    return (
+        f"logloss_not_worse: {mean:+.5f} against {evidence.champion} (interval {low:+.5f} to "
+        f"{high:+.5f}), must be at most {max_increase:+.5f} and not clearly above 0"
+    )
+
+
+def calibration_within(evidence: Evidence, bounds: tuple[float, float]) -> Reason:
+    """Mean prediction over mean label lies within the bounds, as far as the rows can tell.
+
+    With ten positives the figure itself scatters by a third, so the claim fails only where
+    its whole interval (`metrics.calibration_interval`) lies outside the bounds.
+    """
+    low, high = _number(evidence.calibration_low), _number(evidence.calibration_high)
+    figure = _number(evidence.calibration)
+    if math.isfinite(figure) and low <= bounds[1] and high >= bounds[0]:
+        return None
+    return (
+        f"calibration_within: {figure:.3f} (interval {low:.3f} to "
+        f"{high:.3f}), must be between {bounds[0]} and {bounds[1]}"
+    )
+
+
+def judge(
+    gate: ModelGateSpec,
+    evidence: Evidence | None,
+    *,
+    now_us: int,
+    line: str,
+    candidate: str,
+    champion: str,
+) -> Verdict:
+    """Put all claims to the evidence. `champion` is the version now, or `PRIOR` without one.
+
+    Rejects without evidence. The window is blamed where the model that learned it is broken or
+    worse than the champion, not where evidence alone is lacking.
+    """
+    if evidence is None:
+        return Verdict(False, ("evidence: none for the candidate, must exist",), ("evidence",))
+    claims = (
+        evidence_is_for_these_versions(evidence, line, candidate, champion),
+        descends_from_champion(evidence, champion),
+        evidence_fresh(evidence, now_us, gate.max_evidence_age),
+        data_gate_passed(evidence),
+        evaluated_on_later_rows(evidence),
+        enough_rows(evidence, gate.min_rows),
+        evaluation_rows_plausible(evidence),
+        weights_finite(evidence),
+        parity_holds(evidence),
+        logloss_not_worse(evidence, gate.max_logloss_increase),
+        calibration_within(evidence, gate.calibration),
+    )
+    reasons = tuple(reason for reason in claims if reason is not None)
+    failed = tuple(reason.split(":", 1)[0] for reason in reasons)
+    return Verdict(not reasons, reasons, failed, _blames_window(evidence, failed))
+
+
+def _blames_window(evidence: Evidence, failed: tuple[str, ...]) -> bool:
+    about_evidence = {
+        "evidence_is_for_these_versions",
+        "descends_from_champion",
+        "evidence_fresh",
+        "evaluated_on_later_rows",
+        "enough_rows",
+        "evaluation_rows_plausible",
+        "parity_holds",
+    }
+    if evidence.finite is False:
+        return True
+    if about_evidence & set(failed):
+        return False
+    # Off calibration yet better than the champion: the world moved, and the window is the cure.
+    worse = "calibration_within" in failed and evidence.logloss_diff > 0
+    return "logloss_not_worse" in failed or worse
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else float(value)

@@ -1,0 +1,57 @@
+"""Judge a candidate's evidence and move the champion, by compare-and-swap, only if it suffices."""
+
+from __future__ import annotations
+
+import time
+
+from headrace import gates
+from headrace.declaration import LineSpec
+from headrace.errors import ConflictError
+from headrace.gates import PRIOR, Evidence, Verdict
+from headrace.line import LineStore
+from headrace.sample import Quarantine
+from headrace.settings import Settings
+
+
+def promote(settings: Settings, spec: LineSpec, candidate: str) -> Verdict:
+    """Store the verdict with the candidate; promote it if passed. Repeating is harmless.
+
+    Losing the swap to another writer is a rejection, not an error. A rejected incremental
+    window that made the model worse goes to quarantine; a window that was only short of
+    evidence is learned again by the next cycle.
+    """
+    home = settings.line_home(spec.line)
+    store = LineStore(home, spec.line)
+    champion = store.champion()
+    if champion is not None and champion.version == candidate:
+        return Verdict(True, ())  # an earlier attempt got this far before it was killed
+    stored = store.evidence(candidate)
+    evidence = None if stored is None else Evidence.from_dict(stored)
+    verdict = gates.judge(
+        spec.gates.model,
+        evidence,
+        now_us=time.time_ns() // 1_000,
+        line=spec.line,
+        candidate=candidate,
+        champion=PRIOR if champion is None else champion.version,
+    )
+    store.put_verdict(candidate, verdict.to_dict())
+    if verdict.passed:
+        try:
+            store.advance(champion, candidate, action="promote", reason=_summary(evidence))
+        except ConflictError as problem:
+            verdict = Verdict(False, (f"champion_unmoved: {problem}",), ("champion_unmoved",))
+            store.put_verdict(candidate, verdict.to_dict())
+    elif verdict.blames_window and store.get(candidate).parent is not None:
+        version = store.get(candidate)
+        Quarantine(home).add(version.from_tick, version.to_tick, list(verdict.reasons))
+    return verdict
+
+
+def _summary(evidence: Evidence | None) -> str:
+    if evidence is None:
+        return ""
+    return (
+        f"log loss {evidence.candidate_logloss:.5f} against {evidence.champion_logloss:.5f} of "
+        f"{evidence.champion} on {evidence.rows} later rows"
+    )

@@ -1,0 +1,49 @@
+"""Compiled pipelines are golden files: `python -m pipelines.<name> --compile` rewrites them."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipelines.command import COMPILED, compile_to
+
+PIPELINES = ("incremental_train", "full_train")
+
+
+def normalised(path: Path) -> str:
+    """The YAML without the version of the SDK that compiled it."""
+    return re.sub(r"^sdkVersion: .*$", "sdkVersion: any", path.read_text(), flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_compiled_yaml_is_the_golden_file(name: str, tmp_path: Path) -> None:
+    pipeline = getattr(importlib.import_module(f"pipelines.{name}"), name)
+    compile_to(pipeline, tmp_path / "compiled.yaml")
+    assert normalised(tmp_path / "compiled.yaml") == normalised(COMPILED / f"{name}.yaml"), (
+        f"pipelines or components changed; run python -m pipelines.{name} --compile and look at it"
+    )
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_nothing_is_trained_before_the_data_gate_has_spoken(name: str) -> None:
+    root = yaml.safe_load((COMPILED / f"{name}.yaml").read_text())
+    tasks = root["root"]["dag"]["tasks"]
+    assert set(tasks) == {"check-data", "condition-1"}
+    assert "!= 'ended'" in tasks["condition-1"]["triggerPolicy"]["condition"]
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_no_step_is_cached_and_only_ids_are_handed_over(name: str) -> None:
+    root = yaml.safe_load((COMPILED / f"{name}.yaml").read_text())
+    tasks = [
+        *root["root"]["dag"]["tasks"].values(),
+        *root["components"]["comp-condition-1"]["dag"]["tasks"].values(),
+    ]
+    assert not any(task.get("cachingOptions", {}).get("enableCache") for task in tasks)
+    assert set(root["root"]["inputDefinitions"]["parameters"]) == {"line", "run"}
+    for component in root["components"].values():
+        assert "artifacts" not in component.get("outputDefinitions", {})
