@@ -1,0 +1,84 @@
+"""Every night: train from all history but the newest hold-out; replace the champion if better.
+
+**Guarantee.** One run at a time for a line, beside `incremental_train`: whichever promotes second
+finds the champion moved and is rejected, so no version is overwritten unseen. The first run of
+a line makes its first champion, judged against the constant prior.
+
+**Schedule.** 03:00 in the line's time zone for live lines with `cadence.full: 1d`, else that
+cadence; lines that are read from files run by hand. Nothing is learned when there is no history.
+
+**At 3 a.m.** *Red `report_outcome`*: the new model was not better, or the champion moved on while
+it trained; the reasons are in its log, the champion serves on, and nothing has to be done. If
+it is red for days, the declaration or the data has changed. *Red `run_pipeline`*: the machinery
+broke (memory, disk); its log names what. Training restarts from the log, so just run it again.
+"""
+
+from __future__ import annotations
+
+import logging
+from datetime import timedelta
+
+from airflow.sdk import DAG, CronTriggerTimetable, DeltaTriggerTimetable, Param, task
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+from headrace.declaration import LineSpec
+from headrace.settings import find_line, load_lines, load_settings
+
+log = logging.getLogger(__name__)
+
+
+@task.short_circuit
+def plan(line: str) -> bool:
+    """Whether there is any history to learn."""
+    from headrace import cycle
+
+    settings = load_settings()
+    return cycle.plan_full(settings, find_line(settings, line)) is not None
+
+
+@task(execution_timeout=timedelta(hours=6))
+def run_pipeline(line: str) -> str:
+    """Check data, train, evaluate, promote; returns the name of the run's record."""
+    from headrace.launch import run_pipeline as launch
+
+    result = launch(load_settings(), "full_train", line)
+    if result.outcome == "failed":
+        raise AirflowException("; ".join(result.reasons))
+    return result.run
+
+
+@task(retries=0)
+def report_outcome(line: str, run: str) -> None:
+    """Say how the run ended; red, with the reasons, when a gate rejected."""
+    from headrace import cycle
+
+    settings = load_settings()
+    ended = cycle.find_record(settings, find_line(settings, line), run)
+    if ended is None or ended.outcome == "rejected":
+        raise AirflowFailException("; ".join(ended.reasons) if ended else f"{run} has no record")
+    log.info("%s %s: version %s", run, ended.outcome, ended.version)
+
+
+def build(spec: LineSpec) -> DAG:
+    """The DAG of one line."""
+    every = timedelta(microseconds=spec.cadence.full)
+    nightly = CronTriggerTimetable("0 3 * * *", timezone=spec.timezone)
+    schedule = nightly if every == timedelta(days=1) else DeltaTriggerTimetable(every)
+    with DAG(
+        dag_id=f"full_train_{spec.line}",
+        doc_md=__doc__,
+        schedule=schedule if spec.source.kind == "live" else None,
+        catchup=False,
+        max_active_runs=1,
+        default_args={"retries": 1, "retry_delay": timedelta(minutes=1)},
+        params={"reason": Param(None, type=["null", "string"], title="Reason")},
+        tags=["headrace", spec.line],
+    ) as dag:
+        run = run_pipeline(spec.line)
+        plan(spec.line) >> run
+        report_outcome(spec.line, run)
+    return dag
+
+
+for _spec in load_lines(load_settings().lines_dir).values():
+    globals()[f"full_train_{_spec.line}"] = build(_spec)

@@ -1,0 +1,87 @@
+"""Every few seconds: learn what arrived since the last version; serve it if the gates agree.
+
+**Guarantee.** One run at a time for a line. What is learned follows from the log's offsets,
+never from the run, so a run that is repeated, skipped or killed learns nothing twice and loses
+nothing. A rejected candidate is never served: the champion stays and `report_outcome` is red.
+
+**Schedule.** `cadence.incremental` for live lines; lines that are read from files run by hand.
+When there is too little to learn, or no champion yet to continue, all after `plan` is skipped.
+
+**At 3 a.m.** *Red `report_outcome`*: a gate said no, the reasons are in its log, the old model
+serves on, and a window refused for its data is quarantined (`headrace quarantine list`). If
+several in a row are red, look for what changed upstream. *Red `run_pipeline`*: the machinery
+broke; its log names what, and once that is repaired the next run catches up by itself.
+"""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime, timedelta
+
+from airflow.sdk import DAG, DeltaTriggerTimetable, Param, task
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+from headrace.declaration import LineSpec
+from headrace.settings import find_line, load_lines, load_settings
+
+log = logging.getLogger(__name__)
+
+
+@task.short_circuit
+def plan(line: str) -> bool:
+    """Whether there is a champion to continue and enough that it has not learned."""
+    from headrace import cycle
+    from headrace.line import LineStore
+
+    settings = load_settings()
+    if LineStore(settings.line_home(line), line).champion() is None:
+        log.info("no champion to continue yet; run full_train_%s once", line)
+        return False
+    return cycle.plan(settings, find_line(settings, line)) is not None
+
+
+@task(execution_timeout=timedelta(minutes=15))
+def run_pipeline(line: str) -> str:
+    """Check data, train, evaluate, promote; returns the name of the run's record."""
+    from headrace.launch import run_pipeline as launch
+
+    result = launch(load_settings(), "incremental_train", line)
+    if result.outcome == "failed":
+        raise AirflowException("; ".join(result.reasons))
+    return result.run
+
+
+@task(retries=0)
+def report_outcome(line: str, run: str) -> None:
+    """Say how the run ended; red, with the reasons, when a gate rejected."""
+    from headrace import cycle
+
+    settings = load_settings()
+    ended = cycle.find_record(settings, find_line(settings, line), run)
+    if ended is None or ended.outcome == "rejected":
+        raise AirflowFailException("; ".join(ended.reasons) if ended else f"{run} has no record")
+    log.info("%s %s: version %s", run, ended.outcome, ended.version)
+
+
+def build(spec: LineSpec) -> DAG:
+    """The DAG of one line."""
+    every = timedelta(microseconds=spec.cadence.incremental)
+    with DAG(
+        dag_id=f"incremental_train_{spec.line}",
+        doc_md=__doc__,
+        schedule=DeltaTriggerTimetable(every) if spec.source.kind == "live" else None,
+        start_date=datetime(2026, 1, 1, tzinfo=UTC),
+        catchup=False,
+        max_active_runs=1,
+        default_args={"retries": 1, "retry_delay": timedelta(seconds=5)},
+        params={"reason": Param(None, type=["null", "string"], title="Reason")},
+        tags=["headrace", spec.line],
+    ) as dag:
+        run = run_pipeline(spec.line)
+        plan(spec.line) >> run
+        report_outcome(spec.line, run)
+    return dag
+
+
+for _spec in load_lines(load_settings().lines_dir).values():
+    globals()[f"incremental_train_{_spec.line}"] = build(_spec)

@@ -1,0 +1,66 @@
+"""By hand: serve an earlier version again.
+
+**Guarantee.** The champion moves by compare-and-swap, as a new generation with the reason in its
+history; nothing is deleted, so a rollback can be rolled forward by naming the newer version.
+The server follows within a second. `incremental_train` continues from the version named here.
+
+**Schedule.** None. *Version* empty: the one that served before the present one.
+
+**At 3 a.m.** *Red*: the version does not exist (`headrace line list`), there is no earlier one,
+or a training promoted at the same moment; the log says which. For the last, press it again. To
+keep the next cycle from learning the same window again, pause `incremental_train` first.
+"""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+from typing import Any
+
+from airflow.sdk import DAG, Param, task
+
+from headrace.declaration import LineSpec
+from headrace.settings import load_lines, load_settings
+
+log = logging.getLogger(__name__)
+
+
+@task(retries=0)
+def move_champion(line: str, params: dict[str, Any]) -> str:
+    """Move the champion back; returns the version that serves now."""
+    from headrace.line import LineStore
+
+    store = LineStore(load_settings().line_home(line), line)
+    champion = store.rollback(to=params["version"] or None, reason=params["reason"] or "by hand")
+    log.info("%s serves instead of %s", champion.version, champion.previous)
+    return champion.version
+
+
+def build(spec: LineSpec) -> DAG:
+    """The DAG of one line."""
+    with DAG(
+        dag_id=f"rollback_{spec.line}",
+        description=f"Serve an earlier version of {spec.line} again.",
+        doc_md=__doc__,
+        schedule=None,
+        start_date=datetime(2026, 1, 1, tzinfo=UTC),
+        catchup=False,
+        max_active_runs=1,
+        params={
+            "version": Param(
+                None,
+                type=["null", "string"],
+                pattern="^(v[0-9]{6,})?$",
+                title="Version",
+                description="Such as v000007; empty for the one that served before",
+            ),
+            "reason": Param(None, type=["null", "string"], title="Reason"),
+        },
+        tags=["headrace", spec.line],
+    ) as dag:
+        move_champion(spec.line)
+    return dag
+
+
+for _spec in load_lines(load_settings().lines_dir).values():
+    globals()[f"rollback_{_spec.line}"] = build(_spec)

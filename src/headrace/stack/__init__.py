@@ -1,0 +1,22 @@
+"""The supervised stack of one line: `up`, `down`, `status`, `running`, and Airflow's REST API."""
+
+from headrace.stack.airflow_client import AirflowClient
+from headrace.stack.lifecycle import (
+    down,
+    running,
+    status,
+    up,
+)
+from headrace.stack.record import Stack
+from headrace.stack.services import Service, services
+
+__all__ = [
+    "AirflowClient",
+    "Service",
+    "Stack",
+    "down",
+    "running",
+    "services",
+    "status",
+    "up",
+]

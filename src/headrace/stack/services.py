@@ -1,0 +1,162 @@
+"""What a stack consists of: each service's command and the question that proves it ready."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from headrace.settings import PROJECT, Settings
+from headrace.stack.airflow_home import airflow_folder, migrate, write_airflow_home
+
+DAGS = PROJECT / "dags"
+
+Ready = Callable[[datetime], bool]
+Prepare = Callable[[Mapping[str, str], Path], None]
+
+
+@dataclass(frozen=True)
+class Service:
+    """One supervised process.
+
+    `wave`: services of a wave start together, a wave starts when the one before is ready.
+    `ready(since)` asks whether the process started after `since` (UTC) does its work.
+    `prepare(environ, logs)` runs to its end before the process is started.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    wave: int
+    ready: Ready
+    prepare: Prepare | None = None
+    url: str = ""
+
+
+ServiceList = Callable[[Settings, str], tuple[Service, ...]]
+
+
+def services(settings: Settings, line: str, dags: Path = DAGS) -> tuple[Service, ...]:
+    """The services of a line's stack in start order: the slowest to boot first.
+
+    No triggerer: no DAG defers yet. The scheduler serves no logs (`--skip-serve-logs`): the
+    executor is local, so the API server reads the log files themselves, and a port is saved.
+    """
+    headrace = str(Path(sys.executable).with_name("headrace"))
+    airflow = (sys.executable, "-m", "airflow")
+    api = ("api-server", "--host", settings.host, "--port", str(settings.airflow_port))
+    beats = partial(_beats, settings)
+
+    def prepare_airflow(environ: Mapping[str, str], logs: Path) -> None:
+        write_airflow_home(settings, dags)
+        migrate(settings, environ, logs / "airflow-migrate.log")
+
+    def prepare_features(_environ: Mapping[str, str], _logs: Path) -> None:
+        from headrace.store import Store  # Feast is heavy; only a start needs it
+
+        Store(settings).apply()
+
+    return (
+        Service(
+            "airflow-api-server",
+            (*airflow, *api),
+            0,
+            _answers(f"{settings.airflow_url}/execution/health"),
+            prepare=prepare_airflow,
+            url=settings.airflow_url,
+        ),
+        Service(
+            "ingest",
+            (headrace, "ingest", "--line", line),
+            0,
+            _answers(f"{settings.collector_url}/health"),
+            prepare=prepare_features,
+            url=settings.collector_url,
+        ),
+        Service(
+            "serve",
+            (headrace, "serve", "--line", line),
+            0,
+            _answers(f"{settings.server_url}/v2/health/live"),
+            url=settings.server_url,
+        ),
+        Service(
+            "airflow-scheduler", (*airflow, "scheduler", "--skip-serve-logs"), 1, beats("scheduler")
+        ),
+        Service("airflow-dag-processor", (*airflow, "dag-processor"), 1, beats("dag_processor")),
+    )
+
+
+def stack_environ(settings: Settings, stack_id: str) -> dict[str, str]:
+    """The environment of every process of the stack, also of the demo's own children.
+
+    Takes over the caller's variables but for those that would bend Airflow or Python, and
+    writes the settings out, so that children see what the caller saw.
+    """
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("AIRFLOW") and name != "PYTHONDONTWRITEBYTECODE"
+    }
+    paths = [str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    direct = [*filter(None, [os.environ.get("NO_PROXY")]), settings.host, "127.0.0.1", "localhost"]
+    return kept | {
+        "HEADRACE_STACK_ID": stack_id,
+        "HEADRACE_HOME": str(settings.home),
+        "HEADRACE_LINES_DIR": str(settings.lines_dir),
+        "HEADRACE_FEATURE_REPO": str(settings.feature_repo),
+        "HEADRACE_HOST": settings.host,
+        "HEADRACE_SERVER_PORT": str(settings.server_port),
+        "HEADRACE_COLLECTOR_PORT": str(settings.collector_port),
+        "HEADRACE_AIRFLOW_PORT": str(settings.airflow_port),
+        "HEADRACE_KFP_ENDPOINT": settings.kfp_endpoint or "",
+        "HEADRACE_KFP_TOKEN": settings.kfp_token or "",
+        "AIRFLOW_HOME": str(airflow_folder(settings)),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+        "PYTHONPATH": os.pathsep.join(paths),
+        "PYTHONUNBUFFERED": "1",
+        "NO_PROXY": ",".join(direct),
+        "no_proxy": ",".join(direct),
+        # setproctitle (Airflow uses it) overwrites the environment that marks our processes
+        "SPT_NOENV": "1",
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+        "GX_ANALYTICS_ENABLED": "False",
+        "FEAST_USAGE": "False",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "1",
+        "SCARF_ANALYTICS": "false",
+    }
+
+
+def _answers(url: str) -> Ready:
+    def ready(_since: datetime) -> bool:
+        return _get(url) is not None
+
+    return ready
+
+
+def _beats(settings: Settings, part: str) -> Ready:
+    """Airflow's own word on a part, whose last heartbeat must be newer than its start."""
+
+    def ready(since: datetime) -> bool:
+        answer = _get(f"{settings.airflow_url}/api/v2/monitor/health")
+        state: dict[str, Any] = (answer.json() if answer is not None else {}).get(part) or {}
+        beat = state.get(f"latest_{part}_heartbeat")
+        fresh = beat is not None and datetime.fromisoformat(beat) >= since
+        return fresh and state.get("status") == "healthy"
+
+    return ready
+
+
+def _get(url: str) -> httpx.Response | None:
+    try:
+        answer = httpx.get(url, timeout=5.0, trust_env=False)
+    except httpx.TransportError:
+        return None
+    return answer if answer.is_success else None

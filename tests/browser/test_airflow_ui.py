@@ -1,0 +1,113 @@
+"""A person's way through Airflow's UI, in a real Chromium: sign in, open, fill the form, green.
+
+Run it against a stack that is up (any DAG of it): `HEADRACE_BROWSER_DAG=full_train_coupons
+pytest -m browser`. Without that variable it starts a stack of its own with a small DAG. The
+screenshots lie in `out/screens/`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from headrace.settings import PROJECT, Settings, load_settings
+from headrace.stack import AirflowClient, Service, running, services
+from headrace.stack.airflow_home import USER, password
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
+
+PLAYWRIGHT = "playwright-core@1.65.1"
+SMALL_DAG = """
+from datetime import UTC, datetime
+from airflow.sdk import DAG, Param, task
+with DAG("small", start_date=datetime(2026, 1, 1, tzinfo=UTC), schedule=None,
+         params={"reason": Param(None, type=["null", "string"], title="Reason")}):
+    @task
+    def first() -> str:
+        return "run-1"
+    @task
+    def second(run: str) -> None:
+        print("saw", run)
+    second(first())
+"""
+
+
+def only_airflow(settings: Settings, line: str, dags: Path) -> tuple[Service, ...]:
+    every = services(settings, line, dags=dags)
+    return tuple(service for service in every if service.name.startswith("airflow"))
+
+
+@pytest.fixture(scope="module")
+def playwright() -> Path:
+    """Folder with `node_modules/playwright-core`, kept in out/ between runs."""
+    for program in ("node", "npm", "chromium"):
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is missing; apt-get install {program}")
+    folder = PROJECT / "out" / "playwright"
+    if not (folder / "node_modules" / "playwright-core").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        command = ["npm", "install", "--no-save", "--prefix", str(folder), PLAYWRIGHT]
+        result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+        if result.returncode != 0:
+            pytest.skip(f"npm cannot install {PLAYWRIGHT}: {result.stderr[-300:]}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Settings, str]]:
+    """Settings of a running stack, and the DAG to trigger."""
+    if dag := os.environ.get("HEADRACE_BROWSER_DAG"):
+        yield load_settings(), dag
+        return
+    dags = tmp_path_factory.mktemp("dags")
+    (dags / "small.py").write_text(SMALL_DAG)
+    environ = {
+        "HEADRACE_HOME": str(tmp_path_factory.mktemp("home")),
+        "HEADRACE_AIRFLOW_PORT": "28080",
+        "HEADRACE_SERVER_PORT": "28500",
+        "HEADRACE_COLLECTOR_PORT": "28501",
+    }
+    settings = load_settings(environ)
+    with running(settings, "coupons", service_list=partial(only_airflow, dags=dags)):
+        with AirflowClient(settings) as airflow:
+            airflow.wait_for_dags({"small"})
+            assert airflow.import_errors() == []
+        yield settings, "small"
+
+
+def test_a_person_signs_in_fills_the_form_and_sees_the_run_turn_green(stack, playwright):
+    settings, dag = stack
+    screens = PROJECT / "out" / "screens"
+    screens.mkdir(parents=True, exist_ok=True)
+    given = {
+        "url": settings.airflow_url,
+        "user": USER,
+        "password": password(settings),
+        "dag": dag,
+        "params": {"reason": "from the browser"},
+        "out": str(screens),
+        "chromium": shutil.which("chromium"),
+        "timeout_s": 300,
+    }
+    result = subprocess.run(
+        ["node", str(Path(__file__).with_name("trigger.cjs")), json.dumps(given)],
+        env=os.environ | {"NODE_PATH": str(playwright / "node_modules")},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    answer = json.loads(result.stdout)
+    assert answer["state"] == "success"
+    assert answer["conf"] == {"reason": "from the browser"}
+    assert len(answer["screens"]) == 5
+    with AirflowClient(settings) as airflow:
+        assert set(airflow.task_states(dag, answer["run"]).values()) <= {"success", "skipped"}

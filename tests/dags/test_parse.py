@@ -1,0 +1,122 @@
+"""The DAG folder parses, quickly, and pulls nothing heavy into the scheduler."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[2]
+HEAVY = {
+    "tensorflow",
+    "keras",
+    "feast",
+    "great_expectations",
+    "kfp",
+    "pyspark",
+    "mlflow",
+    "duckdb",
+    "pyarrow",
+    "pandas",
+    "numpy",
+}
+PARSE = """
+import json, sys, time, importlib.util
+from pathlib import Path
+import airflow.sdk, airflow.sdk.exceptions
+from airflow.sdk import DAG, CronTriggerTimetable, DeltaTriggerTimetable, Param, task
+task.short_circuit
+before = set(sys.modules)
+answer = {"dags": {}, "ms": {}}
+for path in sorted(Path(sys.argv[1]).glob("*.py")):
+    began = time.process_time()
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    answer["ms"][path.stem] = (time.process_time() - began) * 1000
+    for dag in vars(module).values():
+        if isinstance(dag, DAG):
+            answer["dags"][dag.dag_id] = {
+                "file": path.stem,
+                "tasks": {t.task_id: t.retries for t in dag.tasks},
+                "scheduled": dag.timetable.__class__.__name__,
+                "max_active_runs": dag.max_active_runs,
+                "catchup": dag.catchup,
+                "doc": bool(dag.doc_md),
+                "tags": sorted(dag.tags),
+            }
+answer["imported"] = sorted({name.partition(".")[0] for name in set(sys.modules) - before})
+print("ANSWER" + json.dumps(answer))
+"""
+
+
+@pytest.fixture(scope="module")
+def parsed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    environ = {k: v for k, v in os.environ.items() if not k.startswith(("AIRFLOW", "HEADRACE"))}
+    environ["AIRFLOW_HOME"] = str(tmp_path_factory.mktemp("airflow"))
+    environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
+    result = subprocess.run(
+        [sys.executable, "-c", PARSE, str(PROJECT / "dags")],
+        env=environ,
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    line = next(row for row in result.stdout.splitlines() if row.startswith("ANSWER"))
+    answer: dict[str, object] = json.loads(line.removeprefix("ANSWER"))
+    return answer
+
+
+def lines() -> list[str]:
+    return sorted(path.stem for path in (PROJECT / "lines").glob("*.yaml"))
+
+
+def test_every_line_has_its_dags(parsed):
+    expected = {
+        f"{verb}_{line}"
+        for verb in ("incremental_train", "full_train", "rollback")
+        for line in lines()
+    }
+    assert expected <= set(parsed["dags"])
+
+
+def test_a_dag_is_named_after_its_file_and_line_and_carries_its_documentation(parsed):
+    for dag_id, dag in parsed["dags"].items():
+        line = dag_id.removeprefix(dag["file"] + "_")
+        assert line in lines()
+        assert dag["tags"] == sorted(["headrace", line])
+        assert dag["doc"]
+
+
+def test_one_run_at_a_time_and_no_catching_up(parsed):
+    for dag in parsed["dags"].values():
+        assert dag["max_active_runs"] == 1
+        assert dag["catchup"] is False
+
+
+def test_only_live_lines_are_scheduled(parsed):
+    kinds = {dag_id: dag["scheduled"] for dag_id, dag in parsed["dags"].items()}
+    assert kinds["incremental_train_coupons"] == "DeltaTriggerTimetable"
+    assert kinds["full_train_coupons"] == "CronTriggerTimetable"
+    assert kinds["rollback_coupons"] == "NullTimetable"
+    assert kinds["incremental_train_flights"] == kinds["full_train_news"] == "NullTimetable"
+
+
+def test_a_verdict_is_not_retried_and_the_work_is(parsed):
+    tasks = parsed["dags"]["incremental_train_coupons"]["tasks"]
+    assert tasks == {"plan": 1, "run_pipeline": 1, "report_outcome": 0}
+
+
+def test_parsing_imports_nothing_heavy(parsed):
+    assert not HEAVY & set(parsed["imported"])
+
+
+def test_each_file_parses_within_300_ms(parsed):
+    assert max(parsed["ms"].values()) < 300, parsed["ms"]
