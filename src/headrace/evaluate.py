@@ -170,10 +170,9 @@ def _evidence(
 
 
 def _plausible(spec: LineSpec, labels: NDArray[np.int8]) -> bool:
-    """Whether the label rate of the evaluation rows may lie within the data gate's bounds."""
-    low, high = metrics.rate_interval(labels)
-    bounds = spec.gates.data.label_rate
-    return low <= bounds[1] and high >= bounds[0]
+    """Whether each stretch of the rows may have a label rate that the data gate takes."""
+    gate = spec.gates.data
+    return not metrics.implausible_stretches(labels, gate.label_rate, gate.min_rows)
 
 
 def _served(spec: LineSpec, rows: pa.Table) -> pa.Table:

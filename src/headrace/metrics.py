@@ -67,6 +67,26 @@ def rate_interval(labels: ArrayLike, z: float = 1.959964) -> tuple[float, float]
     return max(centre - half, 0.0), min(centre + half, 1.0)
 
 
+def implausible_stretches(
+    labels: ArrayLike, bounds: tuple[float, float], size: int, z: float = 3.0
+) -> list[tuple[int, float]]:
+    """Stretches of `size` consecutive rows whose label rate cannot lie within `bounds`.
+
+    A burst of wrong labels that fills a part of a window moves the window's mean little, and the
+    mean of the rows around it a lot. Returns (first row, rate) of each stretch whose whole
+    interval at `z` standard errors lies outside; rows left over join the last stretch.
+    """
+    y = np.clip(np.asarray(labels, dtype=np.float64), 0.0, 1.0)
+    found = []
+    for stretch in range(max(len(y) // size, 1)):
+        first = stretch * size
+        part = y[first:] if first + 2 * size > len(y) else y[first : first + size]
+        low, high = rate_interval(part, z)
+        if low > bounds[1] or high < bounds[0]:
+            found.append((first, float(part.mean())))
+    return found
+
+
 def calibration_interval(labels: ArrayLike, predictions: ArrayLike) -> tuple[float, float]:
     """Range of the calibration that the rows allow: mean prediction over the ends of the label
     rate's interval. The upper end stays finite: a rate counts as at least 1e-9.

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import pyarrow as pa
 
+from headrace import metrics
 from headrace.atomic import write_json
 from headrace.declaration import LineSpec
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _LARGEST: Final = float(np.finfo(np.float64).max)
 _FIRST_LABEL: Final = "label_of_impression"
 _SAMPLE_KEY: Final = "sample_key"
+_ODD_STRETCH: Final = "label_rate_of_odd_stretch"
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,10 @@ def check(spec: LineSpec, samples: pa.Table) -> DataReport:
     """Check a window of samples (`events.sample_schema`, stream order) against the declaration.
 
     The label rate is over impressions whose first sample lies in the window, each with its
-    newest label, so corrections of earlier windows do not count twice. Everything else is over
-    all rows. An expectation that cannot be evaluated fails the window.
+    newest label, so corrections of earlier windows do not count twice; it is checked over the
+    window and over each stretch of `min_rows` of them, so that a burst of wrong labels does not
+    hide in the mean. Everything else is over all rows. An expectation that cannot be evaluated
+    fails the window.
     """
     frame = _frame(spec, samples)
     statistics = _statistics(spec, frame)
@@ -66,11 +70,22 @@ def _frame(spec: LineSpec, samples: pa.Table) -> pd.DataFrame:
     frame[_SAMPLE_KEY] = frame["impression_id"] + "#" + frame["revision"].astype(str)
     newest = frame.groupby("impression_id", sort=False)["label"].transform("last")
     frame[_FIRST_LABEL] = newest.where(frame["revision"] == 0).astype("float64")
+    frame[_ODD_STRETCH] = _odd_stretches(spec, frame[_FIRST_LABEL])
     for name in spec.model.categorical:
         frame[f"{name}__missing"] = (frame[name] == -1).astype("float64")
     for name in spec.model.numeric:
         frame[f"{name}__missing"] = frame[name].isna().astype("float64")
     return frame
+
+
+def _odd_stretches(spec: LineSpec, labels: pd.Series[float]) -> pd.Series[float]:
+    """Label rate at the first row of each stretch that cannot be right; NaN, which passes, else."""
+    gate, known = spec.gates.data, labels.dropna()
+    odd = metrics.implausible_stretches(known.to_numpy(), gate.label_rate, gate.min_rows)
+    rates = labels * np.nan
+    for first, rate in odd:
+        rates.loc[known.index[first]] = rate
+    return rates
 
 
 def _statistics(spec: LineSpec, frame: pd.DataFrame) -> dict[str, Any]:
@@ -101,6 +116,7 @@ def _expectations(spec: LineSpec, gxe: Any) -> list[Any]:
         gxe.ExpectColumnValuesToBeInSet(column="revision", value_set=[0, 1]),
         gxe.ExpectColumnValuesToBeUnique(column=_SAMPLE_KEY),
         gxe.ExpectColumnMeanToBeBetween(column=_FIRST_LABEL, min_value=low, max_value=high),
+        between(column=_ODD_STRETCH, min_value=low, max_value=high),
         # NaN scores (bootstrapped rows were never scored) count as null here and pass.
         between(column="score", min_value=0.0, max_value=1.0),
     ]
@@ -152,6 +168,7 @@ def _run(spec: LineSpec, frame: pd.DataFrame) -> list[Any]:
 _NAMES: Final = {
     "expect_table_row_count_to_be_between": "row count",
     _FIRST_LABEL: "label rate over impressions",
+    _ODD_STRETCH: "label rate of a stretch of impressions",
     _SAMPLE_KEY: "(impression_id, revision)",
 }
 

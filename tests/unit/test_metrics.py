@@ -110,3 +110,18 @@ def test_paired_bootstrap_in_parts_equals_the_whole(monkeypatch: pytest.MonkeyPa
     whole = metrics.paired_bootstrap(a, b)
     monkeypatch.setattr(metrics, "_CELLS", 3_000)
     assert metrics.paired_bootstrap(a, b) == pytest.approx(whole)
+
+
+def test_a_burst_of_wrong_labels_shows_in_its_stretch_and_not_in_the_mean() -> None:
+    labels = np.random.default_rng(7).random(1000) < 0.15
+    labels[420:640] ^= True
+    assert labels.mean() < 0.4
+    found = metrics.implausible_stretches(labels, (0.01, 0.4), 100)
+    assert [first for first, _ in found] == [400, 500]
+    assert not metrics.implausible_stretches(labels[:400], (0.01, 0.4), 100)
+
+
+def test_rows_left_over_join_the_last_stretch() -> None:
+    labels = np.r_[np.zeros(100), np.ones(100), np.zeros(50)]
+    assert metrics.implausible_stretches(labels, (0.0, 0.4), 100) == [(100, 100 / 150)]
+    assert metrics.implausible_stretches(np.ones(3), (0.0, 0.4), 100) == []

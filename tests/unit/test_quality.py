@@ -58,9 +58,18 @@ def test_flipped_labels_are_named_with_the_rate_seen(spec: LineSpec) -> None:
     flipped = (np.arange(ROWS) % 10 != 0).astype("int8")
     report = quality.check(spec, window(spec, label=flipped))
     assert not report.passed
-    assert report.reasons == [
-        "label rate over impressions is 0.9, must be between 0.01 and 0.4"
-    ]  # fmt: skip
+    whole, stretch = report.reasons
+    assert whole == "label rate over impressions is 0.9, must be between 0.01 and 0.4"
+    assert stretch.startswith("label rate of a stretch of impressions: 4 values (such as 0.9")
+
+
+def test_a_burst_of_flipped_labels_that_leaves_the_mean_in_bounds_is_named(spec: LineSpec) -> None:
+    labels = (np.arange(ROWS) % 10 == 0).astype("int8")
+    labels[200:300] ^= 1
+    report = quality.check(spec, window(spec, label=labels))
+    assert [reason.partition(":")[0] for reason in report.reasons] == [
+        "label rate of a stretch of impressions"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,374 @@
+"""The command line: one verb for each flow, imports inside the verbs so that `--help` is quick.
+
+Exit codes are those of `headrace.errors`; 130 after Ctrl-C. People read tables, `--json`
+gives machines the same values.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from headrace.errors import DeclarationError, GateRejected, HeadraceError
+from headrace.settings import Settings, find_line, load_line, load_lines, load_settings
+
+if TYPE_CHECKING:
+    from headrace.declaration import LineSpec
+    from headrace.line import LineStore
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help=__doc__,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+line_app = typer.Typer(no_args_is_help=True, help="Versions of a line and its champion.")
+quarantine_app = typer.Typer(no_args_is_help=True, help="Windows that a gate refused.")
+app.add_typer(line_app, name="line")
+app.add_typer(quarantine_app, name="quarantine")
+out = Console()
+
+LineName = Annotated[str, typer.Option("--line", help="Name of a line in lines/.")]
+LinePath = Annotated[Path, typer.Option("--line", help="A line's YAML file.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends in one clear line and an exit code."""
+    try:
+        app(standalone_mode=False)
+    except HeadraceError as problem:
+        _end(str(problem), problem.exit_code)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        _end("interrupted", 130)
+    except OSError as problem:
+        if problem.errno != errno.ENOSPC:
+            raise
+        _end(f"no space left on the disk ({problem.filename}); free some and run again", 4)
+    except Exception as problem:
+        if not hasattr(problem, "format_message"):  # click's usage errors have it
+            raise
+        _end(f"{problem.format_message().rstrip('.')}; see `headrace --help`", 2)
+
+
+def _end(message: str, code: int) -> None:
+    sys.stderr.write(f"headrace: {message}\n")
+    sys.exit(code)
+
+
+def _open(line: str) -> tuple[Settings, LineSpec]:
+    settings = load_settings()
+    return settings, find_line(settings, line)
+
+
+def _lines_store(line: str) -> tuple[Settings, LineStore]:
+    from headrace.line import LineStore
+
+    settings, spec = _open(line)
+    return settings, LineStore(settings.line_home(spec.line), spec.line)
+
+
+def _until_signal(run: Callable[[threading.Event], None]) -> None:
+    """Call `run` with an event that SIGTERM and Ctrl-C set, so that it ends in good order."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    run(stop)
+
+
+def _show(value: Any) -> None:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")
+
+
+@app.command()
+def demo(
+    minutes: Annotated[float, typer.Option(help="Minutes of traffic.")] = 4.5,
+    keep: Annotated[bool, typer.Option(help="Leave the stack's files in out/demo/stack.")] = True,
+) -> None:
+    """Run the whole loop once on this machine and write out/demo/report.html."""
+    from headrace.demo import run
+
+    raise typer.Exit(run(load_settings(), minutes=minutes, keep=keep))
+
+
+@app.command()
+def up(line: LineName = "coupons") -> None:
+    """Start the stack (collector, scoring server, Airflow) and leave it running."""
+    from headrace import stack
+
+    settings, spec = _open(line)
+    stack.up(settings, spec.line)
+
+
+@app.command()
+def down() -> None:
+    """Stop the stack and every process that belongs to it."""
+    from headrace import stack
+
+    stack.down(load_settings())
+
+
+@app.command()
+def status(as_json: AsJson = False) -> None:
+    """Say what runs, since when, and how stale each line is."""
+    from headrace import stack
+
+    state = stack.status(load_settings())
+    if as_json:
+        _show(state)
+        return
+    table = Table("service", "state", "pid", "address")
+    for service in state["services"]:
+        table.add_row(*(str(service.get(key, "")) for key in ("name", "state", "pid", "url")))
+    out.print(table)
+
+
+@app.command()
+def apply() -> None:
+    """Register every line's entities, views and feature service with Feast."""
+    from headrace.store import Store
+
+    Store(load_settings()).apply()
+
+
+@app.command()
+def ingest(line: LineName = "coupons") -> None:
+    """Collect events over HTTP and turn them into features and samples, tick by tick."""
+    from headrace.ingest import run
+
+    settings, spec = _open(line)
+    _until_signal(lambda stop: run(settings, spec, stop))
+
+
+@app.command()
+def serve(line: LineName = "coupons") -> None:
+    """Answer scoring requests with the line's champion, swapping versions while serving."""
+    from headrace.serving.app import run
+
+    settings, spec = _open(line)
+    run(settings, spec)
+
+
+@app.command()
+def simulate(
+    line: LineName = "coupons",
+    minutes: Annotated[float, typer.Option(help="How long; 0 is until stopped.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Seed of the simulated world.")] = 7,
+) -> None:
+    """Send a simulated coupon campaign to the running stack, closing the loop."""
+    from headrace.simulate import SimulatorConfig
+    from headrace.simulate import run as simulate_run
+
+    settings, spec = _open(line)
+
+    def limited(stop: threading.Event) -> None:
+        if minutes > 0:
+            threading.Timer(minutes * 60, stop.set).start()
+        simulate_run(settings, spec, SimulatorConfig(seed=seed), stop)
+
+    _until_signal(limited)
+
+
+@app.command()
+def run(
+    pipeline: Annotated[str, typer.Argument(help="incremental_train or full_train.")],
+    line: LineName = "coupons",
+    as_json: AsJson = False,
+) -> None:
+    """Run one Kubeflow pipeline for a line, here or on the configured endpoint."""
+    from headrace.launch import run_pipeline
+
+    settings, spec = _open(line)
+    result = run_pipeline(settings, pipeline, spec.line)
+    if as_json:
+        _show(result)
+    else:
+        out.print(f"{pipeline} {spec.line}: {result.outcome} {result.version or ''}")
+        for reason in result.reasons:
+            out.print(f"  {reason}")
+    if result.outcome == "rejected":
+        raise GateRejected(f"{pipeline} was rejected: {'; '.join(result.reasons)}")
+    if result.outcome == "failed":
+        raise HeadraceError(f"{pipeline} failed: {'; '.join(result.reasons)}")
+
+
+@app.command()
+def replay(
+    line: LinePath,
+    data: Annotated[Path, typer.Option(help="Folder that the line's paths start from.")],
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+) -> None:
+    """Stream a real event file through kernel, samples, trainer and gates, and compare policies."""
+    from headrace.replay import replay as replay_line
+
+    spec = load_line(line)
+    with _progress() as progress:
+        task = progress.add_task(f"replay {spec.line}", total=None)
+
+        def advance(done: int, total: int, note: str) -> None:
+            progress.update(task, completed=done, total=total, description=note)
+
+        result = replay_line(spec, data, advance)
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    table = Table(
+        "policy", "log loss", "AUC", "calibration", title=f"{spec.line}: {result['rows']}"
+    )
+    for name, policy in result["policies"].items():
+        figures = (policy[key] for key in ("logloss", "auc", "calibration"))
+        table.add_row(name, *("-" if value is None else f"{value:.4f}" for value in figures))
+    out.print(table)
+    if result.get("explanation"):
+        out.print(result["explanation"])
+
+
+@app.command()
+def parity(line: LineName = "coupons", as_json: AsJson = False) -> None:
+    """Recompute every served row from the log and compare it bit by bit; exit 6 on a mismatch."""
+    from headrace.errors import IntegrityError
+    from headrace.parity import check
+
+    settings, spec = _open(line)
+    report = check(settings, spec)
+    if as_json:
+        _show(report)
+    else:
+        out.print(f"{spec.line}: {report.rows} served rows, {report.mismatches} mismatches")
+    if report.mismatches:
+        raise IntegrityError(f"{report.mismatches} mismatches; the first: {report.first[:3]}")
+
+
+@app.command()
+def account(line: LineName = "coupons") -> None:
+    """Count every event of the log by its fate; the counts must add up (JSON)."""
+    from headrace.account import account as count
+
+    settings, spec = _open(line)
+    _show(count(settings, spec))
+
+
+@app.command()
+def lines(as_json: AsJson = False) -> None:
+    """List the declared lines; a wrong one is named with its key and the remedy."""
+    settings = load_settings()
+    declared = load_lines(settings.lines_dir)
+    if as_json:
+        _show({name: spec.model_dump(mode="json") for name, spec in declared.items()})
+        return
+    table = Table("line", "feature service", "source", "label", "windows", "model")
+    for name, spec in declared.items():
+        table.add_row(
+            name, spec.feature_service, spec.source.kind, spec.label.engagement,
+            str(len(spec.windows)), spec.model.family,
+        )  # fmt: skip
+    out.print(table)
+
+
+@line_app.command("list")
+def line_list(line: LineName = "coupons", as_json: AsJson = False) -> None:
+    """List the versions of a line, the champion marked."""
+    _, store = _lines_store(line)
+    champion = store.champion()
+    versions = store.versions()
+    if as_json:
+        _show({"champion": champion and dataclasses.asdict(champion),
+               "versions": [dataclasses.asdict(version) for version in versions]})  # fmt: skip
+        return
+    table = Table("", "version", "parent", "kind", "ticks", "rows", "created")
+    for version in versions:
+        mark = "*" if champion and version.version == champion.version else ""
+        table.add_row(
+            mark, version.version, version.parent or "", version.kind,
+            f"{version.from_tick}-{version.to_tick}", str(version.rows), version.created_at,
+        )  # fmt: skip
+    out.print(table)
+
+
+@line_app.command("show")
+def line_show(version: str, line: LineName = "coupons") -> None:
+    """Show one version with its evidence and verdict (JSON)."""
+    _, store = _lines_store(line)
+    _show({
+        "version": dataclasses.asdict(store.get(version)),
+        "evidence": store.evidence(version),
+        "verdict": store.verdict(version),
+    })  # fmt: skip
+
+
+@line_app.command("verify")
+def line_verify(line: LineName = "coupons") -> None:
+    """Load every version and compare its bytes with their checksums; exit 6 when one differs."""
+    _, store = _lines_store(line)
+    versions = store.versions()
+    for version in versions:
+        store.load(version.version)
+    out.print(f"{line}: {len(versions)} versions hold")
+
+
+@line_app.command("promote")
+def line_promote(version: str, reason: str = "by hand", line: LineName = "coupons") -> None:
+    """Make a version that passed its gate the champion; without a passed verdict it is refused."""
+    _, store = _lines_store(line)
+    verdict = store.verdict(version)
+    if verdict is None or not verdict.get("passed"):
+        raise GateRejected(f"{version} has no passed verdict; run its pipeline, or roll back to it")
+    champion = store.advance(store.champion(), version, action="promote", reason=reason)
+    out.print(f"{line}: champion is {champion.version} (generation {champion.generation})")
+
+
+@line_app.command("rollback")
+def line_rollback(
+    to: Annotated[str | None, typer.Option(help="A version; default is the previous one.")] = None,
+    reason: str = "by hand",
+    line: LineName = "coupons",
+) -> None:
+    """Point the line back at an earlier version; servers follow within a second."""
+    _, store = _lines_store(line)
+    champion = store.rollback(to, reason=reason)
+    out.print(f"{line}: champion is {champion.version} (generation {champion.generation})")
+
+
+@quarantine_app.command("list")
+def quarantine_list(line: LineName = "coupons") -> None:
+    """List refused windows with their reasons (JSON)."""
+    from headrace.sample import Quarantine
+
+    settings, spec = _open(line)
+    _show(Quarantine(settings.line_home(spec.line)).intervals())
+
+
+@quarantine_app.command("release")
+def quarantine_release(interval: str, line: LineName = "coupons") -> None:
+    """Let a refused window (`FROM-TO`, in ticks) be learned after all."""
+    from headrace.sample import Quarantine
+
+    settings, spec = _open(line)
+    first, dash, last = interval.partition("-")
+    if not (dash and first.isdigit() and last.isdigit()):
+        raise DeclarationError(f"{interval!r} is not an interval; write FROM-TO, such as 120-151")
+    Quarantine(settings.line_home(spec.line)).release(int(first), int(last))
+
+
+def _progress() -> Progress:
+    return Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(),
+        console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty(),
+    )  # fmt: skip

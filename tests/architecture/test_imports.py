@@ -1,0 +1,85 @@
+"""Who may import whom is written down here and in pyproject.toml (import-linter), and fails."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[2]
+SOURCE = PROJECT / "src" / "headrace"
+
+# A library that has one owner: everything else goes through that module.
+OWNERS = {
+    "feast": {"store", "feature_repo"},
+    "kfp": {"launch", "components", "pipelines"},
+    "great_expectations": {"quality"},
+    "mlflow": {"tracking"},
+    "pyspark": {"spark"},
+    "tensorflow": {"model"},
+    "keras": set(),
+    "duckdb": {"source", "bench"},
+    "circus": {"stack"},
+    "airflow": {"dags"},
+}
+PURE = ("declaration", "errors", "events", "windows", "requests", "labels", "metrics", "gates")
+IO_MODULES = {"os", "io", "pathlib", "time", "socket", "subprocess", "threading", "httpx", "shutil"}
+
+
+def sources() -> Iterator[tuple[str, Path]]:
+    """Every Python file of the product with the name of its owner (module or top folder)."""
+    for path in sorted(SOURCE.rglob("*.py")):
+        yield path.relative_to(SOURCE).parts[0].removesuffix(".py"), path
+    for folder in ("feature_repo", "components", "pipelines", "dags", "bench"):
+        for path in sorted((PROJECT / folder).rglob("*.py")):
+            yield folder, path
+
+
+def imported(tree: ast.AST) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("library", OWNERS)
+def test_each_outside_system_has_one_owner(library: str) -> None:
+    trespassers = [
+        str(path.relative_to(PROJECT))
+        for owner, path in sources()
+        if owner not in OWNERS[library] and library in imported(ast.parse(path.read_text()))
+    ]
+    assert trespassers == []
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_pure_modules_do_no_io_and_read_no_clock(module: str) -> None:
+    assert imported(ast.parse((SOURCE / f"{module}.py").read_text())) & IO_MODULES == set()
+
+
+def test_only_settings_reads_the_environment() -> None:
+    readers = {
+        owner
+        for owner, path in sources()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute)
+        and node.attr in ("environ", "getenv")
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "os"
+        # setting a variable for a library before its import is not reading one
+    } - {"settings", "model", "quality", "launch", "stack"}
+    assert readers == set()
+
+
+def test_components_stay_thin() -> None:
+    long = {
+        path.name: len(path.read_text().splitlines())
+        for owner, path in sources()
+        if owner == "components" and len(path.read_text().splitlines()) > 45
+    }
+    assert long == {}

@@ -1,0 +1,362 @@
+"""A replay predicts before it learns, learns only what was known, and loses no record."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from headrace import replay as replay_module
+from headrace.declaration import LineSpec
+from headrace.errors import InputError
+from headrace.gated_learning import GatedLearner, window_reasons
+from headrace.replay import replay
+from headrace.results import BEGIN, END, read, render, write
+from headrace.scoreboard import comparisons, explanation
+
+Row = dict[str, Any]
+START = datetime(2024, 1, 1, tzinfo=UTC)
+DAYS = 6
+ITEMS = "abcdefgh"
+
+
+def declare(**changes: Any) -> LineSpec:
+    declared: dict[str, Any] = {
+        "line": "toy",
+        "columns": {"item": "string"},
+        "source": {
+            "kind": "files",
+            "impressions": {
+                "path": "toy.csv",
+                "id": "id",
+                "time": {"expression": "at"},
+                "columns": {"item": "item"},
+            },
+            "label": {"value": "hit", "delay_s": "delay"},
+        },
+        "label": {"engagement": "hit", "outcome": "explicit", "attribution_window": "1d"},
+        "windows": [
+            {"name": "n", "key": ["item"], "event": "hit", "aggregate": "count", "window": "6h"},
+            {"name": "h", "key": ["item"], "event": "hit", "aggregate": "sum", "window": "6h"},
+        ],
+        "request_features": [
+            {"name": "item_id", "kind": "hash", "of": "item"},
+            {"name": "rate", "kind": "ratio", "of": ["h", "n"], "prior": [1, 4]},
+        ],
+        "model": {
+            "family": "ftrl",
+            "categorical": ["item_id"],
+            "numeric": ["rate"],
+            "table_bits": 10,
+            "ftrl_alpha": 0.3,
+        },
+        "gates": {"data": {"min_rows": 10}},
+        "cadence": {"incremental": "1h"},
+    }
+    return LineSpec.model_validate(declared | changes)
+
+
+def world(rows_a_day: int = 300) -> list[Row]:
+    """Items whose rate turns over every day, so that fresher training knows more."""
+    rng = np.random.default_rng(5)
+    rows = []
+    for number in range(DAYS * rows_a_day):
+        at = START + timedelta(seconds=number * 86_400 / rows_a_day)
+        item = int(rng.integers(len(ITEMS)))
+        rate = 0.85 if (item + number // rows_a_day) % 2 else 0.1
+        rows.append(
+            {
+                "id": f"i{number}",
+                "at": at.isoformat(),
+                "item": ITEMS[item],
+                "hit": int(rng.random() < rate),
+                "delay": int(rng.integers(60, 7200)),
+            }
+        )
+    return rows
+
+
+def save(folder: Path, rows: list[Row]) -> Path:
+    with (folder / "toy.csv").open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_suite_check_a_replay() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(replay_module, "_SUITE_CHECKS", 1)
+        yield
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return replay(declare(), save(tmp_path_factory.mktemp("toy"), world()))
+
+
+def test_the_fresher_policy_wins_where_the_world_turns(result: dict[str, Any]) -> None:
+    loss = {name: policy["logloss"] for name, policy in result["policies"].items()}
+    assert loss["fresh"] < loss["daily"]
+    assert result["policies"]["fresh"]["auc"] > 0.6
+    fresh = result["comparisons"][0]
+    assert fresh["holds"]
+    assert fresh["low"] > 0
+
+
+def test_all_rows_are_scored_by_all_policies_and_accounted_for(result: dict[str, Any]) -> None:
+    counts = result["counts"]
+    assert result["rows"] == counts["scored"] == counts["impressions"] == 300 * DAYS
+    assert (counts["unaccounted"], counts["pending"], counts["without_label"]) == (0, 0, 0)
+    for policy in result["policies"].values():
+        assert sum(day["rows"] for day in policy["by_day"]) == result["rows"]
+        assert len(policy["by_day"]) == DAYS
+    assert result["features"]["rate"] == {"missing_share": 0.0}
+    gates = result["training"]["gates"]["fresh"]
+    assert gates["suite_checks"] > 0
+    assert gates["suite_disagreements"] == 0
+
+
+def test_frozen_is_daily_until_the_freeze_and_daily_starts_untrained(
+    result: dict[str, Any],
+) -> None:
+    daily, frozen = (result["policies"][name]["by_day"] for name in ("daily", "frozen"))
+    assert daily[:2] == frozen[:2]
+    assert daily[2]["logloss"] != frozen[2]["logloss"]
+    assert daily[0]["auc"] == 0.5
+    assert result["training"]["frozen_rule"] == "first day"
+    assert result["after_freeze"]["rows"] == 300 * (DAYS - 1)
+
+
+def without(rows: list[Row], keep: Callable[[datetime], bool]) -> list[Row]:
+    """The same rows, labels turned over where they became known outside `keep`."""
+    changed = []
+    for row in rows:
+        known = datetime.fromisoformat(row["at"]) + timedelta(seconds=row["delay"])
+        changed.append(row if keep(known) else row | {"hit": 1 - row["hit"]})
+    return changed
+
+
+def test_what_became_known_later_changes_no_earlier_prediction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut = START + timedelta(days=3, hours=7, minutes=20)
+    cut_us = int(cut.timestamp() * 1e6)
+    seen: list[dict[str, np.ndarray]] = []
+    original = replay_module._Run.result
+
+    def spy(self: Any, counts: Any) -> dict[str, Any]:
+        early = self.is_shown & (self.arrival_us <= cut_us)
+        ids = np.array(self.events["impression_id"].to_pylist())[early]
+        order = np.argsort(ids)
+        seen.append({name: values[early][order] for name, values in self.predictions.items()})
+        seen[-1]["all"] = self.predictions["fresh"][self.is_shown]
+        return original(self, counts)
+
+    monkeypatch.setattr(replay_module._Run, "result", spy)
+    rows = world()
+    replay(declare(), save(tmp_path, rows))
+    replay(declare(), save(tmp_path, without(rows, lambda known: known < cut)))
+    for name in ("fresh", "daily", "frozen"):
+        assert np.array_equal(seen[0][name], seen[1][name])
+    assert not np.array_equal(seen[0]["all"], seen[1]["all"])
+
+
+def test_the_order_of_the_file_and_repeated_rows_change_no_score(
+    tmp_path: Path, result: dict[str, Any]
+) -> None:
+    rows = world()
+    shuffled = [rows[i] for i in np.random.default_rng(1).permutation(len(rows))]
+    again = replay(declare(), save(tmp_path, [*shuffled, *shuffled[:40]]))
+    assert again["policies"] == result["policies"]
+    counts = again["counts"]
+    assert counts["duplicates"] == 40
+    assert counts["fates"] == {"duplicate_engagement": 40, "duplicate_impression": 40}
+    assert counts["unaccounted"] == 0
+    assert counts["unsorted"] > 0
+
+
+def test_engagements_in_a_second_file_and_no_windows(tmp_path: Path) -> None:
+    rows = world(100)
+    save(tmp_path, rows)
+    clicks = [row for row in rows if row["hit"]]
+    known = [datetime.fromisoformat(row["at"]) + timedelta(seconds=row["delay"]) for row in clicks]
+    again_ms = int(known[0].timestamp() * 1000) + 60_000
+    table = pa.table(
+        {
+            "order": [*(row["id"] for row in clicks), clicks[0]["id"], "ghost"],
+            "ms": [
+                *(int(at.timestamp() * 1000) for at in known),
+                again_ms,
+                1_704_100_000_000,
+            ],
+        }
+    )
+    pq.write_table(table, tmp_path / "clicks.parquet")
+    spec = declare(
+        source={
+            "kind": "files",
+            "impressions": _given(),
+            "engagements": {
+                "path": "*.parquet",
+                "impression_id": "order",
+                "time": {"expression": "ms", "format": "unix_ms"},
+            },
+        },
+        label={"engagement": "hit", "attribution_window": "3h"},
+        windows=[],
+        request_features=[{"name": "item_id", "kind": "hash", "of": "item"}],
+        model={"family": "ftrl", "categorical": ["item_id"], "table_bits": 10},
+    )
+    counts = replay(spec, tmp_path)["counts"]
+    assert counts["engagements"] == len(clicks) + 2
+    assert counts["unmatched"] == 1
+    assert counts["fates"] == {"duplicate_engagement": 1, "unmatched": 1}
+    assert (counts["unaccounted"], counts["scored"]) == (0, 100 * DAYS)
+
+
+def test_provisional_negatives_are_corrected(tmp_path: Path) -> None:
+    label = {"engagement": "hit", "attribution_window": "2h", "provisional_after": "20m"}
+    found = replay(declare(label=label), save(tmp_path, world()))
+    counts = found["counts"]
+    hits = sum(row["hit"] for row in world())
+    assert counts["corrections"] > 0
+    assert counts["unaccounted"] == 0
+    assert counts["engagements"] == hits
+    assert counts["silent"] == 300 * DAYS - hits
+    assert found["label_rate"] == pytest.approx(hits / (300 * DAYS))
+
+
+def test_a_window_that_the_data_gate_refuses_is_not_learned(tmp_path: Path) -> None:
+    gates = {"data": {"min_rows": 10, "label_rate": [0.99, 1.0]}}
+    found = replay(declare(gates=gates), save(tmp_path, world()))
+    fresh = found["training"]["gates"]["fresh"]
+    assert fresh["refused"] == fresh["steps"] > 0
+    assert fresh["reasons"] == {"label rate out of bounds": fresh["steps"]}
+    assert fresh["suite_disagreements"] == 0
+    assert found["policies"]["fresh"]["auc"] == 0.5
+    assert "does not beat" in found["explanation"]
+
+
+def samples(rows: int, rate: float) -> pa.Table:
+    label = np.zeros(rows, dtype=np.int8)
+    label[::3] = 1
+    return pa.table(
+        {
+            "impression_id": [str(i) for i in range(rows)],
+            "revision": np.zeros(rows, dtype=np.int32),
+            "label": label,
+            "item_id": np.arange(rows, dtype=np.int64) % 5,
+            "rate": np.full(rows, rate),
+            "positive_weight": label.astype(np.float32),
+            "negative_weight": (1 - label).astype(np.float32),
+        }
+    )
+
+
+class Broken:
+    """Stands for a model whose weights overflow on a marked window."""
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.bad = model, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def learn(self, window: pa.Table) -> Any:
+        self.bad = self.bad or window["rate"][0].as_py() > 1
+        return self.model.learn(window)
+
+    def predict(self, window: pa.Table) -> Any:
+        return self.model.predict(window) * (np.nan if self.bad else 1.0)
+
+    def load_state(self, state: Any) -> None:
+        self.bad = False
+        self.model.load_state(state)
+
+
+def test_a_step_that_ends_in_no_finite_prediction_is_taken_back() -> None:
+    learner, plain = GatedLearner(declare()), GatedLearner(declare())
+    learner.model = Broken(learner.model)  # type: ignore[assignment]
+    for rate in (0.1, 0.2, 5.0, 0.3):
+        learner.learn(samples(30, rate))
+        if rate < 1:
+            plain.learn(samples(30, rate))
+    assert (learner.gates.refused, learner.gates.refused_rows) == (1, 30)
+    mine, other = learner.model.state(), plain.model.state()
+    assert all(np.array_equal(mine[name], other[name]) for name in other)
+
+
+def test_the_cheap_data_gate_sees_missing_inputs() -> None:
+    assert window_reasons(declare(), samples(30, 0.5)) == []
+    assert window_reasons(declare(), samples(30, np.nan)) == ["missing share of rate too high"]
+
+
+def test_files_without_a_usable_row_are_named(tmp_path: Path) -> None:
+    rows = world(2)
+    source = {
+        "kind": "files",
+        "impressions": {**_given(), "where": "item = 'nobody'"},
+        "label": {"value": "hit", "delay_s": "delay"},
+    }
+    with pytest.raises(InputError, match="no impression is left"):
+        replay(declare(source=source), save(tmp_path, rows))
+    source = {
+        "kind": "files",
+        "impressions": _given(),
+        "label": {"value": "NULL", "delay_s": "delay"},
+    }
+    with pytest.raises(InputError, match="got a label"):
+        replay(declare(source=source), save(tmp_path, rows))
+
+
+def _given() -> dict[str, Any]:
+    return {
+        "path": "toy.csv",
+        "id": "id",
+        "time": {"expression": "at"},
+        "columns": {"item": "item"},
+    }
+
+
+def test_an_explanation_names_the_figures() -> None:
+    labels = np.array([0, 1] * 30, dtype=np.int8)
+    good, bad = np.where(labels == 1, 0.8, 0.2), np.full(60, 0.5)
+    days = np.array(["2024-01-01"] * 30 + ["2024-01-02"] * 30)
+    compared = comparisons(labels, {"fresh": bad, "daily": good, "frozen": bad}, days, 0.95, 0)
+    assert [one["holds"] for one in compared] == [False, True]
+    figures = {
+        name: {"logloss": loss, "auc": auc, "calibration": 1.0}
+        for name, loss, auc in (("fresh", 0.69, 0.5), ("daily", 0.22, 1.0), ("frozen", 0.69, 0.5))
+    }
+    text = explanation(figures, compared)
+    assert text is not None
+    assert "fresh does not beat daily" in text
+    assert "0 of 2 days" in text
+    assert "not chance" in text
+
+
+def test_results_are_written_between_their_marks(tmp_path: Path, result: dict[str, Any]) -> None:
+    import json
+
+    path, document = tmp_path / "toy.json", tmp_path / "results.md"
+    path.write_text(json.dumps(result, allow_nan=False), encoding="utf-8")
+    write(document, [path])
+    document.write_text("# Mine\n\n" + document.read_text().split("\n\n", 1)[1] + "\ntail\n")
+    write(document, [path])
+    text = document.read_text()
+    assert text.startswith("# Mine")
+    assert text.rstrip().endswith("tail")
+    assert (text.count(BEGIN), text.count(END)) == (1, 1)
+    assert render([read(path)]) in text
+    path.write_text("{}", encoding="utf-8")
+    with pytest.raises(InputError, match="not a replay result"):
+        write(document, [path])
