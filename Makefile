@@ -1,7 +1,6 @@
 # Two commands matter: `make demo` and `make test`. Each sets up all it needs.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-LINE ?= coupons
 RUN := .venv/bin/headrace
 export PYTHONDONTWRITEBYTECODE :=
 
@@ -16,8 +15,8 @@ setup: ## Install uv, the locked environment and Java 17
 demo: setup ## Run the whole loop for ten minutes at most and write out/demo/report.html
 	@$(RUN) demo
 
-up: setup ## Start the stack and leave it running
-	@$(RUN) up --line $(LINE)
+up: setup ## Start the stack with simulated traffic and leave it running
+	@$(RUN) up --simulate
 
 down: ## Stop the stack
 	@$(RUN) down

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from headrace.declaration import LineSpec
 from headrace.events import event_schema
-from headrace.labels import FATES
+from headrace.ingest.tick import TickState
+from headrace.labels.state import FATES
 from headrace.line import LineStore
 from headrace.log.files import FileLog
 from headrace.quarantine import Quarantine
 from headrace.sample import TickManifest, ticks
 from headrace.settings import Settings
-from headrace.tick import TickState
 
 _COLUMNS = ["revision", "impression_offset", "engagement_offset"]
 

@@ -103,26 +103,42 @@ def demo(
     keep: Annotated[bool, typer.Option(help="Leave the stack's files in out/demo/stack.")] = True,
 ) -> None:
     """Run the whole loop once on this machine and write out/demo/report.html."""
-    from headrace.demo import run
+    from headrace.demo.run import run
 
     raise typer.Exit(run(load_settings(), minutes=minutes, keep=keep))
 
 
 @app.command()
-def up(line: LineName = "coupons") -> None:
+def up(
+    line: LineName = "coupons",
+    simulate: Annotated[
+        bool, typer.Option("--simulate", help="Start from simulated history and send traffic.")
+    ] = False,
+) -> None:
     """Start the stack (collector, scoring server, Airflow) and leave it running."""
     from headrace import stack
 
     settings, spec = _open(line)
-    stack.up(settings, spec.line)
+    if not simulate:
+        stack.up(settings, spec.line)
+        return
+    from headrace.demo.bootstrap import Bootstrap
+
+    bootstrap = Bootstrap(spec, stack.write_line, traffic=True)
+    stack.up(settings, spec.line, service_list=bootstrap, say=stack.write_line)
 
 
 @app.command()
 def down() -> None:
-    """Stop the stack and every process that belongs to it."""
+    """Stop the stack and every process that belongs to it; also one that a demo left behind."""
     from headrace import stack
+    from headrace.demo.run import demo_settings
 
-    stack.down(load_settings())
+    settings = load_settings()
+    demo_home = demo_settings(settings)
+    if stack.status(demo_home)["running"]:
+        stack.down(demo_home)
+    stack.down(settings)
 
 
 @app.command()
@@ -151,7 +167,7 @@ def apply() -> None:
 @app.command()
 def ingest(line: LineName = "coupons") -> None:
     """Collect events over HTTP and turn them into features and samples, tick by tick."""
-    from headrace.ingest import run
+    from headrace.ingest.service import run
 
     settings, spec = _open(line)
     _until_signal(lambda stop: run(settings, spec, stop))
@@ -173,8 +189,8 @@ def simulate(
     seed: Annotated[int, typer.Option(help="Seed of the simulated world.")] = 7,
 ) -> None:
     """Send a simulated coupon campaign to the running stack, closing the loop."""
-    from headrace.simulate import SimulatorConfig
-    from headrace.simulate import run as simulate_run
+    from headrace.simulate.campaign import SimulatorConfig
+    from headrace.simulate.campaign import run as simulate_run
 
     settings, spec = _open(line)
 
@@ -216,7 +232,7 @@ def replay(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
 ) -> None:
     """Stream a real event file through kernel, samples, trainer and gates, and compare policies."""
-    from headrace.replay import replay as replay_line
+    from headrace.replay.stream import replay as replay_line
 
     spec = load_line(line)
     with _progress() as progress:

@@ -22,7 +22,7 @@ from pyarrow import dataset
 from headrace import requests, sample
 from headrace.declaration import LineSpec
 from headrace.events import event_schema, input_fields, served_schema
-from headrace.labels import LabelState
+from headrace.labels.state import LabelState
 from headrace.log.files import FileLog
 from headrace.settings import Settings
 from headrace.windows import WindowState

@@ -171,22 +171,12 @@ class _Inputs:
         known = self.computed.get(name)
         if known is None:
             return hash64(self._column(name, user))
-        if known.dtype != np.int64:
-            raise InputError(
-                f"request_features.{user}: {name!r} is a number, not an id; bucketize it first"
-            )
         return known.astype(np.int64, copy=False)
 
     def _number(self, name: str, user: str) -> Floats:
         known = self.computed.get(name)
         if known is None:
-            column = self._column(name, user)
-            if not (type_.is_integer(column.type) or type_.is_floating(column.type)):
-                raise InputError(
-                    f"request_features.{user}: {name!r} has type {column.type}, not a number; "
-                    "declare the column int or float, or hash it"
-                )
-            numbers = column.cast(pa.float64(), safe=False)
+            numbers = self._column(name, user).cast(pa.float64(), safe=False)
             return np.asarray(_filled(numbers, np.nan).to_numpy())
         if known.dtype == np.int64:
             return np.where(known < 0, np.nan, known.astype(np.float64))

@@ -26,9 +26,10 @@ from headrace.account import account
 from headrace.declaration import LineSpec
 from headrace.errors import EnvironmentFault, InputError
 from headrace.events import event_schema, served_schema
-from headrace.ingest import import_history, resume, run
-from headrace.intake import DAY_US, Intake
-from headrace.labels import LabelState
+from headrace.ingest.intake import DAY_US, Intake
+from headrace.ingest.service import import_history, resume, run
+from headrace.ingest.tick import TickState, run_tick
+from headrace.labels.state import LabelState
 from headrace.line import LineStore
 from headrace.log.files import FileLog
 from headrace.log.stamp import EventWriter, clock_us
@@ -36,7 +37,6 @@ from headrace.quarantine import Quarantine
 from headrace.sample import head_tick, read_samples, ticks
 from headrace.settings import PROJECT, Settings, load_settings
 from headrace.store import part_schema
-from headrace.tick import TickState, run_tick
 from headrace.windows import WindowState
 
 SECOND = 1_000_000
@@ -139,7 +139,7 @@ def test_import_lives_the_past_with_the_vectors_of_then(settings):
 def test_import_goes_on_where_it_was_cut_short(settings, tmp_path, monkeypatch):
     events = history(30)
     home = settings.line_home(SPEC.line)
-    import headrace.ingest as module
+    import headrace.ingest.service as module
 
     real, calls = module.advance, []
 

@@ -13,13 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from headrace import replay as replay_module
 from headrace.declaration import LineSpec
 from headrace.errors import InputError
-from headrace.gated_learning import GatedLearner, window_reasons
-from headrace.replay import replay
-from headrace.results import BEGIN, END, read, render, write
-from headrace.scoreboard import comparisons, explanation
+from headrace.replay import stream as replay_module
+from headrace.replay.learning import GatedLearner, window_reasons
+from headrace.replay.results import BEGIN, END, read, render, write
+from headrace.replay.scoreboard import comparisons, explanation
+from headrace.replay.stream import replay
 
 Row = dict[str, Any]
 START = datetime(2024, 1, 1, tzinfo=UTC)

@@ -15,11 +15,11 @@ import pytest
 
 from headrace.declaration import LineSpec
 from headrace.events import event_schema, served_schema
-from headrace.ingest import resume
+from headrace.ingest.service import resume
+from headrace.ingest.tick import push_newest, run_tick
 from headrace.log.files import FileLog
 from headrace.sample import head_tick, ticks
 from headrace.settings import PROJECT, load_line
-from headrace.tick import push_newest, run_tick
 
 SECOND = 1_000_000
 PER_TICK = 100

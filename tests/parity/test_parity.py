@@ -18,9 +18,9 @@ import pytest
 from headrace import parity, requests
 from headrace.declaration import LineSpec
 from headrace.events import TIME, event_schema, input_fields, served_schema
+from headrace.ingest.tick import TickState, run_tick
 from headrace.log.files import FileLog
 from headrace.settings import PROJECT, Settings, load_line, load_settings
-from headrace.tick import TickState, run_tick
 
 T0, SECOND = 1_750_000_000_000_000, 1_000_000
 USERS, ITEMS = ["ann", "bob", None], ["i1", "i2", "i3"]

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from headrace.declaration import LineSpec
-from headrace.drills import POISON_US, Drills
-from headrace.outbox import now_us
+from headrace.demo.drills import POISON_US, Drills
 from headrace.settings import PROJECT, load_line, load_settings
-from headrace.simulate import flip_switch
-from headrace.truth import read_json
+from headrace.simulate.campaign import flip_switch
+from headrace.simulate.outbox import now_us
+from headrace.simulate.truth import read_json
 
 S = 1_000_000
 STATE = {"weights": np.zeros(4, dtype=np.float32)}

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from headrace.declaration import LineSpec
 from headrace.errors import InputError, IntegrityError
 from headrace.events import event_schema, served_schema
-from headrace.labels import LabelState
+from headrace.labels.state import LabelState
 
 LINES = Path(__file__).parents[2] / "lines"
 SECOND = 1_000_000

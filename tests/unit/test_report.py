@@ -9,24 +9,25 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from headrace import cycle, freshness, ranking
-from headrace.claims import claims
+from headrace import cycle
 from headrace.cycle import Cycle
 from headrace.declaration import LineSpec
+from headrace.demo.claims import claims
 from headrace.events import event_schema, served_schema
-from headrace.ingest import advance, import_history, resume
+from headrace.ingest.service import advance, import_history, resume
+from headrace.ingest.tick import Logs
 from headrace.line import Champion, LineStore, Version
 from headrace.log.files import FileLog
 from headrace.log.stamp import EventWriter
 from headrace.metrics import log_loss
-from headrace.outbox import now_us
-from headrace.report import count_cycles, measure, write
+from headrace.report import freshness, ranking
+from headrace.report.measure import count_cycles, measure, write
 from headrace.sample import head_tick
 from headrace.settings import PROJECT, Settings, load_line, load_settings
-from headrace.simulate import SimulatorConfig, history
-from headrace.tick import Logs
-from headrace.truth import TruthLog, write_json
-from headrace.world import EXAMINATION
+from headrace.simulate.campaign import SimulatorConfig, history
+from headrace.simulate.outbox import now_us
+from headrace.simulate.truth import TruthLog, write_json
+from headrace.simulate.world import EXAMINATION
 
 S = 1_000_000
 

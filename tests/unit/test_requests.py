@@ -186,9 +186,3 @@ def test_faults_name_the_feature_the_column_and_the_remedy() -> None:
     wrong = pa.Table.from_pylist([{"item": "many"}])
     with pytest.raises(InputError, match="'item' is declared int but holds string"):
         transform(spec_with([FEATURES[3]], "item_id"), wrong)
-    crossed = {"name": "bad", "kind": "cross", "of": ["user", "ctr"]}
-    with pytest.raises(InputError, match="bad: 'ctr' is a number"):
-        transform(spec_with([FEATURES[2], FEATURES[8], crossed]), table)
-    counted = {"name": "bad", "kind": "number", "of": "user"}
-    with pytest.raises(InputError, match="bad: 'user' has type string"):
-        transform(spec_with([FEATURES[2], counted]), table)

@@ -17,9 +17,9 @@ from headrace.declaration import LineSpec
 from headrace.errors import DeclarationError
 from headrace.events import event_schema
 from headrace.settings import PROJECT, Settings, load_line, load_settings
-from headrace.simulate import SimulatorConfig, World, flip_switch, history, run, spoil
-from headrace.truth import read_json, read_truth
-from headrace.world import EXAMINATION, MINUTE_US
+from headrace.simulate.campaign import SimulatorConfig, World, flip_switch, history, run, spoil
+from headrace.simulate.truth import read_json, read_truth
+from headrace.simulate.world import EXAMINATION, MINUTE_US
 
 END_US = 1_763_000_000_000_000
 SMALL = SimulatorConfig(users=200, history_s=120)

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from headrace.declaration import LineSpec
 from headrace.errors import InputError
 from headrace.events import TIME, event_schema
-from headrace.labels import MARK
+from headrace.labels.state import MARK
 from headrace.log.files import FileLog
 
 

@@ -6,6 +6,7 @@ from headrace.stack.lifecycle import (
     running,
     status,
     up,
+    write_line,
 )
 from headrace.stack.record import Stack
 from headrace.stack.services import Service, services
@@ -19,4 +20,5 @@ __all__ = [
     "services",
     "status",
     "up",
+    "write_line",
 ]

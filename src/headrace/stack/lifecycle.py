@@ -108,6 +108,9 @@ def status(settings: Settings, *, service_list: ServiceList = services) -> dict[
         return {"running": alive, "supervised": False, "line": None, "services": []}
     supervised = supervisor.answers(stack.endpoint)
     pids = supervisor.pids(stack.endpoint, stack.services) if supervised else {}
+    known = service_list(settings, stack.line)
+    extra = set(stack.services) - {service.name for service in known}
+    listed = (*known, *(Service(name, (), 0, lambda _since: True) for name in sorted(extra)))
     return {
         "running": True,
         "supervised": supervised,
@@ -115,10 +118,7 @@ def status(settings: Settings, *, service_list: ServiceList = services) -> dict[
         "since": stack.started_at,
         "boot_s": stack.boot_s,
         "urls": stack.urls,
-        "services": [
-            _service_status(service, pids.get(service.name))
-            for service in service_list(settings, stack.line)
-        ],
+        "services": [_service_status(service, pids.get(service.name)) for service in listed],
     }
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 from headrace.declaration import LineSpec
 from headrace.errors import InputError, IntegrityError
 from headrace.events import IMPRESSION, event_schema
-from headrace.shelf import Int64s, Shelf
+from headrace.labels.shelf import Int64s, Shelf
 
 MARK: Final = "mark"
 FATE_SCHEMA: Final = pa.schema(

@@ -13,17 +13,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from headrace import checkpoint
 from headrace.atomic import disk_faults
 from headrace.declaration import LineSpec
 from headrace.errors import InputError
 from headrace.events import IMPRESSION, TIME, served_schema
+from headrace.ingest import checkpoint
+from headrace.ingest.tick import Logs, Push, TickState, push_newest, run_tick
 from headrace.log.files import FileLog
 from headrace.log.stamp import EventWriter, clock_us
 from headrace.requests import transform
 from headrace.sample import TickManifest, ticks
 from headrace.settings import Settings
-from headrace.tick import Logs, Push, TickState, push_newest, run_tick
 
 __all__ = ["TickState", "import_history", "run", "run_tick"]
 
@@ -47,7 +47,7 @@ def run(
 
 
 def _run(settings: Settings, spec: LineSpec, home: Path, stop: threading.Event, push: Push) -> None:
-    from headrace.collector import Collector
+    from headrace.ingest.collector import Collector
 
     writer = EventWriter(home / "log" / "events", spec)
     try:

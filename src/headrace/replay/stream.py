@@ -30,10 +30,10 @@ from numpy.typing import NDArray
 from headrace.declaration import LineSpec
 from headrace.errors import InputError
 from headrace.events import IMPRESSION, TIME, input_fields, served_schema
-from headrace.gated_learning import GatedLearner, window_reasons
-from headrace.labels import LabelState
+from headrace.labels.state import LabelState
+from headrace.replay.learning import GatedLearner, window_reasons
+from headrace.replay.scoreboard import POLICIES, comparisons, explanation, scores
 from headrace.requests import transform
-from headrace.scoreboard import POLICIES, comparisons, explanation, scores
 from headrace.source import SourceCounts, read_events
 from headrace.windows import WindowState
 

@@ -26,7 +26,7 @@ from fastapi.responses import JSONResponse
 from headrace.declaration import LineSpec
 from headrace.errors import EnvironmentFault
 from headrace.events import event_schema
-from headrace.intake import Intake, Refused
+from headrace.ingest.intake import Intake, Refused
 from headrace.log.stamp import EventWriter, clock_us
 from headrace.sample import head_tick, read_tick
 from headrace.settings import Settings

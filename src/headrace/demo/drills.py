@@ -17,10 +17,10 @@ from headrace import cycle
 from headrace.declaration import LineSpec
 from headrace.errors import ConflictError, EnvironmentFault
 from headrace.line import Champion, LineStore
-from headrace.outbox import now_us
 from headrace.settings import Settings
-from headrace.simulate import flip_switch
-from headrace.truth import read_json, write_json
+from headrace.simulate.campaign import flip_switch
+from headrace.simulate.outbox import now_us
+from headrace.simulate.truth import read_json, write_json
 
 SECOND_US: Final = 1_000_000
 POISON_US: Final = 20 * SECOND_US

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import httpx
 
-from headrace.truth import TruthLog
+from headrace.simulate.truth import TruthLog
 
 BATCH: Final = 200
 PAUSE_S: Final = 0.1

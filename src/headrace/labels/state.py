@@ -23,7 +23,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from headrace.attribution import (
+from headrace.declaration import LineSpec
+from headrace.errors import InputError
+from headrace.events import sample_schema, served_schema
+from headrace.labels.attribution import (
     DONE,
     FATE_SCHEMA,
     FIELDS,
@@ -35,10 +38,7 @@ from headrace.attribution import (
     as_strings,
     as_us,
 )
-from headrace.declaration import LineSpec
-from headrace.errors import InputError
-from headrace.events import sample_schema, served_schema
-from headrace.shelf import Int64s, Shelf
+from headrace.labels.shelf import Int64s, Shelf
 
 __all__ = ["FATES", "FATE_SCHEMA", "MARK", "Emitted", "LabelState", "ReadServed"]
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 from headrace.atomic import write_arrow
 from headrace.declaration import LineSpec
 from headrace.errors import IntegrityError
-from headrace.labels import LabelState, ReadServed
+from headrace.labels.state import LabelState, ReadServed
 from headrace.log.files import sync_folder
 from headrace.windows import WindowState
 

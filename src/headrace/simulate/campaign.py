@@ -20,10 +20,10 @@ import numpy as np
 
 from headrace.declaration import LineSpec
 from headrace.events import IMPRESSION
-from headrace.outbox import Event, Outbox, now_us
 from headrace.settings import Settings
-from headrace.truth import TruthLog
-from headrace.world import (
+from headrace.simulate.outbox import Event, Outbox, now_us
+from headrace.simulate.truth import TruthLog
+from headrace.simulate.world import (
     CATEGORIES,
     SECOND_US,
     Floats,

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from headrace.freshness import micros
 from headrace.metrics import auc, calibration, log_loss, row_losses
-from headrace.world import EXAMINATION
+from headrace.report.freshness import micros
+from headrace.simulate.world import EXAMINATION
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]

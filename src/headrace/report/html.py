@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from headrace.report_charts import Marks, charts
+from headrace.report.charts import Marks, charts
 
 NONE = "\u2013"
 _TEMPLATES = Path(__file__).parent / "templates"

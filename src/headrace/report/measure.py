@@ -23,7 +23,9 @@ from headrace.account import account
 from headrace.cycle import Cycle, records
 from headrace.declaration import LineSpec
 from headrace.events import IMPRESSION, event_schema, served_schema
-from headrace.freshness import (
+from headrace.line import Champion, LineStore, Version
+from headrace.log.files import FileLog
+from headrace.report.freshness import (
     covered,
     first_responses,
     first_to_answer,
@@ -32,12 +34,17 @@ from headrace.freshness import (
     staleness,
     ticks_of_events,
 )
-from headrace.line import Champion, LineStore, Version
-from headrace.log.files import FileLog
-from headrace.ranking import Scored, click_rates, log_losses, match_served, rolling, scored_rows
+from headrace.report.ranking import (
+    Scored,
+    click_rates,
+    log_losses,
+    match_served,
+    rolling,
+    scored_rows,
+)
 from headrace.sample import Quarantine, TickManifest, ticks
 from headrace.settings import Settings
-from headrace.truth import read_json, read_truth
+from headrace.simulate.truth import read_json, read_truth
 
 Ints = NDArray[np.int64]
 Judge = Callable[[Mapping[str, Any]], list[dict[str, Any]]]
@@ -273,7 +280,7 @@ def write(
 
     What `judge` says of the figures is added to them as `checks`.
     """
-    from headrace.report_html import page
+    from headrace.report.html import page
 
     found = read_artifacts(settings, spec)
     measured, rows = figures(settings, found)

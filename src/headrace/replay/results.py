@@ -1,6 +1,6 @@
 """The replay section of docs/results.md, written from the JSON files of `headrace replay`.
 
-Nothing in it is typed by hand: `python -m headrace.results out/replay/*.json` prints it, and
+Nothing in it is typed by hand: `python -m headrace.replay.results out/replay/*.json` prints it, and
 `write` puts it between its two marks in the document, leaving the rest alone.
 """
 
@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from headrace.errors import InputError
-from headrace.scoreboard import POLICIES
+from headrace.replay.scoreboard import POLICIES
 
-BEGIN: Final = "<!-- replay: written by headrace.results from out/replay/*.json -->"
+BEGIN: Final = "<!-- replay: written by headrace.replay.results from out/replay/*.json -->"
 END: Final = "<!-- replay ends -->"
 _TITLE: Final = "# Results\n\nReprinted from files, not remembered.\n"
 

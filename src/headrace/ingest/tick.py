@@ -16,12 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from headrace import checkpoint
 from headrace.atomic import write_json, write_parquet
 from headrace.declaration import LineSpec
 from headrace.errors import IntegrityError
 from headrace.events import TIME, event_schema, served_schema
-from headrace.labels import Emitted, LabelState
+from headrace.ingest import checkpoint
+from headrace.labels.state import Emitted, LabelState
 from headrace.log.files import FileLog
 from headrace.log.stamp import last_arrival_us
 from headrace.sample import TickManifest, head_tick, read_tick, ticks

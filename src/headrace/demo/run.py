@@ -9,8 +9,6 @@ while history is imported and the base is trained.
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -23,22 +21,21 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from headrace import simulate, stack
-from headrace.claims import claims
+from headrace import stack
 from headrace.declaration import LineSpec
-from headrace.drills import Drills
+from headrace.demo.bootstrap import Bootstrap
+from headrace.demo.claims import claims
+from headrace.demo.drills import Drills
 from headrace.errors import EnvironmentFault
 from headrace.events import event_schema
-from headrace.line import LineStore
 from headrace.log.files import FileLog
-from headrace.outbox import now_us
-from headrace.report import write
+from headrace.report.measure import write
 from headrace.sample import head_tick, read_tick
 from headrace.settings import Settings, find_line
-from headrace.stack.services import Service, services
+from headrace.simulate import campaign as simulate
+from headrace.simulate.outbox import now_us
 
 LINE: Final = "coupons"
-TICK_US: Final = 4_000_000
 EXTRA_S: Final = 100.0  # traffic goes on at most so much longer while a drill waits for its cycle
 DRAIN_S: Final = 20.0
 SHOCK_AT: Final = 0.3  # of the traffic's length
@@ -51,8 +48,8 @@ def run(settings: Settings, minutes: float = 4.5, keep: bool = True) -> int:
     runs, a port is taken or the disk is full. No process is left behind, however it ends.
     """
     console = Console()
-    folder = settings.home.parent / "demo"
-    demo = Demo(replace(settings, home=folder / "stack"), minutes, console)
+    demo = Demo(demo_settings(settings), minutes, console)
+    folder = demo.settings.home.parent
     began = time.monotonic()
     try:
         with demo.progress:
@@ -68,6 +65,11 @@ def run(settings: Settings, minutes: float = 4.5, keep: bool = True) -> int:
     return show(console, measured, folder, time.monotonic() - began)
 
 
+def demo_settings(settings: Settings) -> Settings:
+    """The same settings with the demo's own home, so that it never touches a stack's files."""
+    return replace(settings, home=settings.home.parent / "demo" / "stack")
+
+
 @dataclass
 class Demo:
     """One run: where it lives, how long it lasts, and what is shown meanwhile."""
@@ -77,7 +79,6 @@ class Demo:
     console: Console
     spec: LineSpec = field(init=False)
     progress: Progress = field(init=False)
-    _base: subprocess.Popen[bytes] | None = None
 
     def __post_init__(self) -> None:
         self.spec = find_line(self.settings, LINE)
@@ -111,46 +112,14 @@ class Demo:
     def loop(self) -> None:
         """Start the stack, keep traffic and drills on, drain, and stop everything."""
         self.stage("starting the stack, importing history, training the base model")
-        with stack.running(self.settings, LINE, service_list=self._services, say=self.say):
+        with stack.running(
+            self.settings, LINE, service_list=Bootstrap(self.spec, self.say), say=self.say
+        ):
             with self._traffic() as drills:
                 self._watch(drills)
             self.stage("draining")
             self._drain()
             self.stage("stopping the stack")
-
-    def _services(self, settings: Settings, line: str) -> tuple[Service, ...]:
-        """The stack's services: history before ingest, and the base model before the scheduler."""
-        hooks = {"ingest": self._import_history, "airflow-scheduler": self._await_base}
-        hooked = [
-            replace(service, prepare=hooks[service.name]) if service.name in hooks else service
-            for service in services(settings, line)
-        ]
-        return tuple(sorted(hooked, key=lambda service: service.name != "airflow-api-server"))
-
-    def _import_history(self, environ: Mapping[str, str], logs: Path) -> None:
-        from headrace.ingest import import_history
-        from headrace.store import Store
-
-        config = simulate.SimulatorConfig(seed=self.spec.seed)
-        events = simulate.history(self.spec, config, now_us())
-        Store(self.settings).apply()
-        import_history(self.settings, self.spec, events, TICK_US)
-        self.say(f"imported {events.num_rows:,} events of history")
-        command = [str(Path(sys.executable).with_name("headrace")), "run", "full_train"]
-        with (logs / "base.log").open("wb") as log:
-            # It carries the stack's mark, so that it ends with the stack however the demo ends.
-            self._base = subprocess.Popen(
-                [*command, "--line", LINE], env=dict(environ), stdout=log, stderr=log
-            )
-
-    def _await_base(self, _environ: Mapping[str, str], logs: Path) -> None:
-        assert self._base is not None
-        code = self._base.wait(timeout=240)
-        if code != 0:
-            tail = (logs / "base.log").read_text(encoding="utf-8", errors="replace")[-2000:]
-            raise EnvironmentFault(f"the base model was not promoted (exit {code}):\n{tail}")
-        champion = LineStore(self.settings.line_home(LINE), LINE).champion()
-        self.say(f"base model {champion.version if champion else 'missing'} is the champion")
 
     @contextmanager
     def _traffic(self) -> Iterator[Drills]:

@@ -42,7 +42,7 @@ class SimulatorConfig:
     """
 
     seed: int = 7
-    users: int = 2000
+    users: int = 500
     coupons: int = 120
     candidates: int = 12
     shown: tuple[int, int] = (4, 6)
@@ -50,7 +50,7 @@ class SimulatorConfig:
     exploration: float = 0.3
     history_s: int = 1200
     shock_at_us: int | None = None
-    shock_size: float = 1.5
+    shock_size: float = 2.0
     duplicated: float = 0.005
     reordered: float = 0.01
     malformed: float = 0.002

@@ -1,0 +1,58 @@
+"""A line's YAML as one frozen value: the only declaration of a model that must stay fresh.
+
+Everything else (Feast views, Arrow schemas, the kernel, the trainer, the gates, the
+DAGs) is derived from it. Unknown keys are refused. Durations are written with a unit
+(`30s`, `10m`, `1h`, `7d`) and held as integer microseconds.
+"""
+
+from headrace.declaration.base import Declared, parse_duration_us
+from headrace.declaration.features import (
+    Bucketize,
+    Cross,
+    Hash,
+    Number,
+    Ratio,
+    RequestFeature,
+    TimePart,
+    WindowFeature,
+)
+from headrace.declaration.line import LabelSpec, LineSpec, ModelGateSpec, ModelSpec
+from headrace.declaration.source import (
+    DelayDistribution,
+    Explode,
+    FileSource,
+    FileSpec,
+    LabelInRow,
+    LiveSource,
+    Outcomes,
+    TimeSpec,
+    names_of,
+    words_of,
+)
+
+__all__ = [
+    "Bucketize",
+    "Cross",
+    "Declared",
+    "DelayDistribution",
+    "Explode",
+    "FileSource",
+    "FileSpec",
+    "Hash",
+    "LabelInRow",
+    "LabelSpec",
+    "LineSpec",
+    "LiveSource",
+    "ModelGateSpec",
+    "ModelSpec",
+    "Number",
+    "Outcomes",
+    "Ratio",
+    "RequestFeature",
+    "TimePart",
+    "TimeSpec",
+    "WindowFeature",
+    "names_of",
+    "parse_duration_us",
+    "words_of",
+]

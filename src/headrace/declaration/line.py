@@ -1,0 +1,200 @@
+"""A line as a whole: label, model, gates, cadence, and that all names hang together."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from headrace.declaration.base import ColumnType, Declared, DurationUs, Name
+from headrace.declaration.features import RequestFeature, WindowFeature
+from headrace.declaration.source import FileSource, LiveSource
+
+RESERVED = frozenset(
+    {"event", "impression_id", "request_id", "event_at", "arrival_at", "value", "offset"}
+    | {"event_timestamp", "label", "request_at", "served_at", "score", "version"}
+)
+
+
+class LabelSpec(Declared):
+    """What is predicted: whether `engagement` follows an impression inside the window.
+
+    `provisional_after`: an impression without an engagement becomes a provisional negative
+    after this wait and is corrected if one comes later inside the window. Without it a
+    sample waits for an engagement or for the end of the window. `outcome: explicit` means that
+    negatives are reported too (an engagement record with value 0); silence then never becomes
+    a label: the impression ends as `unlabelled` when its window closes.
+    """
+
+    engagement: Name
+    outcome: Literal["implicit", "explicit"] = "implicit"
+    attribution_window: DurationUs
+    provisional_after: DurationUs | None = None
+
+    @model_validator(mode="after")
+    def _wait_inside_window(self) -> Self:
+        if self.provisional_after is not None and self.provisional_after > self.attribution_window:
+            raise ValueError("provisional_after is longer than attribution_window; shorten it")
+        if self.provisional_after is not None and self.outcome == "explicit":
+            raise ValueError("outcome: explicit waits for outcomes; remove provisional_after")
+        return self
+
+
+class ModelSpec(Declared):
+    """Family and hyper-parameters. `categorical` and `numeric` name request features."""
+
+    family: Literal["ftrl", "deep", "ftrl_deep"] = "ftrl_deep"
+    categorical: tuple[str, ...] = ()
+    numeric: tuple[str, ...] = ()
+    table_bits: int = Field(18, ge=8, le=26)
+    embedding_dim: int = Field(8, ge=1, le=128)
+    hidden: tuple[int, ...] = (32, 16)
+    batch_size: int = Field(256, ge=1, le=65536)
+    epochs: int = Field(1, ge=1, le=100)
+    ftrl_alpha: float = Field(0.05, gt=0)
+    ftrl_beta: float = Field(1.0, ge=0)
+    ftrl_l1: float = Field(0.0, ge=0)
+    ftrl_l2: float = Field(1.0, ge=0)
+    embedding_learning_rate: float = Field(0.05, gt=0)
+    dense_learning_rate: float = Field(0.002, gt=0)
+
+    @model_validator(mode="after")
+    def _has_inputs(self) -> Self:
+        if not self.categorical and not self.numeric:
+            raise ValueError("model needs at least one categorical or numeric feature")
+        return self
+
+
+class DataGateSpec(Declared):
+    """What a window of samples must look like to be learned."""
+
+    min_rows: int = Field(50, ge=1)
+    label_rate: tuple[float, float] = (0.0, 1.0)
+    max_missing_share: float = Field(0.5, ge=0, le=1)
+
+
+class ModelGateSpec(Declared):
+    """What a candidate must show against the champion on identical later rows."""
+
+    min_rows: int = Field(100, ge=1)
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    max_logloss_increase: float = Field(0.01, ge=0)
+    calibration: tuple[float, float] = (0.5, 2.0)
+    max_evidence_age: DurationUs = 600_000_000
+
+
+class GateSpec(Declared):
+    """Both gates fail closed."""
+
+    data: DataGateSpec = DataGateSpec()
+    model: ModelGateSpec = ModelGateSpec()
+
+
+class CadenceSpec(Declared):
+    """`tick`: micro-batch of features and samples; `incremental`, `full`: the two DAGs."""
+
+    tick: DurationUs = 1_000_000
+    incremental: DurationUs = 30_000_000
+    full: DurationUs = 86_400_000_000
+
+
+class LineSpec(Declared):
+    """One line: a named model with its events, features, label, gates and cadence."""
+
+    line: Name
+    version: int = Field(1, ge=1)
+    description: str = ""
+    timezone: str = "UTC"
+    seed: int = Field(0, ge=0)
+    columns: dict[Name, ColumnType] = Field(min_length=1)
+    source: Annotated[LiveSource | FileSource, Field(discriminator="kind")]
+    label: LabelSpec
+    windows: tuple[WindowFeature, ...] = ()
+    request_features: tuple[RequestFeature, ...] = ()
+    model: ModelSpec
+    gates: GateSpec = GateSpec()
+    cadence: CadenceSpec = CadenceSpec()
+
+    @property
+    def feature_service(self) -> str:
+        """Name of the Feast feature service, such as `flights_v1`."""
+        return f"{self.line}_v{self.version}"
+
+    @property
+    def views(self) -> dict[str, tuple[WindowFeature, ...]]:
+        """Window features by Feast view: one view (`flights_by_origin_dest`) for each key tuple."""
+        grouped: dict[str, list[WindowFeature]] = {}
+        for feature in self.windows:
+            grouped.setdefault(f"{self.line}_by_{'_'.join(feature.key)}", []).append(feature)
+        return {name: tuple(features) for name, features in grouped.items()}
+
+    @property
+    def longest_window_us(self) -> int:
+        """Length of the longest declared window, 0 without windows."""
+        return max((feature.window for feature in self.windows), default=0)
+
+    @model_validator(mode="after")
+    def _names_hang_together(self) -> Self:
+        known: dict[str, str] = dict(self.columns)
+        for feature in self.windows:
+            self._check_window(feature)
+            self._declare(known, feature.name, "int")
+        for request in self.request_features:
+            for name in request.inputs:
+                if name not in known:
+                    raise ValueError(
+                        f"request_features.{request.name}: {name!r} is not a column, a window "
+                        "or an earlier request feature; declare it above"
+                    )
+                self._check_kind(request, name, known[name])
+            self._declare(known, request.name, request.produces)
+        produced = {request.name: request.produces for request in self.request_features}
+        for kind, names in (("id", self.model.categorical), ("number", self.model.numeric)):
+            for name in names:
+                if produced.get(name) != kind:
+                    raise ValueError(
+                        f"model: {name!r} is not a request feature that produces a {kind}; wrap it "
+                        "(hash, cross, bucketize … give ids; number, log1p, ratio give numbers)"
+                    )
+        if isinstance(self.source, FileSource):
+            unknown = set(self.source.impressions.columns) - set(self.columns)
+            if unknown:
+                raise ValueError(
+                    f"source.impressions.columns: {sorted(unknown)} are not declared in columns"
+                )
+        return self
+
+    @staticmethod
+    def _check_kind(request: RequestFeature, name: str, kind: str) -> None:
+        if request.kind in ("hash", "cross") and kind in ("float", "number"):
+            raise ValueError(
+                f"request_features.{request.name}: {name!r} is a {kind}, which has no identity; "
+                "bucketize it first"
+            )
+        if request.kind in ("bucketize", "ratio", "number", "log1p") and kind == "string":
+            raise ValueError(
+                f"request_features.{request.name}: {name!r} is text, not a number; hash it"
+            )
+
+    def _check_window(self, feature: WindowFeature) -> None:
+        for name in feature.key:
+            if self.columns.get(name) not in ("string", "int"):
+                raise ValueError(
+                    f"windows.{feature.name}: key {name!r} must be a declared string or int column"
+                )
+        if feature.event not in ("impression", self.label.engagement):
+            raise ValueError(
+                f"windows.{feature.name}: event {feature.event!r} is neither 'impression' nor the "
+                f"engagement {self.label.engagement!r}"
+            )
+        if feature.column != "value" and self.columns.get(feature.column) != "int":
+            raise ValueError(
+                f"windows.{feature.name}: column {feature.column!r} must be 'value' or an int "
+                "column (sums are of integers)"
+            )
+
+    @staticmethod
+    def _declare(known: dict[str, str], name: str, kind: str) -> None:
+        if name in known or name in RESERVED:
+            raise ValueError(f"{name!r} is declared twice or reserved; choose another name")
+        known[name] = kind

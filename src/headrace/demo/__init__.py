@@ -1,0 +1,1 @@
+"""`make demo`: the loop once, with drills and claims."""

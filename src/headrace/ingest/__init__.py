@@ -1,0 +1,1 @@
+"""From the log to features and samples: collector, ticks, checkpoints."""

@@ -1,0 +1,1 @@
+"""Attribution, provisional samples and corrections (pure)."""

@@ -1,0 +1,1 @@
+"""A real event file through kernel, samples and trainer, by policy."""

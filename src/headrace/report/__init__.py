@@ -1,0 +1,1 @@
+"""What happened, measured from artifacts and drawn on one page."""

@@ -1,0 +1,1 @@
+"""The simulated coupon campaign and its truth."""
