@@ -4,7 +4,7 @@ SHELL := /bin/bash
 RUN := .venv/bin/headrace
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help setup demo up down status check test test-fast golden bench clean
+.PHONY: help setup demo up down status check test test-fast golden bench results clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ golden: setup ## Write the golden files anew (compiled pipelines, OpenAPI)
 
 bench: setup ## Benchmarks with peers; JSON in out/bench
 	@.venv/bin/python -m bench
+
+results: setup ## Renew docs/results.md from the files in out/
+	@$(RUN) results
 
 clean: ## Remove everything that was made here, the environment included
 	@rm -rf out .venv

@@ -282,6 +282,16 @@ def account(line: LineName = "coupons") -> None:
 
 
 @app.command()
+def results() -> None:
+    """Renew docs/results.md from what demo, replay and bench left in out/."""
+    from headrace.results import write
+    from headrace.settings import PROJECT
+
+    document = PROJECT / "docs" / "results.md"
+    out.print(f"{document}: renewed {', '.join(write(document, PROJECT / 'out')) or 'nothing'}")
+
+
+@app.command()
 def lines(as_json: AsJson = False) -> None:
     """List the declared lines; a wrong one is named with its key and the remedy."""
     settings = load_settings()

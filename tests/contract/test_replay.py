@@ -17,9 +17,10 @@ from headrace.declaration import LineSpec
 from headrace.errors import InputError
 from headrace.replay import stream as replay_module
 from headrace.replay.learning import GatedLearner, window_reasons
-from headrace.replay.results import BEGIN, END, read, render, write
+from headrace.replay.results import read, render
 from headrace.replay.scoreboard import comparisons, explanation
 from headrace.replay.stream import replay
+from headrace.results import write
 
 Row = dict[str, Any]
 START = datetime(2024, 1, 1, tzinfo=UTC)
@@ -347,16 +348,17 @@ def test_an_explanation_names_the_figures() -> None:
 def test_results_are_written_between_their_marks(tmp_path: Path, result: dict[str, Any]) -> None:
     import json
 
-    path, document = tmp_path / "toy.json", tmp_path / "results.md"
+    path, document = tmp_path / "out" / "replay" / "toy.json", tmp_path / "results.md"
+    path.parent.mkdir(parents=True)
     path.write_text(json.dumps(result, allow_nan=False), encoding="utf-8")
-    write(document, [path])
+    assert write(document, tmp_path / "out") == ["replay"]
     document.write_text("# Mine\n\n" + document.read_text().split("\n\n", 1)[1] + "\ntail\n")
-    write(document, [path])
+    write(document, tmp_path / "out")
     text = document.read_text()
     assert text.startswith("# Mine")
     assert text.rstrip().endswith("tail")
-    assert (text.count(BEGIN), text.count(END)) == (1, 1)
+    assert (text.count("<!-- replay begins -->"), text.count("<!-- replay ends -->")) == (1, 1)
     assert render([read(path)]) in text
     path.write_text("{}", encoding="utf-8")
     with pytest.raises(InputError, match="not a replay result"):
-        write(document, [path])
+        write(document, tmp_path / "out")

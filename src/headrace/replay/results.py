@@ -1,23 +1,14 @@
-"""The replay section of docs/results.md, written from the JSON files of `headrace replay`.
-
-Nothing in it is typed by hand: `python -m headrace.replay.results out/replay/*.json` prints it, and
-`write` puts it between its two marks in the document, leaving the rest alone.
-"""
+"""The replay section of docs/results.md, rendered from the JSON of `headrace replay`."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from headrace.errors import InputError
 from headrace.replay.scoreboard import POLICIES
-
-BEGIN: Final = "<!-- replay: written by headrace.replay.results from out/replay/*.json -->"
-END: Final = "<!-- replay ends -->"
-_TITLE: Final = "# Results\n\nReprinted from files, not remembered.\n"
 
 
 def render(results: Sequence[dict[str, Any]]) -> str:
@@ -26,24 +17,6 @@ def render(results: Sequence[dict[str, Any]]) -> str:
     for result in results:
         parts += ["", *_line(result)]
     return "\n".join(parts) + "\n"
-
-
-def write(document: Path, files: Sequence[Path]) -> None:
-    """Put the section for these JSON files into the document, replacing the one that is there.
-
-    Raises `InputError` for a file that is not a replay result.
-    """
-    section = f"{BEGIN}\n{render([read(path) for path in files])}{END}\n"
-    text = document.read_text(encoding="utf-8") if document.exists() else _TITLE
-    head, begin, rest = text.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if begin and not end:
-        raise InputError(f"{document}: {END!r} is missing after {BEGIN!r}; put it back")
-    text = head + section + tail.removeprefix("\n") if begin else f"{text.rstrip()}\n\n{section}"
-    document.parent.mkdir(parents=True, exist_ok=True)
-    draft = document.with_suffix(".tmp")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(document)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -79,7 +52,7 @@ def _line(result: dict[str, Any]) -> list[str]:
         f"learns every {_duration(training['incremental_s'])}; frozen after the "
         f"{training['frozen_rule']} (from {training['frozen_from']}).",
         "",
-        *_table(
+        *table(
             [
                 "policy",
                 "log loss",
@@ -124,7 +97,7 @@ def _periods(result: dict[str, Any], period: str, name: str) -> list[str]:
             cells += [_number(part[key]) for part in parts]
         rows.append(cells)
     titles = [f"{policy} {key}" for key in ("log loss", "AUC", "cal.") for policy in POLICIES]
-    return _table([name, "rows", "positive", *titles], rows)
+    return table([name, "rows", "positive", *titles], rows)
 
 
 def _accounts(result: dict[str, Any]) -> str:
@@ -166,10 +139,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds:g} s"
 
 
-def _table(titles: list[str], rows: list[list[str]]) -> list[str]:
+def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table, the first column to the left and the others to the right."""
     rule = ["---", *["---:"] * (len(titles) - 1)]
     return ["| " + " | ".join(cells) + " |" for cells in (titles, rule, *rows)]
-
-
-if __name__ == "__main__":
-    sys.stdout.write(render([read(Path(argument)) for argument in sys.argv[1:]]))

@@ -1,0 +1,111 @@
+"""docs/results.md, written from the JSON files that demo, replay and bench leave in `out/`.
+
+Nothing in it is typed by hand. Each section stands between two marks; a section whose files are
+absent is left as it is, so that one machine may renew the demo and another the replay.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from headrace.errors import InputError
+from headrace.replay import results as replay_results
+
+_TITLE: Final = "# Results\n\nReprinted from files by `make results`, not remembered.\n"
+
+
+def write(document: Path, out: Path) -> list[str]:
+    """Renew every section whose files lie below `out`; returns the names of those sections."""
+    sources: dict[str, tuple[list[Path], Callable[[Sequence[Path]], str]]] = {
+        "demo": (sorted(out.glob("demo/report.json")), _demo),
+        "replay": (sorted(out.glob("replay/*.json")), _replay),
+        "bench": (sorted(out.glob("bench/*.json")), _bench),
+    }
+    text = document.read_text(encoding="utf-8") if document.exists() else _TITLE
+    renewed = []
+    for name, (files, render) in sources.items():
+        if files:
+            text = put(text, name, render(files))
+            renewed.append(name)
+    draft = document.with_suffix(".tmp")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(document)
+    return renewed
+
+
+def put(text: str, name: str, section: str) -> str:
+    """The document with that section between its marks, replaced or appended.
+
+    Raises `InputError` where a begin mark has lost its end.
+    """
+    begin, end = f"<!-- {name} begins -->\n", f"<!-- {name} ends -->\n"
+    head, found, rest = text.partition(begin)
+    _, ended, tail = rest.partition(end)
+    if found and not ended:
+        raise InputError(f"the mark {end.strip()!r} is missing after {begin.strip()!r}; restore it")
+    if not found:
+        head, tail = head.rstrip("\n") + "\n\n", ""
+    return f"{head}{begin}{section.strip()}\n{end}{tail}"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as problem:
+        raise InputError(f"{path}: not JSON ({problem}); write it anew") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: not a result; write it anew")
+    return value
+
+
+def _replay(files: Sequence[Path]) -> str:
+    return replay_results.render([replay_results.read(path) for path in files])
+
+
+def _demo(files: Sequence[Path]) -> str:
+    report = _read(files[0])
+    stale, loss, clicks = report["staleness_s"], report["logloss"], report["click_rate"]
+    cycles, serving, events = report["cycles"], report["serving"], report["events"]
+    rows = [
+        ("staleness, event appended to first response that learned it (p50, p95, max)",
+         f"{stale['p50']:.1f}, {stale['p95']:.1f}, {stale['max']:.1f} s"),
+        *((f"of it {name.replace('_', ' ')} (p50, p95)", f"{part['p50']:.1f}, {part['p95']:.1f} s")
+          for name, part in stale["stages"].items()),
+        ("cycles run, promoted, rejected",
+         f"{cycles['run']}, {cycles['promoted']}, {cycles['rejected']}"),
+        ("log loss served, frozen base, oracle",
+         f"{loss['served']:.4f}, {loss['frozen_base']:.4f}, {loss['oracle']:.4f}"),
+        ("click rate served, frozen base (estimate), oracle",
+         f"{clicks['served']:.4f}, {clicks['frozen_base_estimate']:.4f}, {clicks['oracle']:.4f}"),
+        ("served rows compared, mismatches",
+         f"{report['parity']['rows']:,}, {report['parity']['mismatches']}"),
+        ("scoring requests, errors, p50, p99",
+         f"{serving['requests']:,}, {serving['errors']}, {serving['p50_ms']:.1f} ms, "
+         f"{serving['p99_ms']:.1f} ms"),
+        ("rollback, call to first answer by the earlier version",
+         "none" if report["rollback_ms"] is None else f"{report['rollback_ms']:.0f} ms"),
+        ("events appended, learned, pending, quarantined, malformed, lost",
+         ", ".join(f"{events[name]:,}" for name in
+                   ("appended", "learned", "pending", "quarantined", "malformed", "lost"))),
+    ]  # fmt: skip
+    checks = [[c["name"], c["found"], "yes" if c["holds"] else "no"] for c in report["checks"]]
+    parts = ["## Demo", "", "`make demo`, one run on two shared cores.", ""]
+    parts += replay_results.table(["claim", "found", "holds"], checks)
+    parts += ["", *replay_results.table(["figure", "value"], [list(row) for row in rows])]
+    return "\n".join(parts)
+
+
+def _bench(files: Sequence[Path]) -> str:
+    rows = []
+    for path in files:
+        result = _read(path)
+        rows += [
+            [result["what"], claim["name"], f"{claim['value']:.3g} {claim['unit']}".strip(),
+             str(claim["goal"]), "yes" if claim["holds"] else "no"]
+            for claim in result["claims"]
+        ]  # fmt: skip
+    heads = ["benchmark", "claim", "value", "goal", "holds"]
+    return "\n".join(["## Benchmarks", "", "`make bench`", "", *replay_results.table(heads, rows)])
