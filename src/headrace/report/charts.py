@@ -145,17 +145,17 @@ def _legend(axes: Axes) -> None:
 
 def _top_labels(axes: Axes, marks: Marks) -> None:
     """Words above the marks, so that nothing hangs on colour alone."""
-    words: list[tuple[float, str, str]] = []
+    words: list[tuple[float, float, str, str]] = []
     if marks.poison_us is not None:
         middle = sum(marks.minutes(at_us) for at_us in marks.poison_us) / 2
-        words.append((middle, "labels flipped", "center"))
+        words.append((middle, 1.02, "labels flipped", "center"))
     if marks.rollback_us is not None:
-        words.append((marks.minutes(marks.rollback_us), "rollback", "left"))
+        words.append((marks.minutes(marks.rollback_us), 1.02, "rollback", "left"))
     if marks.shock_us is not None:
         axes.axvline(marks.minutes(marks.shock_us), color=BLUE, linestyle="--")
-        words.append((marks.minutes(marks.shock_us), "shock ", "right"))
-    for at, word, side in words:
-        axes.annotate(word, (at, 1.02), xycoords=("data", "axes fraction"), ha=side, fontsize=8)
+        words.append((marks.minutes(marks.shock_us), 0.04, " shock", "left"))
+    for at, height, word, side in words:
+        axes.annotate(word, (at, height), xycoords=("data", "axes fraction"), ha=side, fontsize=8)
 
 
 def _svg(figure: Any, salt: str) -> str:
