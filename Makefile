@@ -37,6 +37,8 @@ test: setup ## All tests
 	@.venv/bin/pytest
 
 golden: setup ## Write the golden files anew (compiled pipelines, OpenAPI)
+	@.venv/bin/python -m pipelines.incremental_train --compile
+	@.venv/bin/python -m pipelines.full_train --compile
 	@HEADRACE_GOLDEN=write .venv/bin/pytest tests/golden
 
 bench: setup ## Benchmarks with peers; JSON in out/bench

@@ -45,15 +45,20 @@ ensure_java() {
     [ "$(java_major)0" -ge 170 ] && return
     if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
         printf 'headrace: installing Java 17\n' >&2
-        apt-get update -qq >&2 && apt-get install -y -qq --no-install-recommends openjdk-17-jre-headless >&2
+        export DEBIAN_FRONTEND=noninteractive
+        # Debian 13 has no Java 17; what its default is (21), Spark takes as well
+        { apt-get update -qq && { apt-get install -y -qq --no-install-recommends openjdk-17-jre-headless ||
+            apt-get install -y -qq --no-install-recommends default-jre-headless; }; } >&2 || true
     fi
     [ "$(java_major)0" -ge 170 ] ||
-        fail "Java 17 is missing; as root: apt-get install openjdk-17-jre-headless"
+        fail "Java 17 is missing${JAVA_HOME:+ in JAVA_HOME=$JAVA_HOME}; as root: apt-get install openjdk-17-jre-headless${JAVA_HOME:+, and unset JAVA_HOME}"
 }
 
 free_mib=$(df -Pm . | awk 'NR==2 {print $4}')
 [ -d .venv ] || [ "$free_mib" -ge 6000 ] ||
     fail "only $free_mib MiB free here; the environment needs 6000 MiB: free some space"
+
+ensure_java # before the long download, so that its absence is told at once
 
 # The stamp spares the resolver's start on every make; it is renewed whenever the lock changes.
 stamp=.venv/headrace-synced
@@ -64,4 +69,3 @@ if [ ! -f "$stamp" ] || [ uv.lock -nt "$stamp" ] || [ pyproject.toml -nt "$stamp
         --python "$(find_python)" || fail "uv could not install the locked environment; see the lines above"
     touch "$stamp"
 fi
-ensure_java

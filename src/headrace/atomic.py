@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,21 +34,43 @@ def disk_faults(folder: Path) -> Iterator[None]:
 
 def write_json(path: Path, body: dict[str, Any]) -> None:
     """Write sorted, indented JSON durably; replaces a file of that name."""
-    text = json.dumps(body, indent=1, sort_keys=True) + "\n"
-    partial = _partial(path)
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    _publish(partial, path)
+    write_text(path, json.dumps(body, indent=1, sort_keys=True) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file durably; replaces a file of that name. A device or pipe is written to."""
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")
+        return
+    with _whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def check_writable(path: Path) -> None:
+    """Raise `EnvironmentFault` when this file could not be written; leaves nothing behind."""
+    if path.is_dir():
+        raise EnvironmentFault(f"{path} is a folder; give the name of a file")
+    if path.exists() and not path.is_file():  # a device or pipe
+        return
+    folder = next(one for one in path.absolute().parents if one.exists())
+    if not folder.is_dir():
+        raise EnvironmentFault(
+            f"{path} cannot be written, because {folder} is a file; give another path"
+        )
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"\n")
+    except OSError as problem:
+        raise EnvironmentFault(
+            f"{path} cannot be written, because {folder} takes no new file ({problem.strerror}); "
+            "give another path"
+        ) from None
 
 
 def write_parquet(path: Path, table: pa.Table) -> None:
     """Write a Parquet file durably; equal tables give equal bytes."""
-    partial = _partial(path)
-    pq.write_table(table.combine_chunks(), partial, compression="zstd")
-    _sync_file(partial)
-    _publish(partial, path)
+    with _whole(path) as partial:
+        pq.write_table(table.combine_chunks(), partial, compression="zstd")
 
 
 def write_arrow(path: Path, table: pa.Table) -> None:
@@ -59,16 +82,17 @@ def write_arrow(path: Path, table: pa.Table) -> None:
         os.fsync(file.fileno())
 
 
-def _partial(path: Path) -> Path:
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A name to write to: it becomes `path` after the block, and vanishes if the block fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    return path.with_name(path.name + ".tmp")
-
-
-def _sync_file(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _publish(partial: Path, path: Path) -> None:
-    partial.replace(path)
+    partial = path.with_name(path.name + ".tmp")
+    try:
+        yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)

@@ -1,7 +1,7 @@
 """The command line: one verb for each flow, imports inside the verbs so that `--help` is quick.
 
-Exit codes are those of `headrace.errors`; 130 after Ctrl-C. People read tables, `--json`
-gives machines the same values.
+Exit codes are those of `headrace.errors`; 2 for a wrong option, 130 after Ctrl-C. People read
+tables, `--json` gives machines the same values.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import os
 import signal
 import sys
 import threading
@@ -41,6 +42,18 @@ app.add_typer(line_app, name="line")
 app.add_typer(quarantine_app, name="quarantine")
 out = Console()
 
+# What no verb can foresee, and its remedy; any other OSError is a fault of this program.
+_NO_SPACE = "free some space, or set HEADRACE_HOME to another disk, and run again"
+_NO_ACCESS = "give a path that this user may write, or set HEADRACE_HOME to one"
+_OF_THE_MACHINE = {
+    errno.ENOSPC: _NO_SPACE,
+    errno.EDQUOT: _NO_SPACE,
+    errno.EROFS: _NO_ACCESS,
+    errno.EACCES: _NO_ACCESS,
+    errno.EPERM: _NO_ACCESS,
+    errno.ENOTDIR: _NO_ACCESS,
+}
+
 LineName = Annotated[str, typer.Option("--line", help="Name of a line in lines/.")]
 LinePath = Annotated[Path, typer.Option("--line", help="A line's YAML file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
@@ -49,21 +62,26 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")
 def main() -> None:
     """Run the command line; a user's mistake ends in one clear line and an exit code."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)  # what a verb gave to typer.Exit, 130 after Ctrl-C
     except HeadraceError as problem:
         _end(str(problem), problem.exit_code)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         _end("interrupted", 130)
     except OSError as problem:
-        if problem.errno != errno.ENOSPC:
+        if problem.errno not in _OF_THE_MACHINE:
             raise
-        _end(f"no space left on the disk ({problem.filename}); free some and run again", 4)
+        where = f" ({problem.filename})" if problem.filename else ""
+        _end(f"{os.strerror(problem.errno)}{where}; {_OF_THE_MACHINE[problem.errno]}", 4)
     except Exception as problem:
         if not hasattr(problem, "format_message"):  # click's usage errors have it
             raise
-        _end(f"{problem.format_message().rstrip('.')}; see `headrace --help`", 2)
+        text = problem.format_message()
+        if text.startswith("Usage:"):  # a group without a verb
+            sys.stderr.write(f"{text}\n")
+            sys.exit(2)
+        _end(f"{text.rstrip('.')}; see `headrace --help`", 2)
+    else:
+        sys.exit(code)
 
 
 def _end(message: str, code: int) -> None:
@@ -232,9 +250,12 @@ def replay(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
 ) -> None:
     """Stream a real event file through kernel, samples, trainer and gates, and compare policies."""
+    from headrace.atomic import check_writable, write_text
     from headrace.replay.stream import replay as replay_line
 
     spec = load_line(line)
+    if json_file is not None:
+        check_writable(json_file)
     with _progress() as progress:
         task = progress.add_task(f"replay {spec.line}", total=None)
 
@@ -243,8 +264,7 @@ def replay(
 
         result = replay_line(spec, data, advance)
     if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_text(json_file, json.dumps(result, indent=2) + "\n")
     table = Table(
         "policy", "log loss", "AUC", "calibration", title=f"{spec.line}: {result['rows']}"
     )
@@ -252,6 +272,7 @@ def replay(
         figures = (policy[key] for key in ("logloss", "auc", "calibration"))
         table.add_row(name, *("-" if value is None else f"{value:.4f}" for value in figures))
     out.print(table)
+    out.print(_counted(result["counts"]), highlight=False, markup=False)
     if result.get("explanation"):
         out.print(result["explanation"])
 
@@ -353,6 +374,7 @@ def line_verify(line: LineName = "coupons") -> None:
 def line_promote(version: str, reason: str = "by hand", line: LineName = "coupons") -> None:
     """Make a version that passed its gate the champion; without a passed verdict it is refused."""
     _, store = _lines_store(line)
+    store.get(version)
     verdict = store.verdict(version)
     if verdict is None or not verdict.get("passed"):
         raise GateRejected(f"{version} has no passed verdict; run its pipeline, or roll back to it")
@@ -388,9 +410,17 @@ def quarantine_release(interval: str, line: LineName = "coupons") -> None:
 
     settings, spec = _open(line)
     first, dash, last = interval.partition("-")
-    if not (dash and first.isdigit() and last.isdigit()):
+    if not (dash and first.isdecimal() and last.isdecimal()):
         raise DeclarationError(f"{interval!r} is not an interval; write FROM-TO, such as 120-151")
     Quarantine(settings.line_home(spec.line)).release(int(first), int(last))
+
+
+def _counted(counts: dict[str, Any]) -> str:
+    """What was odd about the files' rows (the JSON has all counts), and the first bad rows."""
+    shown = {name: counts[name] for name in ("duplicates", "unsorted", "malformed", "unmatched")}
+    shown["values of a wrong type"] = sum(counts["unreadable_values"].values())
+    told = ", ".join(f"{count:,} {name}" for name, count in shown.items())
+    return "\n  ".join([f"{counts['rows']:,} rows: {told}", *counts["malformed_first"]])
 
 
 def _progress() -> Progress:

@@ -60,7 +60,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
 
     def port(name: str, default: int) -> int:
         text = env.get(name, str(default))
-        if not text.isdigit() or not 0 < int(text) < 65536:
+        if not text.isdecimal() or not 0 < int(text) < 65536:
             raise DeclarationError(f"{name}={text!r} is not a port; give a number from 1 to 65535")
         return int(text)
 
@@ -79,15 +79,33 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     )
 
 
+def java_command(environ: Mapping[str, str] | None = None) -> str:
+    """The Java that Spark would start: the one in `JAVA_HOME`, otherwise the one on PATH."""
+    home = (os.environ if environ is None else environ).get("JAVA_HOME")
+    return str(Path(home) / "bin" / "java") if home else "java"
+
+
 def load_line(path: Path) -> LineSpec:
     """Parse one line's YAML. Raises `DeclarationError` listing every wrong key."""
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        known = ", ".join(sorted(p.name for p in path.parent.glob("*.yaml"))) or "none"
-        raise DeclarationError(f"{path}: no such line file; there are: {known}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as problem:
-        raise DeclarationError(f"{path}: not readable as YAML: {problem}") from problem
+        raise DeclarationError(f"{path}: no such line file; {_known(path.parent)}") from None
+    except IsADirectoryError:
+        raise DeclarationError(
+            f"{path} is a folder; give the YAML file of a line; {_known(path)}"
+        ) from None
+    except UnicodeDecodeError as problem:
+        raise DeclarationError(
+            f"{path}: not text in UTF-8 (byte {problem.start} is {problem.object[problem.start]:#x}"
+            "); save it as UTF-8"
+        ) from None
+    except yaml.YAMLError as problem:
+        raise DeclarationError(f"{path}: {_where(problem)}; correct it") from None
+    except OSError as problem:
+        raise DeclarationError(
+            f"{path}: not readable: {problem.strerror}; give the YAML file of a line"
+        ) from None
     if not isinstance(raw, dict):
         raise DeclarationError(f"{path}: a line is a mapping of keys; start with `line: <name>`")
     try:
@@ -116,6 +134,18 @@ def find_line(settings: Settings, line: str) -> LineSpec:
             f"line {line!r} is not declared in {settings.lines_dir}; known: {known}"
         )
     return lines[line]
+
+
+def _known(folder: Path) -> str:
+    return f"there are: {', '.join(sorted(p.name for p in folder.glob('*.yaml'))) or 'none'}"
+
+
+def _where(problem: yaml.YAMLError) -> str:
+    if not isinstance(problem, yaml.MarkedYAMLError) or problem.problem_mark is None:
+        return f"not readable as YAML: {' '.join(str(problem).split())}"
+    mark = problem.problem_mark
+    what = problem.problem or problem.context
+    return f"line {mark.line + 1}, column {mark.column + 1} is not readable as YAML: {what}"
 
 
 def _explain(path: Path, problem: ValidationError) -> str:

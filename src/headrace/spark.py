@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from headrace.errors import EnvironmentFault
+from headrace.settings import java_command
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -24,11 +25,16 @@ _LOOPBACK = "127.0.0.1"
 _REMEDY = "Java 17 is missing: apt-get install openjdk-17-jre-headless"
 
 
-def require_java(java: str = "java") -> int:
-    """Return Java's major version; raises EnvironmentFault below 17 or without Java."""
+def require_java(java: str | None = None) -> int:
+    """Return Java's major version; raises EnvironmentFault below 17 or without Java.
+
+    Asks the one that Spark would start: in `JAVA_HOME`, otherwise on PATH.
+    """
+    java = java or java_command()
     path = shutil.which(java)
     if path is None:
-        raise EnvironmentFault(f"{_REMEDY} (no {java!r} on PATH)")
+        where = "on PATH" if java == "java" else "there; correct or unset JAVA_HOME"
+        raise EnvironmentFault(f"{_REMEDY} (no {java!r} {where})")
     told = subprocess.run([path, "-version"], capture_output=True, text=True, check=False).stderr
     found = re.search(r'version "(\d+)', told)
     if found is None or int(found[1]) < 17:
@@ -37,7 +43,7 @@ def require_java(java: str = "java") -> int:
 
 
 @contextmanager
-def session(master: str = "local[2]", java: str = "java") -> Iterator[SparkSession]:
+def session(master: str = "local[2]", java: str | None = None) -> Iterator[SparkSession]:
     """Start a Spark session and stop it at the end. Raises EnvironmentFault when it cannot."""
     require_java(java)
     from pyspark.errors import PySparkException

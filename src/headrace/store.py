@@ -12,6 +12,7 @@ import sqlite3
 import string
 import threading
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -61,9 +62,12 @@ class Store:
         folder = self._settings.home / "feast"
         folder.mkdir(parents=True, exist_ok=True)
         template = self._settings.feature_repo / "feature_store.yaml"
-        text = string.Template(template.read_text(encoding="utf-8"))
+        text = string.Template(template.read_text(encoding="utf-8")).safe_substitute(
+            HEADRACE_HOME=self._settings.home
+        )
         _replace(
-            folder / "feature_store.yaml", text.safe_substitute(HEADRACE_HOME=self._settings.home)
+            folder / "feature_store.yaml",
+            lambda partial: partial.write_text(text, encoding="utf-8"),
         )
         for spec in load_lines(self._settings.lines_dir).values():
             for view in spec.views:
@@ -195,9 +199,8 @@ def _nullable(kind: pa.DataType) -> Any:
 
 def _write_seed(folder: Path, spec: LineSpec, view: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / "seed.parquet.tmp"
-    pq.write_table(part_schema(spec, view).empty_table(), partial)
-    partial.replace(folder / "seed.parquet")
+    empty = part_schema(spec, view).empty_table()
+    _replace(folder / "seed.parquet", lambda partial: pq.write_table(empty, partial))
 
 
 def _share_sqlite(online_store: Any) -> None:
@@ -210,7 +213,11 @@ def _share_sqlite(online_store: Any) -> None:
             connection.close()
 
 
-def _replace(path: Path, text: str) -> None:
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    try:
+        write(partial)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from typing import Annotated, Literal, Self
+from zoneinfo import ZoneInfo
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from headrace.declaration.base import ColumnType, Declared, DurationUs, Name
 from headrace.declaration.features import RequestFeature, WindowFeature
@@ -114,6 +115,15 @@ class LineSpec(Declared):
     model: ModelSpec
     gates: GateSpec = GateSpec()
     cadence: CadenceSpec = CadenceSpec()
+
+    @field_validator("timezone")
+    @classmethod
+    def _known_timezone(cls, name: str) -> str:
+        try:
+            ZoneInfo(name)
+        except (KeyError, ValueError, OSError):  # OSError: a name that is a folder of zones
+            raise ValueError("not a time zone; use UTC or a name such as Europe/Berlin") from None
+        return name
 
     @property
     def feature_service(self) -> str:

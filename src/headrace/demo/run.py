@@ -99,13 +99,15 @@ class Demo:
             self.say(text)
 
     def fresh_home(self) -> None:
-        """Remove an earlier demo's files, unless its stack still runs."""
+        """Remove an earlier demo's files, unless a stack could not start afterwards."""
         home = self.settings.home
         if stack.status(self.settings)["running"]:
             raise EnvironmentFault(
                 f"a stack is already running in {home}; end it with "
                 f"`HEADRACE_HOME={home} headrace down`"
             )
+        stack.check_ports(self.settings)
+        stack.check_disk(home)
         if home.exists():
             shutil.rmtree(home)
 

@@ -66,12 +66,16 @@ class FileLog:
             return first
         path = self._folder / f"{first:020d}-{table.num_rows:010d}.arrow"
         torn = path.with_suffix(".tmp")
-        with torn.open("wb") as file:
-            with pa.ipc.new_file(file, self._schema) as writer:
-                writer.write_table(table.combine_chunks())
-            file.flush()
-            os.fsync(file.fileno())
-        torn.rename(path)
+        try:
+            with torn.open("wb") as file:
+                with pa.ipc.new_file(file, self._schema) as writer:
+                    writer.write_table(table.combine_chunks())
+                file.flush()
+                os.fsync(file.fileno())
+            torn.rename(path)
+        except BaseException:
+            torn.unlink(missing_ok=True)  # on a full disk its space is wanted
+            raise
         sync_folder(self._folder)
         self._segments.append(Segment(first, first + table.num_rows, path))
         return first

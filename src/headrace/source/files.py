@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -84,7 +85,7 @@ def load_table(
             rejected = _load_jsonl(con, paths, kind)
         else:
             rejected = _load_text(con, file, paths, kind, form)
-    except (duckdb.Error, OSError, pa.ArrowInvalid) as problem:
+    except (duckdb.Error, OSError, EOFError, zlib.error, pa.ArrowInvalid) as problem:
         first = str(problem).split("\n", maxsplit=1)[0]
         raise InputError(
             f"{named}: not readable as {form}: {first}; correct the file or "

@@ -12,6 +12,8 @@ from headrace.declaration import Explode, FileSpec, names_of
 from headrace.errors import InputError
 
 _ABSENT = re.compile(r'Referenced (?:column|table) "([^"]+)" not found')
+_WORD = re.compile(r"[A-Za-z_]\w*")
+_CONSTANTS = frozenset({"null", "true", "false"})
 
 
 def quote_name(name: str) -> str:
@@ -36,8 +38,12 @@ def fitted(con: duckdb.DuckDBPyConnection, stage: str, where: str, sql: str) -> 
     One that is just a column's name is quoted, so a column may be called `order`, `at` or
     `Item Name`. Raises `InputError` naming `where` (its place in the YAML) if it does not bind.
     """
+    # a single word is a column: without one, SQL would take `user` for the name of the session's
     name = sql.strip().lower()
-    found = [column for column in columns_of(con, stage) if column.lower() == name]
+    columns = columns_of(con, stage)
+    found = [column for column in columns if column.lower() == name]
+    if not found and _WORD.fullmatch(name) and name not in _CONSTANTS and not name.startswith("__"):
+        raise _lacks(where, sql, sql.strip(), columns)
     fit = quote_name(found[0]) if found else f"({sql})"
     try:
         rows = con.execute(f"DESCRIBE SELECT {fit} AS given FROM {stage}").fetchall()
@@ -51,18 +57,25 @@ def explain(
 ) -> InputError:
     """The error that names the expression, what is wrong with it, and what there is."""
     columns = columns_of(con, stage)
-    there = ", ".join(f"{name} ({kind})" for name, kind in columns.items())
     absent = _ABSENT.search(str(problem))
     if absent is not None:
-        return InputError(
-            f"{where}: {sql!r} needs the column {absent[1]!r}, which the file lacks; "
-            f"correct the name or the file; its columns: {there}"
-        )
+        return _lacks(where, sql, absent[1], columns)
     first = str(problem).split("\n", maxsplit=1)[0]
     return InputError(
         f"{where}: {sql!r} fails: {first}; correct the expression (TRY_CAST(x AS type) turns what "
-        f"does not fit into NULL); the columns: {there}"
+        f"does not fit into NULL); the columns: {_listed(columns)}"
     )
+
+
+def _lacks(where: str, sql: str, name: str, columns: Mapping[str, str]) -> InputError:
+    return InputError(
+        f"{where}: {sql!r} needs the column {name!r}, which the file lacks; "
+        f"correct the name or the file; its columns: {_listed(columns)}"
+    )
+
+
+def _listed(columns: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} ({kind})" for name, kind in columns.items())
 
 
 def select(

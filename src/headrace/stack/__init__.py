@@ -2,6 +2,8 @@
 
 from headrace.stack.airflow_client import AirflowClient
 from headrace.stack.lifecycle import (
+    check_disk,
+    check_ports,
     down,
     running,
     status,
@@ -15,6 +17,8 @@ __all__ = [
     "AirflowClient",
     "Service",
     "Stack",
+    "check_disk",
+    "check_ports",
     "down",
     "running",
     "services",

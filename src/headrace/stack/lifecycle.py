@@ -140,7 +140,7 @@ def _service_status(service: Service, pid: int | None) -> dict[str, Any]:
 def _claimed(settings: Settings, line: str, service_list: ServiceList) -> Iterator[Stack]:
     """Refuse whatever can be refused beforehand, then own the home while the block runs."""
     find_line(settings, line)
-    _check_disk(settings.home)
+    check_disk(settings.home)
     run = settings.home / "run"
     run.mkdir(parents=True, exist_ok=True)
     with (run / "lock").open("w") as lock:
@@ -150,7 +150,7 @@ def _claimed(settings: Settings, line: str, service_list: ServiceList) -> Iterat
             raise _already_running(settings) from None
         if stack_processes(settings.home):
             raise _already_running(settings)
-        _check_ports(settings)
+        check_ports(settings)
         record.forget(settings)
         stack = Stack(
             stack_id=secrets.token_hex(8),
@@ -240,7 +240,8 @@ def _stop(settings: Settings, say: Say) -> None:
         record.forget(settings)
 
 
-def _check_disk(home: Path) -> None:
+def check_disk(home: Path) -> None:
+    """Raise `EnvironmentFault` unless the disk has room for a stack."""
     existing = next(folder for folder in (home, *home.parents) if folder.exists())
     free = shutil.disk_usage(existing).free
     if free < MIN_FREE_BYTES:
@@ -250,7 +251,8 @@ def _check_disk(home: Path) -> None:
         )
 
 
-def _check_ports(settings: Settings) -> None:
+def check_ports(settings: Settings) -> None:
+    """Raise `EnvironmentFault` naming the first port that is taken, and its setting."""
     ports = {
         "HEADRACE_SERVER_PORT": settings.server_port,
         "HEADRACE_COLLECTOR_PORT": settings.collector_port,
@@ -264,7 +266,8 @@ def _check_ports(settings: Settings) -> None:
             except OSError as problem:
                 raise EnvironmentFault(
                     f"port {port} on {settings.host} cannot be used ({problem.strerror}); end the "
-                    f"program that holds it or set {name} to a free port"
+                    f"program that holds it (`make down` if it is Headrace's) or set {name} to a "
+                    "free port"
                 ) from None
 
 
