@@ -68,8 +68,8 @@ def _questions_and_events(
 ) -> pa.Table:
     """One table of both, for one view: only rows with a whole key, only columns that count."""
     key = declared[0].key
-    summed = {feature.column for feature in declared if feature.aggregate == "sum"} - {*key}
-    columns = ["event", *key, *sorted({"value", *summed})]
+    read = {feature.reads for feature in declared if feature.reads is not None} - {*key}
+    columns = ["event", *key, *sorted({"value", *read})]
     events = resolved.select(columns)
     events = events.append_column(_AT, resolved.column("knowledge_at").cast(pa.int64()))
     events = events.append_column(
@@ -99,7 +99,7 @@ def _by_query(
     places = answers.column(_ROW).to_numpy()
     found = {}
     for feature in declared:
-        values = np.zeros(rows, dtype=np.int64)
+        values = np.full(rows, feature.empty, dtype=np.int64)
         values[places] = answers.column(feature.name).to_numpy()
         found[feature.name] = pa.chunked_array([values])
     return found

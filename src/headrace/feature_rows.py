@@ -89,12 +89,14 @@ def entity_columns(spec: LineSpec, asked: pa.Table) -> dict[str, pa.ChunkedArray
 
 
 def typed(spec: LineSpec, found: pa.Table) -> pa.Table:
-    """What Feast returned, as `feature_schema`: absent reads as 0, NaN or a null time."""
+    """What Feast returned, as `feature_schema`: absent reads as empty, 0, NaN or a null time."""
+    empty = {feature.name: feature.empty for feature in spec.windows}
     columns = []
     for field in feature_schema(spec):
         column = found[field.name]
         if column.null_count and not pa.types.is_timestamp(field.type):
-            column = pc.fill_null(column, math.nan if pa.types.is_floating(field.type) else 0)
+            nothing = math.nan if pa.types.is_floating(field.type) else empty.get(field.name, 0)
+            column = pc.fill_null(column, nothing)
         if pa.types.is_timestamp(field.type):
             at = column.cast(pa.int64())
             column = pc.if_else(pc.equal(pc.fill_null(at, 0), 0), None, at).cast(field.type)
@@ -106,7 +108,7 @@ def request_inputs(line: str, columns: dict[str, list[Any]]) -> dict[str, list[A
     """Body of the on-demand view: Python columns from Feast → model inputs as Python columns.
 
     `line` is the declaration as JSON. Window features of an absent key are null in Feast and
-    count as 0, online and in history alike.
+    have their `empty` value, online and in history alike.
     """
     spec = _parse(line)
     table: dict[str, pa.Array] = {}
@@ -116,7 +118,8 @@ def request_inputs(line: str, columns: dict[str, list[Any]]) -> dict[str, list[A
         table[name] = pa.array([None] * size if sent is None else sent, ARROW_TYPES[kind])
     table["request_at"] = pa.array(columns["request_at"], pa.int64())
     for feature in spec.windows:
-        table[feature.name] = pc.fill_null(pa.array(columns[feature.name], pa.int64()), 0)
+        values = pa.array(columns[feature.name], pa.int64())
+        table[feature.name] = pc.fill_null(values, feature.empty)
     inputs: dict[str, list[Any]] = requests.transform(spec, pa.table(table)).to_pydict()
     return inputs
 

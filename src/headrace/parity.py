@@ -110,14 +110,14 @@ def _window_state(settings: Settings, spec: LineSpec) -> WindowState:
 
 
 def _check_windows(findings: _Findings, state: WindowState, spec: LineSpec, view: str) -> None:
-    """Values at the tick that wrote the row; a key that had no row must have been all zeros."""
+    """Values at the tick that wrote the row; a key that had no row must have been empty."""
     served = findings.served
     key = list(spec.views[view][0].key)
     at_us = _us(served[f"{view}__at"])
     found = at_us > 0
     values = state.values(served.select(key), np.where(found, at_us, 0), view)
     for feature in spec.views[view]:
-        expected = np.where(found, values[feature.name].to_numpy(), 0)
+        expected = np.where(found, values[feature.name].to_numpy(), feature.empty)
         wrong = served[feature.name].to_numpy() != expected
         findings.add("window", feature.name, wrong, pa.array(expected))
 

@@ -16,13 +16,16 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from headrace.declaration import (
+    MISSING,
     Bucketize,
     Cross,
     Hash,
     LineSpec,
+    Mean,
     Number,
     Ratio,
     RequestFeature,
+    Since,
     TimePart,
 )
 from headrace.errors import InputError
@@ -116,9 +119,9 @@ def transform(spec: LineSpec, table: pa.Table) -> pa.Table:
     """Compute the model's inputs: columns `events.input_fields(spec)` in order, one row each.
 
     `table` holds the declared columns, `request_at` (int64 µs or a UTC timestamp) and the
-    window features (int64; null means that the key was never seen: 0). Ids are int64 with -1
-    for missing, numbers float64 with NaN for missing. Raises InputError for an absent column
-    or one of the wrong type.
+    window features (int64; null means that the key was never seen: the feature's `empty`, which
+    is 0 or `MISSING`). Ids are int64 with -1 for missing, numbers float64 with NaN for missing.
+    Raises InputError for an absent column or one of the wrong type.
     """
     row_values = _Inputs(spec, table)
     for feature in spec.request_features:
@@ -134,7 +137,7 @@ class _Inputs:
     def __init__(self, spec: LineSpec, table: pa.Table) -> None:
         self._spec = spec
         self._table = table
-        self._windows = {feature.name for feature in spec.windows}
+        self._windows = {feature.name: feature for feature in spec.windows}
         self._raw: dict[str, pa.Array] = {}
         self.computed: dict[str, Ints | Floats] = {}
 
@@ -152,25 +155,46 @@ class _Inputs:
                 return cross64([self._id(part, feature.name) for part in parts])
             case Bucketize(of=of, boundaries=boundaries):
                 return _bucket(self._number(of, feature.name), boundaries)
+            case _:
+                return self._compute_number(feature)
+
+    def _compute_number(self, feature: Ratio | Mean | Since | Number) -> Floats:
+        match feature:
             case Ratio(of=(above, below), prior=(a, b)):
                 numerator = self._number(above, feature.name) + a
                 return numerator / (self._number(below, feature.name) + a + b)
+            case Mean(of=(above, below), prior=(mean, weight)):
+                total = self._number(above, feature.name) + mean * weight
+                count = self._number(below, feature.name) + weight
+                result = np.full(len(total), np.nan)
+                np.divide(total, count, out=result, where=count != 0)
+                return result
+            case Since(of=of):
+                passed_us = pc.subtract(self._request_us(), self._column(of, feature.name))
+                passed = _filled(passed_us.cast(pa.float64(), safe=False), np.nan)
+                return np.maximum(np.asarray(passed.to_numpy(), np.float64), 0.0) / 1e6
             case Number(kind=kind, of=of):
                 x = self._number(of, feature.name)
                 return _log1p(x) if kind == "log1p" else x
 
     def _time_part(self, kind: str) -> Ints:
-        at = self._column("request_at", "request_at")
-        if type_.is_timestamp(at.type):
-            at = at.cast(pa.timestamp("us", tz="UTC")).cast(pa.int64())
-        local = at.cast(pa.timestamp("us", tz=self._spec.timezone))
+        local = self._request_us().cast(pa.timestamp("us", tz=self._spec.timezone))
         part = _TIME_PARTS[kind](local).cast(pa.int64())
         return np.asarray(_filled(part, -1).to_numpy())
+
+    def _request_us(self) -> pa.Array:
+        at = self._column("request_at", "request_at")
+        if type_.is_timestamp(at.type):
+            return at.cast(pa.timestamp("us", tz="UTC")).cast(pa.int64())
+        return at
 
     def _id(self, name: str, user: str) -> Ints:
         known = self.computed.get(name)
         if known is None:
-            return hash64(self._column(name, user))
+            column, window = self._column(name, user), self._windows.get(name)
+            if window is not None and self._spec.window_kind(window) == "string":
+                return np.asarray(_filled(column, -1).to_numpy())  # the kernel has hashed it
+            return hash64(column)
         return known.astype(np.int64, copy=False)
 
     def _number(self, name: str, user: str) -> Floats:
@@ -195,18 +219,21 @@ class _Inputs:
 
     def _typed(self, name: str, column: pa.Array) -> pa.Array:
         """Bring back what a trip through pandas loses: nullable ints arrive as floats with NaN."""
-        kind = "int" if name in self._windows else self._spec.columns.get(name)
+        window = self._windows.get(name)
+        kind = self._spec.columns.get(name) if window is None else "int"
         if kind is None:
             return column
         if type_.is_floating(column.type) and kind == "int":
             column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
-        if column.type == ARROW_TYPES[kind]:
-            return _filled(column, 0) if name in self._windows else column
         try:
-            typed = column.cast(ARROW_TYPES[kind])
+            typed = column if column.type == ARROW_TYPES[kind] else column.cast(ARROW_TYPES[kind])
         except pa.ArrowInvalid as error:
             raise InputError(
                 f"column {name!r} is declared {kind} but holds {column.type}: {error}; "
                 "send the declared type"
             ) from error
-        return _filled(typed, 0) if name in self._windows else typed
+        if window is None:
+            return typed
+        if window.empty == 0:
+            return _filled(typed, 0)
+        return pc.if_else(pc.equal(typed, MISSING), pa.scalar(None, pa.int64()), typed)

@@ -8,14 +8,13 @@ those whose code is below `rank * (n + 1) + (number of rows with time < q)`, so 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-
-from headrace.declaration import WindowFeature
 
 Ints = NDArray[np.int64]
 
@@ -48,9 +47,8 @@ class Run:
     raw_keys: pa.Table  # (k) their key columns
     times_us: Ints  # (n,) knowledge times, rising
     owners: Ints  # (n,) index into keys
-    values: Mapping[str, Ints]  # (n,) for each summed column
+    values: Mapping[str, Ints]  # (n,) for each column that is read
     codes: Ints  # (n,) sorted index
-    sums: Mapping[str, Ints]  # (n + 1,) prefix sums in the order of codes
 
     @classmethod
     def of_rows(
@@ -81,13 +79,21 @@ class Run:
         size = len(times_us)
         codes = owners * (size + 1) + np.arange(size, dtype=np.int64)
         codes.sort()
+        return cls(start, keys, raw_keys, times_us, owners, values, codes)
+
+    @cached_property
+    def sums(self) -> Mapping[str, Ints]:
+        """Prefix sums (n + 1,) of each column in the order of codes."""
+        by_key = self.rows_at(slice(None))
         sums = {}
-        if values:
-            by_key = codes % (size + 1)
-            for name, column in values.items():
-                sums[name] = np.zeros(size + 1, dtype=np.int64)
-                np.cumsum(column[by_key], out=sums[name][1:])
-        return cls(start, keys, raw_keys, times_us, owners, values, codes, sums)
+        for name, column in self.values.items():
+            sums[name] = np.zeros(len(self) + 1, dtype=np.int64)
+            np.cumsum(column[by_key], out=sums[name][1:])
+        return sums
+
+    def rows_at(self, places: Ints | slice) -> Ints:
+        """Arrival indices of the rows at these places of the sorted index."""
+        return np.asarray(self.codes[places] % (len(self) + 1))
 
     def __len__(self) -> int:
         return len(self.times_us)
@@ -129,92 +135,31 @@ class Run:
         low, high = np.searchsorted(self.times_us, (from_us, to_us))
         return np.unique(self.owners[low:high])
 
-    def add_windows(
-        self,
-        asked: Asked,
-        windows_us: Mapping[int, Sequence[tuple[str | None, Ints]]],
-    ) -> None:
-        """Add this run's share of each window to its totals, in the order of `asked`.
-
-        `windows_us` maps a window length to its (summed column or None for a count, totals).
-        """
+    def find(self, asked: Asked) -> Found | None:
+        """The questions whose key has rows here; None when there are none."""
         rank = np.searchsorted(self.keys, asked.keys)
         known = np.append(self.keys, np.int64(-2))[rank] == asked.keys
         rows = np.flatnonzero(known[asked.key_of])
         if not rows.size:
-            return
-        base = rank[asked.key_of[rows]] * (len(self) + 1)
-        moment = asked.moment_of[rows]
-        end = self._place(base, asked.moments_us, moment)
-        for window_us, wanted in windows_us.items():
-            begin = self._place(base, asked.moments_us - window_us, moment)
-            for column, totals in wanted:
-                if column is None:
-                    totals[rows] += end - begin
-                else:
-                    totals[rows] += self.sums[column][end] - self.sums[column][begin]
-
-    def _place(self, base: Ints, moments_us: Ints, moment: Ints) -> Ints:
-        earlier = np.searchsorted(self.times_us, moments_us)
-        return np.searchsorted(self.codes, base + earlier[moment]).astype(np.int64, copy=False)
+            return None
+        return Found(self, asked, rows, rank[asked.key_of[rows]] * (len(self) + 1))
 
 
-@dataclass
-class Track:
-    """One kind of event under one view's key: runs, each at least twice as long as the next."""
+@dataclass(frozen=True, eq=False)
+class Found:
+    """Those of the questions whose key a run holds: `rows` in the order of `asked`."""
 
-    view: str
-    event: str
-    features: tuple[WindowFeature, ...]
-    appended: int = 0
-    runs: list[Run] = field(default_factory=list)
+    run: Run
+    asked: Asked
+    rows: Ints  # (f,) rising
+    base: Ints  # (f,) code before the key's first row
+    _known: dict[int, Ints] = field(default_factory=dict, init=False)
 
-    @property
-    def name(self) -> str:
-        """Prefix of the names of its tables."""
-        return f"{self.view}.{self.event}"
-
-    @property
-    def summed(self) -> tuple[str, ...]:
-        """Columns that some feature sums."""
-        return tuple(dict.fromkeys(f.column for f in self.features if f.aggregate == "sum"))
-
-    def push(self, run: Run) -> None:
-        """Take the next rows, merging runs of similar size."""
-        self.appended = run.stop
-        self.runs.append(run)
-        while len(self.runs) > 1 and len(self.runs[-2]) < 2 * len(self.runs[-1]):
-            later = self.runs.pop()
-            self.runs[-1] = self.runs[-1].followed_by(later)
-
-    def values(self, asked: Asked) -> dict[str, Ints]:
-        """Every feature, in the order of `asked`."""
-        totals = {f.name: np.zeros(len(asked.order), dtype=np.int64) for f in self.features}
-        windows: dict[int, list[tuple[str | None, Ints]]] = {}
-        for feature in self.features:
-            column = feature.column if feature.aggregate == "sum" else None
-            windows.setdefault(feature.window, []).append((column, totals[feature.name]))
-        for run in self.runs:
-            run.add_windows(asked, windows)
-        return totals
-
-    def changed(self, since_us: int, until_us: int) -> list[pa.Table]:
-        """Raw keys with a row that came or left a window meanwhile, distinct for each run."""
-        shifts = {0, *(feature.window for feature in self.features)}
-        found = []
-        for run in self.runs:
-            owners = [run.keys_between(since_us - s, until_us - s) for s in sorted(shifts)]
-            found.append(run.raw_keys.take(np.unique(np.concatenate(owners))))
-        return found
-
-    def expire(self, before_us: int) -> None:
-        """Drop rows that no window asked at `before_us` or later reaches."""
-        cutoff = before_us - max(feature.window for feature in self.features)
-        kept = []
-        for run in self.runs:
-            gone = int(np.searchsorted(run.times_us, cutoff))
-            if gone == len(run):
-                continue
-            # half a run at once, so that the cost of a rewrite is spread over the rows it frees
-            kept.append(run.without_before(cutoff) if 2 * gone >= len(run) else run)
-        self.runs = kept
+    def before(self, shift_us: int) -> Ints:
+        """(f,) places after the key's rows that came before the moment less `shift_us`."""
+        if shift_us not in self._known:
+            earlier = np.searchsorted(self.run.times_us, self.asked.moments_us - shift_us)
+            codes = self.base + earlier[self.asked.moment_of[self.rows]]
+            places = np.searchsorted(self.run.codes, codes).astype(np.int64, copy=False)
+            self._known[shift_us] = places
+        return self._known[shift_us]

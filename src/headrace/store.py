@@ -96,7 +96,7 @@ class Store:
 
         `asked` holds the declared columns and `request_at` (int64 us). Returns, row for row,
         `<view>__at` (timestamp us UTC; null where the key was never written), the window
-        features (int64, 0 where never written) and the model inputs.
+        features (int64, their `empty` where never written) and the model inputs.
         """
         if asked.num_rows == 0:
             return feature_schema(spec).empty_table()
@@ -115,7 +115,9 @@ class Store:
                     v.double_val if v.HasField("double_val") else math.nan for v in values
                 ]
             else:
-                columns[field.name] = [v.int64_val for v in values]
+                columns[field.name] = pa.array(
+                    [v.int64_val if v.HasField("int64_val") else None for v in values], pa.int64()
+                )
         return typed(spec, pa.table(columns))
 
     def read_history(self, spec: LineSpec, asked: pa.Table) -> pa.Table:

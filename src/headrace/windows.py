@@ -1,7 +1,8 @@
-"""The window kernel: counts and integer sums by key over `[at - window, at)` of knowledge time.
+"""The window kernel: integer aggregates by key over `[at - window, at)` of knowledge time.
 
-One implementation for a micro-batch, a replay and a Spark partition. Everything added up is an
-int64, so the answer does not depend on how the log was cut into appends.
+One implementation for a micro-batch, a replay and a Spark partition. Everything is an int64 and
+nothing is rounded, so the answer does not depend on how the log was cut into appends. Means and
+rates are divisions of its sums and counts, made in `requests.transform`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from headrace.declaration import LineSpec, WindowFeature
 from headrace.errors import InputError, IntegrityError
 from headrace.events import ARROW_TYPES
 from headrace.requests import cross64, hash64
-from headrace.runs import Asked, Run, Track
+from headrace.runs import Asked, Run
+from headrace.tracks import Track
 
 Ints = NDArray[np.int64]
 _META = "meta"
@@ -39,17 +41,14 @@ class WindowState:
             if views is None or view in views
         }
         self._last_us: int = _NEVER
-        self._tracks: dict[tuple[str, str], Track] = {}
-        for view, features in self._views.items():
-            for event in dict.fromkeys(feature.event for feature in features):
-                mine = tuple(feature for feature in features if feature.event == event)
-                self._tracks[view, event] = Track(view, event, mine)
+        self._tracks = {view: Track.of(view, features) for view, features in self._views.items()}
 
     def append(self, resolved: pa.Table) -> None:
         """Take events: `knowledge_at` (int64 µs), `event`, `value` and the declared columns.
 
-        Rows that have no value in a part of a key do not count for it; a null summed column
-        counts 0. Raises InputError when `knowledge_at` falls behind an earlier append.
+        Rows that have no value in a part of a key do not count for it; a null column counts 0
+        in a sum, and min, max, distinct and last pass over it. Raises InputError when
+        `knowledge_at` falls behind an earlier append.
         """
         if not resolved.num_rows:
             return
@@ -58,11 +57,14 @@ class WindowState:
         hashed: dict[str, Ints] = {}
         for view, features in self._views.items():
             hashes = key_hashes(resolved, features[0].key, hashed)
-            for event in dict.fromkeys(feature.event for feature in features):
-                is_event = pc.fill_null(pc.equal(resolved.column("event"), event), False)
-                rows = np.flatnonzero(is_event.to_numpy() & (hashes >= 0))
+            for track in self._tracks[view]:
+                is_event = pc.fill_null(pc.equal(resolved.column("event"), track.event), False)
+                counts = is_event.to_numpy() & (hashes >= 0)
+                if track.column is not None:
+                    counts &= resolved.column(track.column).is_valid().to_numpy()
+                rows = np.flatnonzero(counts)
                 if rows.size:
-                    self._push(self._tracks[view, event], resolved, rows, hashes, times)
+                    self._push(track, resolved, rows, hashes, times)
 
     def _in_order(self, resolved: pa.Table) -> pa.Table:
         times = _ints(resolved.column("knowledge_at"))
@@ -82,7 +84,7 @@ class WindowState:
     ) -> None:
         schema = self._key_schema(track.features[0].key)
         raw = resolved.select(schema.names).take(rows).cast(schema).combine_chunks()
-        values = {name: _ints(resolved.column(name))[rows] for name in track.summed}
+        values = {name: self._integers(resolved, name)[rows] for name in track.reads}
         track.push(Run.of_rows(track.appended, hashes[rows], raw, times[rows], values))
 
     def values(self, keys: pa.Table, at_us: NDArray[np.int64], view: str | None = None) -> pa.Table:
@@ -90,7 +92,8 @@ class WindowState:
 
         `keys` holds the key columns (of all views, or of `view` alone). Returns one int64
         column for each window feature of the views asked, in declared order, row for row; a
-        key with a null part has 0. Exact for moments not before the last `expire`.
+        key with a null part has each feature's `empty`. Exact for moments not before the last
+        `expire`.
         """
         at_us = np.asarray(at_us, dtype=np.int64)
         if len(at_us) != keys.num_rows:
@@ -102,8 +105,8 @@ class WindowState:
         found: dict[str, Ints] = {}
         for name, features in wanted.items():
             asked = Asked.of(key_hashes(keys, features[0].key, hashed), at_us)
-            for event in dict.fromkeys(feature.event for feature in features):
-                for column, totals in self._tracks[name, event].values(asked).items():
+            for track in self._tracks[name]:
+                for column, totals in track.values(asked).items():
                     found[column] = np.empty_like(totals)
                     found[column][asked.order] = totals
         declared = [feature.name for feature in self._spec.windows if feature.name in found]
@@ -118,25 +121,25 @@ class WindowState:
         Those with an event that came in `[since_us, until_us)` or left a window meanwhile.
         """
         key = self._features(view)[0].key
-        tracks = [track for track in self._tracks.values() if track.view == view]
-        parts = [part for track in tracks for part in track.changed(since_us, until_us)]
+        parts = [part for track in self._tracks[view] for part in track.changed(since_us, until_us)]
         rows = pa.concat_tables([self._key_schema(key).empty_table(), *parts]).combine_chunks()
         _, first = np.unique(key_hashes(rows, key), return_index=True)
         return rows.take(first)
 
     def expire(self, before_us: int) -> None:
         """Drop events that no window asked at `before_us` or later can reach."""
-        for track in self._tracks.values():
+        for track in self._all_tracks():
             track.expire(before_us)
 
     def checkpoint(self) -> dict[str, pa.Table]:
         """Write all state as tables: `meta`, and one for each run.
 
-        A run's table is named `<view>.<event>.<start>-<stop>` after its row numbers and never
-        changes under that name, so a writer may keep files that it already has.
+        A run's table is named `<view>.<event>.<start>-<stop>` after its row numbers (or
+        `<view>.<event>.<column>.…` where only rows with that column are held) and never changes
+        under that name, so a writer may keep files that it already has.
         """
         tables = {_META: self._meta()}
-        for track in self._tracks.values():
+        for track in self._all_tracks():
             for run in track.runs:
                 columns = {"knowledge_at": run.times_us, **run.values}
                 rows = pa.table({f"_{name}": pa.array(column) for name, column in columns.items()})
@@ -146,7 +149,7 @@ class WindowState:
         return tables
 
     def _meta(self) -> pa.Table:
-        tracks = list(self._tracks.values())
+        tracks = self._all_tracks()
         return pa.table(
             {
                 "track": pa.array([track.name for track in tracks], pa.string()),
@@ -166,7 +169,7 @@ class WindowState:
         """
         state = cls(spec)
         meta = {row["track"]: row for row in tables[_META].to_pylist()} if _META in tables else {}
-        for track in state._tracks.values():
+        for track in state._all_tracks():
             row = meta.get(track.name)
             if row is None or row["declaration"] != _declaration(track.features):
                 raise IntegrityError(
@@ -175,13 +178,20 @@ class WindowState:
                 )
             state._last_us = row["last_us"]
             track.appended = row["appended"]
-            for name in sorted(n for n in tables if n.startswith(f"{track.name}.")):
+            for name in sorted(n for n in tables if n.rpartition(".")[0] == track.name):
                 start = int(name.rpartition(".")[2].partition("-")[0])
                 track.runs.append(_run_of(track, start, tables[name]))
         return state
 
     def _key_schema(self, key: tuple[str, ...]) -> pa.Schema:
         return pa.schema([pa.field(part, ARROW_TYPES[self._spec.columns[part]]) for part in key])
+
+    def _integers(self, resolved: pa.Table, name: str) -> Ints:
+        column = resolved.column(name)
+        return hash64(column) if self._spec.columns.get(name) == "string" else _ints(column)
+
+    def _all_tracks(self) -> list[Track]:
+        return [track for tracks in self._tracks.values() for track in tracks]
 
     def _features(self, view: str) -> tuple[WindowFeature, ...]:
         if view not in self._views:
@@ -192,7 +202,7 @@ class WindowState:
 def _run_of(track: Track, start: int, rows: pa.Table) -> Run:
     key = track.features[0].key
     hashes = key_hashes(rows, key)
-    values = {name: _ints(rows.column(f"_{name}")) for name in track.summed}
+    values = {name: _ints(rows.column(f"_{name}")) for name in track.reads}
     return Run.of_rows(start, hashes, rows.select(key), _ints(rows.column("_knowledge_at")), values)
 
 

@@ -22,6 +22,10 @@ windows:
   - {name: user_clicks_count_1h, key: [user_id], event: click, aggregate: count, window: 1h}
   - {name: item_sum_1h, key: [item], event: impression, aggregate: sum, column: item, window: 1h}
   - {name: pair_count_1h, key: [user_id, item], event: impression, aggregate: count, window: 1h}
+  - {name: item_user_1h, key: [item], event: click, aggregate: last, column: user_id, window: 1h}
+  - {name: item_note, key: [item], event: click, aggregate: last, column: note, rank: 2, window: 1h}
+  - {name: item_max_1h, key: [item], event: click, aggregate: max, column: item, window: 1h}
+  - {name: item_clicked_at_1h, key: [item], event: click, aggregate: last_at, window: 1h}
 request_features:
   - {name: user, kind: hash, of: user_id}
   - {name: thing, kind: hash, of: item}
@@ -30,6 +34,10 @@ request_features:
   - {name: price_log, kind: log1p, of: price}
   - {name: price_bucket, kind: bucketize, of: price, boundaries: [1, 10]}
   - {name: user_ctr, kind: ratio, of: [user_clicks_count_1h, user_views_count_1h], prior: [1, 9]}
+  - {name: last_user, kind: hash, of: item_user_1h}
+  - {name: item_max, kind: number, of: item_max_1h}
+  - {name: item_click_age, kind: since, of: item_clicked_at_1h}
+  - {name: item_mean, kind: mean, of: [item_sum_1h, pair_count_1h], prior: [0, 0]}
 model:
   categorical: [user, thing, pair, hour, price_bucket]
   numeric: [price_log, user_ctr]

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from headrace import requests
-from headrace.declaration import LineSpec
+from headrace.declaration import MISSING, LineSpec
 from headrace.errors import EnvironmentFault
 from headrace.events import ARROW_TYPES, TIME
 from headrace.feature_rows import feature_part, feature_schema
@@ -34,7 +34,11 @@ def rows(spec: LineSpec, view: str, at_us: int, keys: list[tuple[object, ...]], 
     }
     columns["event_timestamp"] = pa.array([at_us] * len(keys), pa.int64()).cast(TIME)
     for i, feature in enumerate(spec.views[view]):
-        columns[feature.name] = pa.array([value + i] * len(keys), pa.int64())
+        # by turns nothing and a moment close before the request, where a feature may have none
+        stored = MISSING if feature.empty and value % 200 < 100 else value + i
+        if feature.aggregate == "last_at" and stored != MISSING:
+            stored = at_us - i
+        columns[feature.name] = pa.array([stored] * len(keys), pa.int64())
     return pa.table(columns)
 
 
@@ -61,19 +65,23 @@ def test_pushed_rows_are_read_with_their_exact_time_and_values(store: Store, sho
     assert found["shop_by_user_id__at"].cast(pa.int64()).to_pylist() == [T0]
     assert found["shop_by_item__at"].cast(pa.int64()).to_pylist() == [T0 + 1]
     assert (row["user_views_count_1h"], row["user_clicks_count_1h"]) == (7, 8)
-    assert row["item_sum_1h"] == BIG
+    assert (row["item_sum_1h"], row["item_max_1h"]) == (BIG, BIG + 3)
+    assert (row["last_user"], row["item_max"]) == (BIG + 1, float(BIG + 3))
+    assert row["item_click_age"] == 8e-6  # asked 4 µs after a row whose event was 4 µs old
     assert row["thing"] == int(requests.hash64(pa.array([BIG]))[0])
     assert row["user_ctr"] == (8 + 1) / (7 + 1 + 9)
     assert row["price_log"] == math.log1p(2.5)
 
 
-def test_an_absent_or_missing_key_reads_as_zero_without_a_time(store: Store, shop: LineSpec):
+def test_an_absent_or_missing_key_reads_as_empty_without_a_time(store: Store, shop: LineSpec):
     found = store.read_online(
         shop, asked(shop, [T0, T0], user_id=["nobody", None], item=[1, None], price=[None, None])
     ).to_pylist()
     for row in found:
         assert [row[f"{view}__at"] for view in shop.views] == [None] * 3
-        assert [row[feature.name] for feature in shop.windows] == [0] * 4
+        assert [row[feature.name] for feature in shop.windows] == [0] * 4 + [MISSING] * 4
+        assert row["last_user"] == -1
+        assert all(math.isnan(row[name]) for name in ("item_max", "item_click_age", "item_mean"))
         assert row["user_ctr"] == 0.1
         assert row["price_bucket"] == -1
         assert math.isnan(row["price_log"])
@@ -166,7 +174,8 @@ def test_the_plain_feast_sdk_reads_the_feature_service(
     assert found["user_ctr"] == [42 / 50]
     ours = store.read_online(shop, asked(shop, [T0], user_id=["sdk"], item=[9], price=[3.0]))
     for feature in shop.request_features:
-        assert found[feature.name] == ours[feature.name].to_pylist()
+        mine = [None if x != x else x for x in ours[feature.name].to_pylist()]  # Feast's NaN
+        assert found[feature.name] == mine
 
 
 def test_the_feast_command_line_applies_the_repository(applied: Settings, tmp_path: Path):

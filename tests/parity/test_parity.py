@@ -14,13 +14,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+import yaml
 
 from headrace import parity, requests
 from headrace.declaration import LineSpec
 from headrace.events import TIME, event_schema, input_fields, served_schema
 from headrace.ingest.tick import TickState, run_tick
+from headrace.labels.state import LabelState
 from headrace.log.files import FileLog
-from headrace.settings import PROJECT, Settings, load_line, load_settings
+from headrace.settings import PROJECT, Settings, load_settings
+from headrace.windows import WindowState
 
 T0, SECOND = 1_750_000_000_000_000, 1_000_000
 USERS, ITEMS = ["ann", "bob", None], ["i1", "i2", "i3"]
@@ -42,13 +45,29 @@ class Online:
         for view, features in spec.views.items():
             row = self.rows.get((view, tuple(asked[part] for part in features[0].key)), {})
             found[f"{view}__at"] = row.get("event_timestamp")
-            found |= {feature.name: row.get(feature.name, 0) for feature in features}
+            found |= {feature.name: row.get(feature.name, feature.empty) for feature in features}
         return found
 
 
 @pytest.fixture(scope="module")
 def spec() -> LineSpec:
-    return load_line(PROJECT / "lines" / "coupons.yaml")
+    """The shipped line, with every other aggregate on top."""
+    line = yaml.safe_load((PROJECT / "lines" / "coupons.yaml").read_text(encoding="utf-8"))
+    item = {"key": ["item_id"], "window": "2m"}
+    line["windows"] += [
+        {**item, "name": "item_users", "event": "impression", "aggregate": "distinct"}
+        | {"column": "user_id"},
+        {**item, "name": "item_user", "event": "click", "aggregate": "last"}
+        | {"column": "user_id", "rank": 2},
+        {**item, "name": "item_top", "event": "click", "aggregate": "min", "column": "position"},
+        {**item, "name": "item_clicked_at", "event": "click", "aggregate": "last_at"},
+    ]
+    line["request_features"] += [
+        {"name": "item_user_id", "kind": "hash", "of": "item_user"},
+        {"name": "item_top_number", "kind": "number", "of": "item_top"},
+        {"name": "item_click_age", "kind": "since", "of": "item_clicked_at"},
+    ]
+    return LineSpec.model_validate(line)
 
 
 @pytest.fixture(scope="module")
@@ -212,8 +231,8 @@ def test_a_key_that_was_written_but_not_found_is_stale(lived, spec):
     report = parity.check(settings, spec, lost)
     assert report.by_feature[f"{view}__at"] == 1
     windows = {one["feature"] for one in report.first if one["kind"] == "window"}
-    nonzero = {f.name for f in spec.views[view] if served[f.name][row].as_py()}
-    assert windows == nonzero
+    told = {f.name for f in spec.views[view] if served[f.name][row].as_py() != f.empty}
+    assert windows == told
 
 
 def test_bootstrap_rows_are_left_out(lived, spec):
@@ -233,3 +252,22 @@ def test_without_served_rows_there_is_nothing_to_compare(spec, tmp_path: Path):
         "first": [],
         "by_feature": {},
     }
+
+
+def test_a_restored_state_holds_what_the_whole_log_gives(lived, spec):
+    settings, served = lived
+    home = settings.line_home("coupons")
+    log = FileLog(home / "log" / "events", event_schema(spec))
+    events = log.read(0, log.head).append_column("offset", pa.array(range(log.head), pa.int64()))
+    whole = WindowState(spec)
+    whole.append(LabelState(spec).resolve(events))
+    (home / "ticks" / "00000039.json").rename(home / "last.json")  # so that a tick is replayed
+    try:
+        restored = TickState.restore(spec, home)
+    finally:
+        (home / "last.json").rename(home / "ticks" / "00000039.json")
+    assert restored.next_tick == 39
+    at = np.full(served.num_rows, restored.at_us)
+    values = restored.windows.values(served, at)
+    assert values.equals(whole.values(served, at))
+    assert values["item_users"].to_numpy().max() > 1

@@ -14,6 +14,12 @@ from headrace.errors import EnvironmentFault
 from headrace.windows import WindowState
 
 HOUR_US = 3_600_000_000
+READS: dict[str, dict[str, object]] = {
+    "count": {},
+    "last_at": {},
+    "distinct": {"column": "note"},
+    "last": {"column": "note", "rank": 2},
+}
 JAVA_8 = "#!/bin/sh\necho 'openjdk version \"1.8.0_402\"' >&2\n"
 
 
@@ -22,7 +28,7 @@ def spec() -> LineSpec:
     return LineSpec.model_validate(
         {
             "line": "toy",
-            "columns": {"user": "string", "item": "int", "price": "int"},
+            "columns": {"user": "string", "item": "int", "price": "int", "note": "string"},
             "source": {"kind": "live"},
             "label": {"engagement": "click", "attribution_window": "1h", "provisional_after": "1s"},
             "windows": [
@@ -31,12 +37,12 @@ def spec() -> LineSpec:
                     "key": key,
                     "event": event,
                     "aggregate": aggregate,
-                    "column": "price" if aggregate == "sum" else "value",
+                    **READS.get(aggregate, {"column": "price"}),
                     "window": "90s" if event == "click" else "10m",
                 }
                 for event in ("click", "impression")
                 for key in (["user"], ["item"], ["user", "item"])
-                for aggregate in ("count", "sum")
+                for aggregate in ("count", "sum", "min", "max", "distinct", "last", "last_at")
             ],
             "request_features": [{"name": "user_id", "kind": "hash", "of": "user"}],
             "model": {"categorical": ["user_id"]},
@@ -57,6 +63,7 @@ def rows(count: int, seed: int) -> pa.Table:
             "user": pa.array(users, mask=rng.random(count) < 0.05),
             "item": pa.array(items, mask=rng.random(count) < 0.05),
             "price": pa.array(rng.integers(-(2**40), 2**40, count), mask=rng.random(count) < 0.1),
+            "note": pa.array(rng.choice(["x", "y", "z"], count), mask=rng.random(count) < 0.3),
         }
     )
 

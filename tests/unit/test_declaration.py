@@ -122,6 +122,46 @@ def test_sums_are_of_integers(tmp_path: Path) -> None:
     assert "sums are of integers" in refusal(tmp_path, line)
 
 
+@pytest.mark.parametrize(
+    ("window", "remedy"),
+    [
+        ({"aggregate": "min", "column": "discount"}, "must be 'value' or an int column"),
+        ({"aggregate": "max", "column": "user_id"}, "must be 'value' or an int column"),
+        ({"aggregate": "distinct", "column": "discount"}, "a string or int column"),
+        ({"aggregate": "last"}, "'last' needs column"),
+        ({"aggregate": "last_at", "column": "position"}, "remove column"),
+        ({"aggregate": "count", "rank": 2}, "rank belongs to aggregate 'last'"),
+        ({"aggregate": "last", "column": "position", "rank": 0}, "windows.8.rank"),
+        ({"aggregate": "median", "column": "position"}, "windows.8.aggregate"),
+    ],
+)
+def test_a_window_that_cannot_be_is_refused(tmp_path: Path, window: Any, remedy: str) -> None:
+    line = raw()
+    shared = {"name": "x", "key": ["user_id"], "event": "click", "window": "1m"}
+    line["windows"].append(shared | window)
+    assert remedy in refusal(tmp_path, line)
+
+
+@pytest.mark.parametrize(
+    ("feature", "remedy"),
+    [
+        ({"kind": "number", "of": "seen_at"}, "'seen_at' is a moment; kind 'since'"),
+        ({"kind": "since", "of": "position"}, "'position' is a int; kind 'since'"),
+        ({"kind": "number", "of": "user_last"}, "'user_last' is text"),
+        ({"kind": "mean", "of": ["position", "position"], "prior": [1, -1]}, "weight must be"),
+    ],
+)
+def test_a_window_is_used_as_what_it_is(tmp_path: Path, feature: Any, remedy: str) -> None:
+    line = raw()
+    shared = {"key": ["item_id"], "event": "click", "window": "1m"}
+    line["windows"] += [
+        {**shared, "name": "seen_at", "aggregate": "last_at"},
+        {**shared, "name": "user_last", "aggregate": "last", "column": "user_id"},
+    ]
+    line["request_features"].append({"name": "x"} | feature)
+    assert remedy in refusal(tmp_path, line)
+
+
 def test_a_window_needs_a_known_event(tmp_path: Path) -> None:
     line = raw()
     line["windows"][0]["event"] = "purchase"

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.declaration import LineSpec
+from headrace.declaration import MISSING, LineSpec
 from headrace.errors import InputError
 from headrace.events import input_fields
 from headrace.requests import cross64, hash64, transform
@@ -186,3 +186,80 @@ def test_faults_name_the_feature_the_column_and_the_remedy() -> None:
     wrong = pa.Table.from_pylist([{"item": "many"}])
     with pytest.raises(InputError, match="'item' is declared int but holds string"):
         transform(spec_with([FEATURES[3]], "item_id"), wrong)
+
+
+WINDOWED = LineSpec.model_validate(
+    {
+        "line": "toy",
+        "columns": {"user": "string", "item": "int", "note": "string"},
+        "source": {"kind": "live"},
+        "label": {"engagement": "click", "attribution_window": "1h"},
+        "windows": [
+            {"key": ["user"], "event": "impression", "window": "1h", "name": name, **declared}
+            for name, declared in {
+                "views": {"aggregate": "count"},
+                "item_sum": {"aggregate": "sum", "column": "item"},
+                "item_min": {"aggregate": "min", "column": "item"},
+                "item_last": {"aggregate": "last", "column": "item"},
+                "note_last": {"aggregate": "last", "column": "note"},
+                "notes": {"aggregate": "distinct", "column": "note"},
+                "seen_at": {"aggregate": "last_at"},
+            }.items()
+        ],
+        "request_features": [
+            {"name": "since_seen", "kind": "since", "of": "seen_at"},
+            {"name": "since_log", "kind": "log1p", "of": "since_seen"},
+            {"name": "lowest", "kind": "number", "of": "item_min"},
+            {"name": "lowest_bucket", "kind": "bucketize", "of": "item_min", "boundaries": [0, 5]},
+            {"name": "item_id", "kind": "hash", "of": "item"},
+            {"name": "item_last_id", "kind": "hash", "of": "item_last"},
+            {"name": "note_id", "kind": "hash", "of": "note"},
+            {"name": "note_last_id", "kind": "hash", "of": "note_last"},
+            {"name": "from_to", "kind": "cross", "of": ["note_last", "note"]},
+            {"name": "notes_number", "kind": "number", "of": "notes"},
+            {"name": "mean", "kind": "mean", "of": ["item_sum", "views"], "prior": [50, 2]},
+            {"name": "plain_mean", "kind": "mean", "of": ["item_sum", "views"], "prior": [0, 0]},
+        ],
+        "model": {"categorical": ["item_id"]},
+    }
+)
+
+
+def windowed(values: dict[str, Any], **request: Any) -> dict[str, Any]:
+    row = {"user": "u", "item": 4, "note": "hello", "request_at": 90_500_000, **request}
+    types = {"user": pa.string(), "note": pa.string()}
+    row |= {feature.name: values.get(feature.name) for feature in WINDOWED.windows}
+    schema = pa.schema({name: types.get(name, pa.int64()) for name in row})
+    return transform(WINDOWED, pa.Table.from_pylist([row], schema)).to_pylist()[0]
+
+
+def test_what_windows_hold_becomes_seconds_ids_and_means() -> None:
+    note_hash = int(hash64(pa.array(["hello"]))[0])
+    got = windowed(
+        {"views": 3, "item_sum": 12, "item_min": -2, "item_last": 4, "notes": 2}
+        | {"note_last": note_hash, "seen_at": 30_000_001}
+    )
+    assert got["since_seen"] == 60.499999
+    assert got["since_log"] == math.log1p(60.499999)
+    assert (got["lowest"], got["lowest_bucket"]) == (-2.0, 0)
+    assert got["item_last_id"] == got["item_id"]
+    assert got["note_last_id"] == got["note_id"] == note_hash
+    ids = np.array([note_hash])
+    assert got["from_to"] == int(cross64([ids, ids])[0])
+    assert got["notes_number"] == 2.0
+    assert got["mean"] == (12 + 50 * 2) / (3 + 2)
+    assert got["plain_mean"] == 4.0
+
+
+@pytest.mark.parametrize("never", [None, MISSING])
+def test_a_window_without_a_value_is_missing(never: int | None) -> None:
+    nothing = ("item_min", "item_last", "note_last", "seen_at")
+    got = windowed({"views": 0, "item_sum": 0, "notes": 0} | dict.fromkeys(nothing, never))
+    assert all(math.isnan(got[name]) for name in ("since_seen", "since_log", "lowest"))
+    assert (got["lowest_bucket"], got["item_last_id"], got["note_last_id"]) == (-1, -1, -1)
+    assert (got["mean"], got["notes_number"]) == (50.0, 0.0)
+    assert math.isnan(got["plain_mean"])
+
+
+def test_a_request_stamped_before_the_event_it_has_seen_waited_no_time() -> None:
+    assert windowed({"seen_at": 90_500_007})["since_seen"] == 0.0

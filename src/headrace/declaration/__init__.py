@@ -7,12 +7,15 @@ DAGs) is derived from it. Unknown keys are refused. Durations are written with a
 
 from headrace.declaration.base import Declared, parse_duration_us
 from headrace.declaration.features import (
+    MISSING,
     Bucketize,
     Cross,
     Hash,
+    Mean,
     Number,
     Ratio,
     RequestFeature,
+    Since,
     TimePart,
     WindowFeature,
 )
@@ -31,6 +34,7 @@ from headrace.declaration.source import (
 )
 
 __all__ = [
+    "MISSING",
     "Bucketize",
     "Cross",
     "Declared",
@@ -43,12 +47,14 @@ __all__ = [
     "LabelSpec",
     "LineSpec",
     "LiveSource",
+    "Mean",
     "ModelGateSpec",
     "ModelSpec",
     "Number",
     "Outcomes",
     "Ratio",
     "RequestFeature",
+    "Since",
     "TimePart",
     "TimeSpec",
     "WindowFeature",

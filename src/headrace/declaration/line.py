@@ -143,12 +143,19 @@ class LineSpec(Declared):
         """Length of the longest declared window, 0 without windows."""
         return max((feature.window for feature in self.windows), default=0)
 
+    def window_kind(self, feature: WindowFeature) -> Literal["int", "string", "moment"]:
+        """What its int64 values mean: a number, the hash of a text, or a time in µs."""
+        if feature.aggregate == "last_at":
+            return "moment"
+        is_text = feature.aggregate == "last" and self.columns.get(feature.column) == "string"
+        return "string" if is_text else "int"
+
     @model_validator(mode="after")
     def _names_hang_together(self) -> Self:
         known: dict[str, str] = dict(self.columns)
         for feature in self.windows:
             self._check_window(feature)
-            self._declare(known, feature.name, "int")
+            self._declare(known, feature.name, self.window_kind(feature))
         for request in self.request_features:
             for name in request.inputs:
                 if name not in known:
@@ -176,12 +183,17 @@ class LineSpec(Declared):
 
     @staticmethod
     def _check_kind(request: RequestFeature, name: str, kind: str) -> None:
+        if (request.kind == "since") != (kind == "moment"):
+            raise ValueError(
+                f"request_features.{request.name}: {name!r} is a {kind}; kind 'since', and no "
+                "other, takes a window with aggregate 'last_at'"
+            )
         if request.kind in ("hash", "cross") and kind in ("float", "number"):
             raise ValueError(
                 f"request_features.{request.name}: {name!r} is a {kind}, which has no identity; "
                 "bucketize it first"
             )
-        if request.kind in ("bucketize", "ratio", "number", "log1p") and kind == "string":
+        if request.kind in ("bucketize", "ratio", "mean", "number", "log1p") and kind == "string":
             raise ValueError(
                 f"request_features.{request.name}: {name!r} is text, not a number; hash it"
             )
@@ -197,10 +209,13 @@ class LineSpec(Declared):
                 f"windows.{feature.name}: event {feature.event!r} is neither 'impression' nor the "
                 f"engagement {self.label.engagement!r}"
             )
-        if feature.column != "value" and self.columns.get(feature.column) != "int":
+        any_kind = feature.aggregate in ("distinct", "last")
+        kinds = ("string", "int") if any_kind else ("int",)
+        if feature.column != "value" and self.columns.get(feature.column) not in kinds:
             raise ValueError(
-                f"windows.{feature.name}: column {feature.column!r} must be 'value' or an int "
-                "column (sums are of integers)"
+                f"windows.{feature.name}: column {feature.column!r} must be 'value' or "
+                + ("a string or int column" if any_kind else "an int column")
+                + (" (sums are of integers)" if feature.aggregate == "sum" else "")
             )
 
     @staticmethod

@@ -1,0 +1,192 @@
+"""The runs of one kind of event under one key, and what the aggregates make of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from headrace import ranges
+from headrace.declaration import WindowFeature
+from headrace.runs import Asked, Run
+
+Ints = NDArray[np.int64]
+
+
+@dataclass
+class Track:
+    """Events of one kind under one view's key: runs, each at least twice as long as the next.
+
+    With a `column`, only those events that have a value in it: what is missing is not there.
+    """
+
+    view: str
+    event: str
+    column: str | None
+    features: tuple[WindowFeature, ...]
+    appended: int = 0
+    runs: list[Run] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, view: str, features: Sequence[WindowFeature]) -> list[Track]:
+        """The tracks that a view's features need."""
+        mine: dict[tuple[str, str | None], list[WindowFeature]] = {}
+        for feature in features:
+            column = feature.column if feature.skips_missing else None
+            mine.setdefault((feature.event, column), []).append(feature)
+        return [cls(view, event, column, tuple(some)) for (event, column), some in mine.items()]
+
+    @property
+    def name(self) -> str:
+        """Prefix of the names of its tables."""
+        return ".".join((self.view, self.event, *([self.column] if self.column else [])))
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Columns whose values some feature needs."""
+        return tuple(dict.fromkeys(f.reads for f in self.features if f.reads is not None))
+
+    def push(self, run: Run) -> None:
+        """Take the next rows, merging runs of similar size."""
+        self.appended = run.stop
+        self.runs.append(run)
+        while len(self.runs) > 1 and len(self.runs[-2]) < 2 * len(self.runs[-1]):
+            later = self.runs.pop()
+            self.runs[-1] = self.runs[-1].followed_by(later)
+
+    def values(self, asked: Asked) -> dict[str, Ints]:
+        """Every feature, in the order of `asked`.
+
+        A search for each question answers count, sum, last and last_at; min, max and distinct
+        read the rows that the asked keys have in the longest window, each once.
+        """
+        found = {f.name: np.full(len(asked.order), f.empty, dtype=np.int64) for f in self.features}
+        if self.column is None:
+            self._add_up(asked, found)
+            return found
+        last = [f for f in self.features if f.aggregate == "last"]
+        if last:
+            self._pick_newest(asked, last, found)
+        others = [f for f in self.features if f.aggregate != "last"]
+        if others and self.runs:
+            self._range_over(asked, others, found)
+        return found
+
+    def _add_up(self, asked: Asked, found: dict[str, Ints]) -> None:
+        for run in self.runs:
+            here = run.find(asked)
+            if here is None:
+                continue
+            end = here.before(0)
+            for feature in self.features:
+                begin, totals = here.before(feature.window), found[feature.name]
+                if feature.aggregate == "count":
+                    totals[here.rows] += end - begin
+                elif feature.aggregate == "sum":
+                    sums = run.sums[feature.column]
+                    totals[here.rows] += sums[end] - sums[begin]
+                else:  # a later run's rows are never older
+                    some = end > begin
+                    totals[here.rows[some]] = run.times_us[run.rows_at(end[some] - 1)]
+
+    def _pick_newest(
+        self, asked: Asked, features: list[WindowFeature], found: dict[str, Ints]
+    ) -> None:
+        column = self.features[0].column
+        to_skip = {f.name: np.full(len(asked.order), f.rank - 1) for f in features}
+        for run in reversed(self.runs):
+            here = run.find(asked)
+            if here is None:
+                continue
+            end = here.before(0)
+            for feature in features:
+                count = end - here.before(feature.window)
+                skip = to_skip[feature.name][here.rows]
+                hit = (skip >= 0) & (skip < count)
+                rows = run.rows_at(end[hit] - 1 - skip[hit])
+                found[feature.name][here.rows[hit]] = run.values[column][rows]
+                to_skip[feature.name][here.rows] = np.where(hit, -1, skip - count)
+
+    def _range_over(
+        self, asked: Asked, features: list[WindowFeature], found: dict[str, Ints]
+    ) -> None:
+        column = self.features[0].column
+        laid = _Laid.out(self.runs, column, asked, {feature.window for feature in features})
+        for feature in features:
+            if feature.aggregate != "distinct":
+                best = np.minimum if feature.aggregate == "min" else np.maximum
+                begin = laid.begin[feature.window]
+                found[feature.name] = ranges.extremes(
+                    best, laid.values, begin, laid.end, feature.empty
+                )
+        counted = [feature for feature in features if feature.aggregate == "distinct"]
+        if counted:
+            begin = np.concatenate([laid.begin[feature.window] for feature in counted])
+            end = np.tile(laid.end, len(counted))
+            totals = ranges.distinct(laid.owners, laid.values, begin, end)
+            shares = np.split(totals, len(counted))
+            found.update({f.name: share for f, share in zip(counted, shares, strict=True)})
+
+    def changed(self, since_us: int, until_us: int) -> list[pa.Table]:
+        """Raw keys with a row that came or left a window meanwhile, distinct for each run."""
+        shifts = {0, *(feature.window for feature in self.features)}
+        found = []
+        for run in self.runs:
+            owners = [run.keys_between(since_us - s, until_us - s) for s in sorted(shifts)]
+            found.append(run.raw_keys.take(np.unique(np.concatenate(owners))))
+        return found
+
+    def expire(self, before_us: int) -> None:
+        """Drop rows that no window asked at `before_us` or later reaches."""
+        cutoff = before_us - max(feature.window for feature in self.features)
+        kept = []
+        for run in self.runs:
+            gone = int(np.searchsorted(run.times_us, cutoff))
+            if gone == len(run):
+                continue
+            # half a run at once, so that the cost of a rewrite is spread over the rows it frees
+            kept.append(run.without_before(cutoff) if 2 * gone >= len(run) else run)
+        self.runs = kept
+
+
+@dataclass(frozen=True, eq=False)
+class _Laid:
+    """Rows within reach of the questions, of all runs side by side, by key and then arrival."""
+
+    values: Ints  # (g,)
+    owners: Ints  # (g,) index into asked.keys
+    begin: dict[int, Ints]  # by window: (q,) place of the first row of each question
+    end: Ints  # (q,) place after the last
+
+    @classmethod
+    def out(cls, runs: list[Run], column: str, asked: Asked, windows_us: set[int]) -> _Laid:
+        size, longest = len(asked.order), max(windows_us)
+        begin = {window: np.zeros(size, dtype=np.int64) for window in windows_us}
+        end = np.zeros(size, dtype=np.int64)
+        values, owners = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        for run in runs:
+            here = run.find(asked)
+            if here is None:
+                continue
+            owner = asked.key_of[here.rows]  # rising, and moments rise within a key
+            first = np.flatnonzero(np.diff(owner, prepend=-1))
+            low = here.before(longest)[first]
+            high = here.before(0)[np.append(first[1:], len(owner)) - 1]
+            count = high - low
+            before = np.cumsum(count) - count
+            places = np.repeat(low - before, count) + np.arange(count.sum())
+            values.append(run.values[column][run.rows_at(places)])
+            owners.append(np.repeat(owner[first], count))
+            own_low = np.repeat(low, np.diff(np.append(first, len(owner))))
+            end[here.rows] += here.before(0) - own_low
+            for window in windows_us:
+                begin[window][here.rows] += here.before(window) - own_low
+        owner_of = np.concatenate(owners)
+        order = np.argsort(owner_of, kind="stable")
+        owner_of = owner_of[order]
+        start = np.searchsorted(owner_of, np.arange(len(asked.keys)))[asked.key_of]
+        begin = {window: places + start for window, places in begin.items()}
+        return cls(np.concatenate(values)[order], owner_of, begin, end + start)
