@@ -26,6 +26,8 @@ from headrace.settings import find_line, load_lines, load_settings
 
 log = logging.getLogger(__name__)
 
+LONGEST = timedelta(hours=6)
+
 
 @task.short_circuit
 def plan(line: str) -> bool:
@@ -36,12 +38,12 @@ def plan(line: str) -> bool:
     return cycle.plan_full(settings, find_line(settings, line)) is not None
 
 
-@task(execution_timeout=timedelta(hours=6))
+@task(execution_timeout=LONGEST)
 def run_pipeline(line: str) -> str:
     """Check data, train, evaluate, promote; returns the name of the run's record."""
     from headrace.launch import run_pipeline as launch
 
-    result = launch(load_settings(), "full_train", line)
+    result = launch(load_settings(), "full_train", line, timeout_s=LONGEST.total_seconds())
     if result.outcome == "failed":
         raise AirflowException("; ".join(result.reasons))
     return result.run

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import re
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -49,6 +52,7 @@ class Cluster:
     run: api.V2beta1Run | None = None
     requests: list[tuple[str, str]] = field(default_factory=list)
     terminated: list[str] = field(default_factory=list)
+    uploaded: bytes = b""
 
     def answer(self, method: str, path: str, query: dict[str, list[str]], body: Any) -> Any:
         """A model of the API for one request."""
@@ -57,6 +61,7 @@ class Cluster:
             ("GET", f"{API}/experiments"): lambda: self._list(query),
             ("POST", f"{API}/experiments"): lambda: self._create_experiment(body),
             ("POST", f"{API}/runs"): lambda: self._create_run(body),
+            ("POST", f"{API}/pipelines/upload"): lambda: self._upload(query, body),
             ("GET", f"{API}/runs/{RUN_ID}"): self._get_run,
             ("POST", f"{API}/runs/{RUN_ID}:terminate"): self._terminate,
         }
@@ -77,6 +82,11 @@ class Cluster:
         assert set(body) <= set(known), "the client sent what the API does not have"
         self.run = api.V2beta1Run(**known | {"run_id": RUN_ID, "state": "PENDING"})
         return self.run
+
+    def _upload(self, query: dict[str, list[str]], body: bytes) -> api.V2beta1Pipeline:
+        self.uploaded = body
+        (name,) = query["name"]
+        return api.V2beta1Pipeline(pipeline_id="p-1", display_name=name, created_at="2026-11-20")
 
     def _get_run(self) -> api.V2beta1Run:
         assert self.run is not None
@@ -112,7 +122,8 @@ def handler(cluster: Cluster) -> type[BaseHTTPRequestHandler]:
             elif (status := cluster.status.get(url.path)) is not None:
                 self._json(status, {"error": "upstream", "message": "upstream is away"})
             else:
-                body = json.loads(raw) if raw else None
+                is_json = self.headers.get("content-type") == "application/json"
+                body = json.loads(raw) if raw and is_json else raw
                 answer = cluster.answer(self.command, url.path, parse_qs(url.query), body)
                 self._json(200, JSON.sanitize_for_serialization(answer))
 
@@ -299,6 +310,20 @@ def test_a_server_that_answers_503_for_a_while_is_tried_again(remote, settings, 
     assert remote.requests.count(("GET", run)) > 3
 
 
+def test_a_sign_in_page_for_a_while_is_no_answer(remote, settings):
+    remote.states = ["RUNNING", "SUCCEEDED"]
+    original = remote._get_run
+
+    def first() -> api.V2beta1Run:
+        remote._get_run = original
+        remote.page = "<html>Sign in</html>"
+        threading.Timer(0.3, lambda: setattr(remote, "page", None)).start()
+        return original()
+
+    remote._get_run = first
+    assert launched(settings).outcome == "elsewhere"
+
+
 def test_a_connection_that_stays_lost_names_the_run_that_may_go_on(remote, settings):
     remote.drop = 10_000
     with pytest.raises(EnvironmentFault, match=rf"lost for 0 s .*run {RUN_ID} may go on there"):
@@ -351,3 +376,19 @@ def test_whoever_interrupts_the_waiting_ends_the_run(remote, settings):
         patch.setattr(cluster, "_ask", interrupt)
         launched(settings)
     assert remote.terminated == [RUN_ID]
+
+
+def test_the_documented_upload_of_a_package_works(remote):
+    (line,) = re.findall(r"```bash\n(.*?)```", (PROJECT / "docs" / "api.md").read_text(), re.DOTALL)
+    result = subprocess.run(
+        ["bash", "-euc", line],
+        cwd=PROJECT,
+        env=os.environ | {"HEADRACE_KFP_ENDPOINT": remote.url, "HEADRACE_KFP_TOKEN": TOKEN},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert '"p-1"' in result.stdout
+    assert PACKAGE.read_bytes() in remote.uploaded
