@@ -11,13 +11,12 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from headrace import evaluate, promote, quality, train
+from headrace import train
 from headrace.declaration import LineSpec
 from headrace.errors import InputError
 from headrace.line import LineStore
-from headrace.quality import DataReport
 from headrace.records import (
     Cycle,
     Kind,
@@ -30,6 +29,9 @@ from headrace.records import (
 )
 from headrace.sample import Quarantine, head_tick
 from headrace.settings import Settings
+
+if TYPE_CHECKING:
+    from headrace.quality import DataReport
 
 __all__ = [
     "Cycle",
@@ -112,6 +114,8 @@ def check_data(
 
     `quarantine=False` leaves a failed window where it is (a full training reads all history).
     """
+    from headrace import quality  # `plan`, the scheduled question, needs neither it nor pandas
+
     window = train.window_samples(settings, spec, from_tick, to_tick)
     report = quality.check(spec, window.samples)
     home = settings.line_home(spec.line)
@@ -156,6 +160,8 @@ def learn(settings: Settings, spec: LineSpec, cycle: Cycle) -> Cycle:
 
 def conclude(settings: Settings, spec: LineSpec, cycle: Cycle, candidate: str) -> Cycle:
     """Promote or reject the candidate and record the end of the cycle."""
+    from headrace import promote
+
     cycle = replace(cycle, version=candidate, stage="promote")
     verdict = promote.promote(settings, spec, candidate)
     lost_swap = "champion_unmoved" in verdict.failed
@@ -178,6 +184,8 @@ def run(
 
     `wait_s` bounds the wait for evaluation rows that arrive after the window.
     """
+    from headrace import evaluate
+
     cycle = started(new_run(), kind)
     with recorded(settings, spec, cycle) as progress:
         cycle = progress.step(begin(settings, spec, cycle))
