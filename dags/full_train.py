@@ -19,12 +19,14 @@ import logging
 from datetime import timedelta
 
 from airflow.sdk import DAG, CronTriggerTimetable, DeltaTriggerTimetable, Param, task
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
 from headrace.declaration import LineSpec
 from headrace.settings import find_line, load_lines, load_settings
 
 log = logging.getLogger(__name__)
+
+LONGEST = timedelta(hours=6)
 
 
 @task.short_circuit
@@ -36,12 +38,12 @@ def plan(line: str) -> bool:
     return cycle.plan_full(settings, find_line(settings, line)) is not None
 
 
-@task(execution_timeout=timedelta(hours=6))
+@task(execution_timeout=LONGEST)
 def run_pipeline(line: str) -> str:
     """Check data, train, evaluate, promote; returns the name of the run's record."""
     from headrace.launch import run_pipeline as launch
 
-    result = launch(load_settings(), "full_train", line)
+    result = launch(load_settings(), "full_train", line, timeout_s=LONGEST.total_seconds())
     if result.outcome == "failed":
         raise AirflowException("; ".join(result.reasons))
     return result.run
@@ -50,10 +52,12 @@ def run_pipeline(line: str) -> str:
 @task(retries=0)
 def report_outcome(line: str, run: str) -> None:
     """Say how the run ended; red, with the reasons, when a gate rejected."""
-    from headrace import cycle
+    from headrace import records
 
     settings = load_settings()
-    ended = cycle.find_record(settings, find_line(settings, line), run)
+    ended = records.find_record(settings, find_line(settings, line), run)
+    if ended is None and settings.kfp_endpoint is not None:
+        raise AirflowSkipException(f"the record of {run} lies on the cluster's storage")
     if ended is None or ended.outcome == "rejected":
         raise AirflowFailException("; ".join(ended.reasons) if ended else f"{run} has no record")
     log.info("%s %s: version %s", run, ended.outcome, ended.version)

@@ -19,7 +19,7 @@ import logging
 from datetime import UTC, datetime, timedelta
 
 from airflow.sdk import DAG, DeltaTriggerTimetable, Param, task
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
 from headrace.declaration import LineSpec
 from headrace.settings import find_line, load_lines, load_settings
@@ -54,10 +54,12 @@ def run_pipeline(line: str) -> str:
 @task(retries=0)
 def report_outcome(line: str, run: str) -> None:
     """Say how the run ended; red, with the reasons, when a gate rejected."""
-    from headrace import cycle
+    from headrace import records
 
     settings = load_settings()
-    ended = cycle.find_record(settings, find_line(settings, line), run)
+    ended = records.find_record(settings, find_line(settings, line), run)
+    if ended is None and settings.kfp_endpoint is not None:
+        raise AirflowSkipException(f"the record of {run} lies on the cluster's storage")
     if ended is None or ended.outcome == "rejected":
         raise AirflowFailException("; ".join(ended.reasons) if ended else f"{run} has no record")
     log.info("%s %s: version %s", run, ended.outcome, ended.version)

@@ -31,4 +31,4 @@ def main(pipeline: Any) -> None:
 
     result = run_pipeline(load_settings(), name, given.line)
     sys.stdout.write(f"{result}\n")
-    sys.exit(0 if result.outcome in ("promoted", "idle") else 1)
+    sys.exit(0 if result.outcome in ("promoted", "idle", "elsewhere") else 1)

@@ -1,4 +1,7 @@
-"""Files that appear whole or not at all: tmp, fsync, rename, fsync of the folder."""
+"""Files that appear whole or not at all: tmp, fsync, rename, fsync of the folder.
+
+Arrow is imported by those who write tables: a DAG's task that reads one record must not pay for it.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any
 
 from headrace.errors import EnvironmentFault
-from headrace.log.files import sync_folder
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 @contextmanager
@@ -30,6 +32,15 @@ def disk_faults(folder: Path) -> Iterator[None]:
             f"{folder}: {problem.strerror}; make room on the disk, then start again: "
             "nothing half-written will be read"
         ) from problem
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside a folder durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_json(path: Path, body: dict[str, Any]) -> None:
@@ -69,12 +80,16 @@ def check_writable(path: Path) -> None:
 
 def write_parquet(path: Path, table: pa.Table) -> None:
     """Write a Parquet file durably; equal tables give equal bytes."""
+    import pyarrow.parquet as pq
+
     with _whole(path) as partial:
         pq.write_table(table.combine_chunks(), partial, compression="zstd")
 
 
 def write_arrow(path: Path, table: pa.Table) -> None:
     """Write an Arrow IPC file; the caller publishes its folder."""
+    import pyarrow as pa
+
     with path.open("wb") as file:
         with pa.ipc.new_file(file, table.schema) as writer:
             writer.write_table(table.combine_chunks())

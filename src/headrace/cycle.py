@@ -2,33 +2,60 @@
 
 `run` does all of it in one process. The Kubeflow components call the same steps (`begin`,
 `train.train`, `evaluate.evaluate`, `conclude`), each in a process of its own. Every cycle, whatever
-its end, leaves one record in `<line home>/cycles/`.
+its end, leaves one record (see `headrace.records`), whose names are this module's too.
 """
 
 from __future__ import annotations
 
-import json
 import re
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any, Final, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
 
-from headrace import evaluate, promote, quality, train
-from headrace.atomic import write_json
+from headrace import train
 from headrace.declaration import LineSpec
 from headrace.errors import InputError
 from headrace.line import LineStore
-from headrace.quality import DataReport
+from headrace.records import (
+    Cycle,
+    Kind,
+    Outcome,
+    find_record,
+    new_run,
+    record,
+    records,
+    started,
+)
 from headrace.sample import Quarantine, head_tick
 from headrace.settings import Settings
 
-Kind = Literal["incremental", "full"]
-Outcome = Literal["running", "promoted", "rejected", "idle", "failed"]
-KINDS: Final[tuple[Kind, ...]] = ("incremental", "full")
-_RUN: Final = "run-"
+if TYPE_CHECKING:
+    from headrace.quality import DataReport
+
+__all__ = [
+    "Cycle",
+    "Interval",
+    "Kind",
+    "Outcome",
+    "Progress",
+    "begin",
+    "check_data",
+    "conclude",
+    "find_record",
+    "handle",
+    "learn",
+    "new_run",
+    "plan",
+    "plan_full",
+    "record",
+    "recorded",
+    "records",
+    "resumed",
+    "run",
+    "started",
+]
+
 _HANDLE: Final = re.compile(r"(run-\d+)\.(\d+)-(\d+)")
 
 
@@ -38,44 +65,6 @@ class Interval:
 
     from_tick: int
     to_tick: int
-
-
-@dataclass(frozen=True)
-class Cycle:
-    """How far a cycle is or how it ended. `stage`: data, train, evaluate, model or promote.
-
-    `outcome`: running; promoted; rejected (by a gate); idle (too few new rows to learn); failed
-    (an error, named in `reasons`). Times are int64 microseconds.
-    """
-
-    run: str
-    kind: str
-    started_us: int
-    ended_us: int = 0
-    interval: tuple[int, int] | None = None
-    version: str | None = None
-    outcome: Outcome = "running"
-    stage: str = "data"
-    reasons: tuple[str, ...] = ()
-
-    @property
-    def passed(self) -> bool:
-        return self.outcome == "promoted"
-
-
-def new_run() -> str:
-    """A name for a cycle that starts now; it carries the start in microseconds."""
-    return f"{_RUN}{time.time_ns() // 1_000}"
-
-
-def started(run: str, kind: str) -> Cycle:
-    """The cycle of that name, begun and not ended."""
-    text = run.removeprefix(_RUN)
-    if not run.startswith(_RUN) or not text.isdigit():
-        raise InputError(f"run={run!r} is not a cycle's name; leave it empty or use new_run()")
-    if kind not in KINDS:
-        raise InputError(f"kind={kind!r} is unknown; use one of {', '.join(KINDS)}")
-    return Cycle(run=run, kind=kind, started_us=int(text))
 
 
 def handle(cycle: Cycle) -> str:
@@ -125,6 +114,8 @@ def check_data(
 
     `quarantine=False` leaves a failed window where it is (a full training reads all history).
     """
+    from headrace import quality  # `plan`, the scheduled question, needs neither it nor pandas
+
     window = train.window_samples(settings, spec, from_tick, to_tick)
     report = quality.check(spec, window.samples)
     home = settings.line_home(spec.line)
@@ -169,6 +160,8 @@ def learn(settings: Settings, spec: LineSpec, cycle: Cycle) -> Cycle:
 
 def conclude(settings: Settings, spec: LineSpec, cycle: Cycle, candidate: str) -> Cycle:
     """Promote or reject the candidate and record the end of the cycle."""
+    from headrace import promote
+
     cycle = replace(cycle, version=candidate, stage="promote")
     verdict = promote.promote(settings, spec, candidate)
     lost_swap = "champion_unmoved" in verdict.failed
@@ -191,6 +184,8 @@ def run(
 
     `wait_s` bounds the wait for evaluation rows that arrive after the window.
     """
+    from headrace import evaluate
+
     cycle = started(new_run(), kind)
     with recorded(settings, spec, cycle) as progress:
         cycle = progress.step(begin(settings, spec, cycle))
@@ -224,36 +219,3 @@ def recorded(settings: Settings, spec: LineSpec, cycle: Cycle) -> Iterator[Progr
         why = f"{type(problem).__name__}: {problem}"
         record(settings, spec, replace(progress.cycle, outcome="failed", reasons=(why,)))
         raise
-
-
-def record(settings: Settings, spec: LineSpec, cycle: Cycle) -> Cycle:
-    """Write the record of an ended cycle, atomically, and return the cycle with its end."""
-    ended = replace(cycle, ended_us=time.time_ns() // 1_000)
-    folder = settings.line_home(spec.line) / "cycles"
-    path = folder / f"{ended.started_us}-{ended.version or 'none'}.json"
-    write_json(path, {**asdict(ended), "passed": ended.passed})
-    for earlier in folder.glob(f"{ended.started_us}-*.json"):
-        if earlier != path:  # of an attempt that failed before a retry came further
-            earlier.unlink()
-    return ended
-
-
-def records(settings: Settings, spec: LineSpec) -> list[Cycle]:
-    """All ended cycles of the line, oldest first."""
-    paths = (settings.line_home(spec.line) / "cycles").glob("*.json")
-    return sorted((_read(path) for path in paths), key=lambda cycle: cycle.started_us)
-
-
-def find_record(settings: Settings, spec: LineSpec, run: str) -> Cycle | None:
-    """The record of one cycle by its name, None while it has not ended."""
-    began = started(run, KINDS[0]).started_us
-    paths = (settings.line_home(spec.line) / "cycles").glob(f"{began}-*.json")
-    return max((_read(path) for path in paths), key=lambda c: c.ended_us, default=None)
-
-
-def _read(path: Path) -> Cycle:
-    body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    body.pop("passed")
-    interval = body.pop("interval")
-    body["reasons"] = tuple(body["reasons"])
-    return Cycle(**body, interval=None if interval is None else (interval[0], interval[1]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
@@ -32,7 +32,7 @@ class Settings:
     collector_port: int
     airflow_port: int
     kfp_endpoint: str | None
-    kfp_token: str | None
+    kfp_token: str | None = field(repr=False)
 
     def line_home(self, line: str) -> Path:
         """Folder of everything that belongs to one line: logs, ticks, samples, versions."""

@@ -15,6 +15,7 @@ SOURCE = PROJECT / "src" / "headrace"
 OWNERS = {
     "feast": {"store", "feature_repo"},
     "kfp": {"launch", "components", "pipelines"},
+    "kfp_server_api": {"launch"},
     "great_expectations": {"quality"},
     "mlflow": {"tracking"},
     "pyspark": {"spark"},

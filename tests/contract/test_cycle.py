@@ -449,7 +449,7 @@ def test_a_window_that_the_pipeline_refuses_trains_nothing(line: Line) -> None:
     assert (result.outcome, result.stage, result.version) == ("rejected", "data", None)
     assert [v.version for v in line.store.versions()] == ["v000001"]
     assert result.log is not None
-    assert "train" not in {p.name for p in (line.settings.home / "kfp").glob("*/*")}
+    assert "train" not in {p.name for p in (line.settings.home / "kfp").glob("*/*/*")}
 
 
 @pytest.mark.e2e

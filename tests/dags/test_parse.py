@@ -52,15 +52,34 @@ for path in sorted(Path(sys.argv[1]).glob("*.py")):
 answer["imported"] = sorted({name.partition(".")[0] for name in set(sys.modules) - before})
 print("ANSWER" + json.dumps(answer))
 """
+REPORT = """
+import json, sys, importlib.util
+from airflow.sdk.exceptions import AirflowException
+spec = importlib.util.spec_from_file_location("incremental_train", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+before = set(sys.modules)
+try:
+    module.report_outcome.function("coupons", "run-1700000000000000")
+    ended = "green"
+except AirflowException as problem:
+    ended = type(problem).__name__ + ": " + str(problem)
+imported = sorted({name.partition(".")[0] for name in set(sys.modules) - before})
+print("ANSWER" + json.dumps({"ended": ended, "imported": imported}))
+"""
 
 
 @pytest.fixture(scope="module")
 def parsed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    return answer(tmp_path_factory.mktemp("airflow"), PARSE, str(PROJECT / "dags"))
+
+
+def answer(home: Path, script: str, argument: str, **settings: str) -> dict[str, object]:
+    """What a script prints in an interpreter that knows Airflow and only these settings."""
     environ = {k: v for k, v in os.environ.items() if not k.startswith(("AIRFLOW", "HEADRACE"))}
-    environ["AIRFLOW_HOME"] = str(tmp_path_factory.mktemp("airflow"))
-    environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
+    environ |= {"AIRFLOW_HOME": str(home), "AIRFLOW__CORE__LOAD_EXAMPLES": "False", **settings}
     result = subprocess.run(
-        [sys.executable, "-c", PARSE, str(PROJECT / "dags")],
+        [sys.executable, "-c", script, argument],
         env=environ,
         cwd=PROJECT,
         capture_output=True,
@@ -70,8 +89,8 @@ def parsed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     )
     assert result.returncode == 0, result.stderr
     line = next(row for row in result.stdout.splitlines() if row.startswith("ANSWER"))
-    answer: dict[str, object] = json.loads(line.removeprefix("ANSWER"))
-    return answer
+    printed: dict[str, object] = json.loads(line.removeprefix("ANSWER"))
+    return printed
 
 
 def lines() -> list[str]:
@@ -120,3 +139,18 @@ def test_parsing_imports_nothing_heavy(parsed):
 
 def test_each_file_parses_within_300_ms(parsed):
     assert max(parsed["ms"].values()) < 300, parsed["ms"]
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "ended"),
+    [
+        ("", "AirflowFailException: run-1700000000000000 has no record"),
+        ("http://kfp", "AirflowSkipException: the record of run-1700000000000000 lies on"),
+    ],
+)
+def test_a_run_without_a_record_is_red_here_and_skipped_on_a_cluster(tmp_path, endpoint, ended):
+    settings = {"HEADRACE_HOME": str(tmp_path / "home"), "HEADRACE_KFP_ENDPOINT": endpoint}
+    dag = str(PROJECT / "dags" / "incremental_train.py")
+    said = answer(tmp_path, REPORT, dag, **settings)
+    assert said["ended"].startswith(ended)
+    assert not HEAVY & set(said["imported"])

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from headrace.atomic import write_arrow
+from headrace.atomic import sync_folder, write_arrow
 from headrace.declaration import LineSpec
 from headrace.errors import IntegrityError
 from headrace.labels.state import LabelState, ReadServed
-from headrace.log.files import sync_folder
 from headrace.windows import WindowState
 
 _FOLDER = re.compile(r"^b=(\d{8})$")

@@ -15,6 +15,7 @@ from typing import IO, NamedTuple
 
 import pyarrow as pa
 
+from headrace.atomic import sync_folder
 from headrace.errors import EnvironmentFault, InputError, IntegrityError
 
 _SEGMENT = re.compile(r"^(\d{20})-(\d{10})\.arrow$")
@@ -107,15 +108,6 @@ class FileLog:
         if self._lock is None:  # the writer knows its own appends
             self._segments = _extend(self._folder, self._segments)
         return self._segments
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames inside a folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _take_lock(folder: Path) -> IO[str]:

@@ -1,0 +1,94 @@
+"""The records of a line's cycles, `<line home>/cycles/<started_us>-<version or none>.json`.
+
+Every cycle, whatever its end, leaves one. Reading them imports no array library: DAGs do it in
+tasks that would otherwise take seconds to import what they do not use.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from headrace.atomic import write_json
+from headrace.declaration import LineSpec
+from headrace.errors import InputError
+from headrace.settings import Settings
+
+Kind = Literal["incremental", "full"]
+Outcome = Literal["running", "promoted", "rejected", "idle", "failed"]
+KINDS: Final[tuple[Kind, ...]] = ("incremental", "full")
+_RUN: Final = "run-"
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """How far a cycle is or how it ended. `stage`: data, train, evaluate, model or promote.
+
+    `outcome`: running; promoted; rejected (by a gate); idle (too few new rows to learn); failed
+    (an error, named in `reasons`). Times are int64 microseconds.
+    """
+
+    run: str
+    kind: str
+    started_us: int
+    ended_us: int = 0
+    interval: tuple[int, int] | None = None
+    version: str | None = None
+    outcome: Outcome = "running"
+    stage: str = "data"
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        return self.outcome == "promoted"
+
+
+def new_run() -> str:
+    """A name for a cycle that starts now; it carries the start in microseconds."""
+    return f"{_RUN}{time.time_ns() // 1_000}"
+
+
+def started(run: str, kind: str) -> Cycle:
+    """The cycle of that name, begun and not ended."""
+    text = run.removeprefix(_RUN)
+    if not run.startswith(_RUN) or not text.isdigit():
+        raise InputError(f"run={run!r} is not a cycle's name; leave it empty or use new_run()")
+    if kind not in KINDS:
+        raise InputError(f"kind={kind!r} is unknown; use one of {', '.join(KINDS)}")
+    return Cycle(run=run, kind=kind, started_us=int(text))
+
+
+def record(settings: Settings, spec: LineSpec, cycle: Cycle) -> Cycle:
+    """Write the record of an ended cycle, atomically, and return the cycle with its end."""
+    ended = replace(cycle, ended_us=time.time_ns() // 1_000)
+    folder = settings.line_home(spec.line) / "cycles"
+    path = folder / f"{ended.started_us}-{ended.version or 'none'}.json"
+    write_json(path, {**asdict(ended), "passed": ended.passed})
+    for earlier in folder.glob(f"{ended.started_us}-*.json"):
+        if earlier != path:  # of an attempt that failed before a retry came further
+            earlier.unlink()
+    return ended
+
+
+def records(settings: Settings, spec: LineSpec) -> list[Cycle]:
+    """All ended cycles of the line, oldest first."""
+    paths = (settings.line_home(spec.line) / "cycles").glob("*.json")
+    return sorted((_read(path) for path in paths), key=lambda cycle: cycle.started_us)
+
+
+def find_record(settings: Settings, spec: LineSpec, run: str) -> Cycle | None:
+    """The record of one cycle by its name, None while it has not ended."""
+    began = started(run, KINDS[0]).started_us
+    paths = (settings.line_home(spec.line) / "cycles").glob(f"{began}-*.json")
+    return max((_read(path) for path in paths), key=lambda c: c.ended_us, default=None)
+
+
+def _read(path: Path) -> Cycle:
+    body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    body.pop("passed")
+    interval = body.pop("interval")
+    body["reasons"] = tuple(body["reasons"])
+    return Cycle(**body, interval=None if interval is None else (interval[0], interval[1]))

@@ -1,0 +1,394 @@
+"""The path to a cluster, against a local server that speaks the published KFP v2beta1 API.
+
+Its answers are made from the models of `kfp_server_api`. It proves the client, not a cluster.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import kfp_server_api as api
+import pytest
+import yaml
+
+from headrace import records
+from headrace.errors import EnvironmentFault
+from headrace.launch import RunResult, cluster, run_pipeline
+from headrace.settings import PROJECT, Settings, find_line, load_settings
+
+TOKEN = "sesame-0451"
+RUN_ID = "5f0c9a52-0000-4000-8000-000000000001"
+API = "/apis/v2beta1"
+PACKAGE = PROJECT / "pipelines" / "compiled" / "incremental_train.yaml"
+JSON = api.ApiClient()
+
+
+@dataclass
+class Cluster:
+    """What the server answers and what it was asked. `states` are told in turn, the last stays."""
+
+    url: str = ""
+    states: list[str] = field(default_factory=lambda: ["PENDING", "RUNNING", "SUCCEEDED"])
+    token: str = TOKEN
+    error: api.GoogleRpcStatus | None = None
+    details: api.V2beta1RunDetails | None = None
+    drop: int = 0  # so many further questions for the run end without an answer
+    status: dict[str, int] = field(default_factory=dict)  # refusals by path
+    page: str | None = None  # a sign-in page instead of every answer
+    at_end: Callable[[api.V2beta1Run], None] = lambda _run: None
+    experiments: list[api.V2beta1Experiment] = field(default_factory=list)
+    run: api.V2beta1Run | None = None
+    requests: list[tuple[str, str]] = field(default_factory=list)
+    terminated: list[str] = field(default_factory=list)
+    uploaded: bytes = b""
+
+    def answer(self, method: str, path: str, query: dict[str, list[str]], body: Any) -> Any:
+        """A model of the API for one request."""
+        routes: dict[tuple[str, str], Callable[[], Any]] = {
+            ("GET", f"{API}/healthz"): lambda: api.V2beta1GetHealthzResponse(multi_user=False),
+            ("GET", f"{API}/experiments"): lambda: self._list(query),
+            ("POST", f"{API}/experiments"): lambda: self._create_experiment(body),
+            ("POST", f"{API}/runs"): lambda: self._create_run(body),
+            ("POST", f"{API}/pipelines/upload"): lambda: self._upload(query, body),
+            ("GET", f"{API}/runs/{RUN_ID}"): self._get_run,
+            ("POST", f"{API}/runs/{RUN_ID}:terminate"): self._terminate,
+        }
+        return routes[method, path]()
+
+    def _list(self, query: dict[str, list[str]]) -> api.V2beta1ListExperimentsResponse:
+        (wanted,) = json.loads(query["filter"][0])["predicates"]
+        found = [e for e in self.experiments if e.display_name == wanted["stringValue"]]
+        return api.V2beta1ListExperimentsResponse(experiments=found, total_size=len(found))
+
+    def _create_experiment(self, body: Any) -> api.V2beta1Experiment:
+        made = api.V2beta1Experiment(experiment_id="e-1", display_name=body["display_name"])
+        self.experiments.append(made)
+        return made
+
+    def _create_run(self, body: Any) -> api.V2beta1Run:
+        known = {name: body.get(name) for name in api.V2beta1Run.attribute_map.values()}
+        assert set(body) <= set(known), "the client sent what the API does not have"
+        self.run = api.V2beta1Run(**known | {"run_id": RUN_ID, "state": "PENDING"})
+        return self.run
+
+    def _upload(self, query: dict[str, list[str]], body: bytes) -> api.V2beta1Pipeline:
+        self.uploaded = body
+        (name,) = query["name"]
+        return api.V2beta1Pipeline(pipeline_id="p-1", display_name=name, created_at="2026-11-20")
+
+    def _get_run(self) -> api.V2beta1Run:
+        assert self.run is not None
+        self.run.state = self.states.pop(0) if len(self.states) > 1 else self.states[0]
+        if self.run.state in ("SUCCEEDED", "FAILED", "CANCELED"):
+            self.run.error, self.run.run_details = self.error, self.details
+            self.at_end(self.run)
+        return self.run
+
+    def _terminate(self) -> dict[str, Any]:
+        self.terminated.append(RUN_ID)
+        return {}
+
+
+def handler(cluster: Cluster) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def _do(self) -> None:
+            url = urlsplit(self.path)
+            raw = self.rfile.read(int(self.headers.get("content-length") or 0))
+            cluster.requests.append((self.command, url.path))
+            if url.path == f"{API}/runs/{RUN_ID}" and cluster.drop > 0:
+                cluster.drop -= 1
+                self.close_connection = True  # no byte of an answer: the connection is lost
+                return
+            if cluster.page is not None:
+                self._send(200, cluster.page.encode(), "text/html")
+            elif self.headers.get("authorization") != f"Bearer {cluster.token}":
+                # as a careless proxy would: the answer repeats what it was sent
+                said = f"bad credentials: {self.headers.get('authorization')}"
+                self._json(401, {"error": said, "code": 16, "message": said})
+            elif (status := cluster.status.get(url.path)) is not None:
+                self._json(status, {"error": "upstream", "message": "upstream is away"})
+            else:
+                is_json = self.headers.get("content-type") == "application/json"
+                body = json.loads(raw) if raw and is_json else raw
+                answer = cluster.answer(self.command, url.path, parse_qs(url.query), body)
+                self._json(200, JSON.sanitize_for_serialization(answer))
+
+        do_GET = do_POST = _do  # noqa: N815
+
+        def _json(self, status: int, body: Any) -> None:
+            self._send(status, json.dumps(body).encode(), "application/json")
+
+        def _send(self, status: int, body: bytes, kind: str) -> None:
+            self.send_response(status)
+            self.send_header("content-type", kind)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            return
+
+    return Handler
+
+
+@pytest.fixture
+def remote() -> Iterator[Cluster]:
+    made = Cluster()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler(made))
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    made.url = f"http://127.0.0.1:{server.server_address[1]}"
+    try:
+        yield made
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture
+def settings(remote: Cluster, tmp_path: Path) -> Settings:
+    return at(remote.url, tmp_path)
+
+
+def at(url: str, home: Path, token: str = TOKEN) -> Settings:
+    return load_settings(
+        {"HEADRACE_HOME": str(home), "HEADRACE_KFP_ENDPOINT": url, "HEADRACE_KFP_TOKEN": token}
+    )
+
+
+def launched(settings: Settings, **options: Any) -> RunResult:
+    return run_pipeline(settings, "incremental_train", "coupons", poll_s=0.02, **options)
+
+
+def shared_storage(settings: Settings, outcome: records.Outcome) -> Callable[[Any], None]:
+    """As when the components write to this home: their record is there when the run ends."""
+    spec = find_line(settings, "coupons")
+
+    def write(run: api.V2beta1Run) -> None:
+        name = run.runtime_config["parameters"]["run"]
+        cycle = records.started(name, "incremental")
+        why = () if outcome == "promoted" else ("logloss_not_worse: +0.3",)
+        ended = replace(cycle, outcome=outcome, stage="model", version="v000002", reasons=why)
+        records.record(settings, spec, ended)
+
+    return write
+
+
+def test_a_run_is_submitted_awaited_and_its_record_read_back(remote, settings, capsys):
+    remote.at_end = shared_storage(settings, "promoted")
+    result = launched(settings)
+    assert (result.outcome, result.version) == ("promoted", "v000002")
+    assert result.endpoint_run == RUN_ID
+    assert [e.display_name for e in remote.experiments] == ["Default"]
+    assert remote.run is not None
+    assert remote.run.experiment_id == "e-1"
+    assert remote.run.display_name == f"coupons incremental {result.run}"
+    assert remote.run.runtime_config["parameters"] == {"line": "coupons", "run": result.run}
+    compiled = yaml.safe_load(PACKAGE.read_text())
+    sent = remote.run.pipeline_spec
+    sent = sent.get("pipeline_spec", sent)
+    assert sent["pipelineInfo"]["name"] == compiled["pipelineInfo"]["name"]
+    assert set(sent["components"]) == set(compiled["components"])
+    images = [e["container"]["image"] for e in sent["deploymentSpec"]["executors"].values()]
+    assert set(images) == {"ghcr.io/headrace/headrace-python:0.1.0"}
+    assert not any(
+        task.get("cachingOptions", {}).get("enableCache")
+        for component in [sent["root"], *sent["components"].values()]
+        for task in component.get("dag", {}).get("tasks", {}).values()
+    )
+    assert capsys.readouterr().out == ""  # `headrace run --json` prints JSON alone
+
+
+def test_a_rejection_on_shared_storage_is_a_rejection(remote, settings):
+    remote.at_end = shared_storage(settings, "rejected")
+    result = launched(settings)
+    assert (result.outcome, result.stage) == ("rejected", "model")
+    assert result.reasons == ("logloss_not_worse: +0.3",)
+
+
+def test_a_record_on_the_clusters_own_storage_is_said_to_lie_elsewhere(remote, settings):
+    result = launched(settings)
+    assert (result.outcome, result.version, result.endpoint_run) == ("elsewhere", None, RUN_ID)
+    assert result.reasons[0].startswith(f"submitted elsewhere: run {RUN_ID} succeeded")
+    assert records.records(settings, find_line(settings, "coupons")) == []
+
+
+def test_a_failed_run_names_the_task_and_is_recorded(remote, settings):
+    remote.states = ["RUNNING", "FAILED"]
+    remote.details = api.V2beta1RunDetails(
+        task_details=[
+            api.V2beta1PipelineTaskDetail(display_name="check-data", state="SUCCEEDED"),
+            api.V2beta1PipelineTaskDetail(
+                display_name="train",
+                state="FAILED",
+                error=api.GoogleRpcStatus(code=9, message="OOMKilled"),
+            ),
+        ]
+    )
+    result = launched(settings)
+    why = f"run {RUN_ID} ended FAILED on the cluster: train: OOMKilled"
+    assert (result.outcome, result.reasons) == ("failed", (why,))
+    (recorded,) = records.records(settings, find_line(settings, "coupons"))
+    assert (recorded.run, recorded.outcome, recorded.reasons) == (result.run, "failed", (why,))
+
+
+def test_a_cancelled_run_is_a_failed_one_that_says_so(remote, settings):
+    remote.states = ["RUNNING", "CANCELING", "CANCELED"]
+    remote.error = api.GoogleRpcStatus(code=1, message="ended by ann")
+    result = launched(settings)
+    assert result.outcome == "failed"
+    assert result.reasons == (f"run {RUN_ID} ended CANCELED on the cluster: ended by ann",)
+
+
+def test_a_refused_token_is_named_at_once_and_never_shown(remote, tmp_path, caplog, capsys):
+    caplog.set_level(logging.DEBUG, logger="headrace")
+    began = time.monotonic()
+    with pytest.raises(EnvironmentFault, match=r"401.*HEADRACE_KFP_TOKEN") as refused:
+        launched(at(remote.url, tmp_path, token="wrong-1984"))
+    assert time.monotonic() - began < 3  # kfp.Client by itself asks for 25 s
+    assert refused.value.__cause__ is None
+    assert refused.value.__suppress_context__
+    printed = capsys.readouterr()
+    for text in (str(refused.value), caplog.text, printed.out, printed.err):
+        assert "wrong-1984" not in text
+    assert remote.requests == [("GET", f"{API}/healthz")]
+
+
+def test_a_token_that_ends_while_the_run_goes_on_is_named(remote, settings, monkeypatch):
+    remote.states = ["RUNNING"]
+    original = remote._get_run
+
+    def revoke() -> api.V2beta1Run:
+        remote.token = "another"
+        return original()
+
+    monkeypatch.setattr(remote, "_get_run", revoke)
+    with pytest.raises(EnvironmentFault, match=rf"run {RUN_ID}: 401") as refused:
+        launched(settings)
+    assert TOKEN not in str(refused.value)
+
+
+def test_neither_the_token_nor_a_password_in_the_url_is_shown(tmp_path):
+    settings = at("http://ann:hunter2@127.0.0.1:9", tmp_path)
+    assert TOKEN not in repr(settings)
+    with pytest.raises(EnvironmentFault) as refused:
+        launched(settings)
+    assert str(refused.value).startswith("http://127.0.0.1:9: no answer")
+    assert "hunter2" not in str(refused.value)
+
+
+def test_a_lost_connection_while_waiting_is_tried_again(remote, settings, caplog):
+    caplog.set_level(logging.WARNING, logger="headrace")
+    remote.states = ["RUNNING", "SUCCEEDED"]
+    remote.drop = 8  # urllib3 tries four times by itself
+    assert launched(settings).outcome == "elsewhere"
+    assert remote.drop == 0
+    assert "asking again" in caplog.text
+
+
+def test_a_server_that_answers_503_for_a_while_is_tried_again(remote, settings, monkeypatch):
+    run = f"{API}/runs/{RUN_ID}"
+    remote.status[run] = 503
+    threading.Timer(0.5, remote.status.clear).start()
+    assert launched(settings).outcome == "elsewhere"
+    assert remote.requests.count(("GET", run)) > 3
+
+
+def test_a_sign_in_page_for_a_while_is_no_answer(remote, settings):
+    remote.states = ["RUNNING", "SUCCEEDED"]
+    original = remote._get_run
+
+    def first() -> api.V2beta1Run:
+        remote._get_run = original
+        remote.page = "<html>Sign in</html>"
+        threading.Timer(0.3, lambda: setattr(remote, "page", None)).start()
+        return original()
+
+    remote._get_run = first
+    assert launched(settings).outcome == "elsewhere"
+
+
+def test_a_connection_that_stays_lost_names_the_run_that_may_go_on(remote, settings):
+    remote.drop = 10_000
+    with pytest.raises(EnvironmentFault, match=rf"lost for 0 s .*run {RUN_ID} may go on there"):
+        cluster.run_there(
+            settings,
+            PACKAGE,
+            {"line": "coupons", "run": "run-1"},
+            "coupons incremental run-1",
+            timeout_s=30,
+            poll_s=0.02,
+            lost_s=0.2,
+        )
+    assert remote.terminated == []
+
+
+def test_an_unreachable_endpoint_is_named_with_its_setting(tmp_path):
+    with pytest.raises(
+        EnvironmentFault, match=r"^http://127\.0\.0\.1:9: no answer .*HEADRACE_KFP_ENDPOINT"
+    ):
+        launched(at("http://127.0.0.1:9", tmp_path))
+    assert not (tmp_path / "lines").exists()
+
+
+def test_a_sign_in_page_is_no_api(remote, settings):
+    remote.page = "<html>Sign in</html>"
+    with pytest.raises(EnvironmentFault, match="sign-in page"):
+        launched(settings)
+
+
+def test_a_refused_submission_says_what_the_server_said(remote, settings):
+    remote.status[f"{API}/runs"] = 400
+    with pytest.raises(EnvironmentFault, match="400 Bad Request: upstream is away"):
+        launched(settings)
+
+
+def test_a_run_that_never_ends_is_told_to_end(remote, settings):
+    remote.states = ["RUNNING"]
+    with pytest.raises(EnvironmentFault, match=r"is RUNNING after 0 s and was told to end"):
+        launched(settings, timeout_s=0.2)
+    assert remote.terminated == [RUN_ID]
+
+
+def test_whoever_interrupts_the_waiting_ends_the_run(remote, settings):
+    remote.states = ["RUNNING"]
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(cluster, "_ask", interrupt)
+        launched(settings)
+    assert remote.terminated == [RUN_ID]
+
+
+def test_the_documented_upload_of_a_package_works(remote):
+    (line,) = re.findall(r"```bash\n(.*?)```", (PROJECT / "docs" / "api.md").read_text(), re.DOTALL)
+    result = subprocess.run(
+        ["bash", "-euc", line],
+        cwd=PROJECT,
+        env=os.environ | {"HEADRACE_KFP_ENDPOINT": remote.url, "HEADRACE_KFP_TOKEN": TOKEN},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert '"p-1"' in result.stdout
+    assert PACKAGE.read_bytes() in remote.uploaded
