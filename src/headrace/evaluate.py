@@ -19,6 +19,7 @@ from headrace import metrics, parity, quality
 from headrace.declaration import LineSpec
 from headrace.events import served_schema
 from headrace.gates import PRIOR, Evidence
+from headrace.labels.revisions import unsettled
 from headrace.line import LineStore, Version
 from headrace.sample import head_tick, read_samples
 from headrace.settings import Settings
@@ -110,7 +111,8 @@ def _wait_for_rows(settings: Settings, spec: LineSpec, start: int, wait_s: float
         if head != seen_head:
             seen_head = head
             exclude = quarantined(settings, spec, start, head)
-            rows = first_seen(read_samples(spec, home, start, head, exclude=exclude))
+            samples = read_samples(spec, home, start, head, exclude=exclude)
+            rows = first_seen(samples.filter(pa.array(~unsettled(spec, samples))))
         if rows.num_rows >= spec.gates.model.min_rows or time.monotonic() >= deadline:
             return _Later(start, head, rows)
         time.sleep(_POLL_S)

@@ -9,8 +9,9 @@ The **served log** holds the vectors that the server used, keyed by `impression_
 
 The **sample log** holds served vectors with their label: first a sample (`revision` 0),
 later at most one correction (`revision` 1). `positive_weight` and `negative_weight` say how
-much of each class the loss sees: (1, 0) positive, (0, 1) negative, (1, -1) a correction that
-takes the earlier negative back.
+much of each class is true of the impression: (1, 0) positive, (0, 1) negative, (1, -1) a
+correction: positive after all, no longer negative. They are facts, whatever
+`label.delayed_feedback` makes of them when they are learned.
 """
 
 from __future__ import annotations

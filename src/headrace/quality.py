@@ -21,6 +21,7 @@ import pyarrow as pa
 from headrace import metrics
 from headrace.atomic import write_json
 from headrace.declaration import LineSpec
+from headrace.labels.revisions import unsettled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,7 +51,8 @@ def check(spec: LineSpec, samples: pa.Table) -> DataReport:
     The label rate is over impressions whose first sample lies in the window, each with its
     newest label, so corrections of earlier windows do not count twice; it is checked over the
     window and over each stretch of `min_rows` of them, so that a burst of wrong labels does not
-    hide in the mean. Everything else is over all rows. An expectation that cannot be evaluated
+    hide in the mean. Impressions too young to be judged (`labels.revisions.unsettled`) are left
+    out of it. Everything else is over all rows. An expectation that cannot be evaluated
     fails the window.
     """
     frame = _frame(spec, samples)
@@ -69,7 +71,8 @@ def _frame(spec: LineSpec, samples: pa.Table) -> pd.DataFrame:
     frame: pd.DataFrame = samples.select(list(dict.fromkeys(names))).to_pandas()
     frame[_SAMPLE_KEY] = frame["impression_id"] + "#" + frame["revision"].astype(str)
     newest = frame.groupby("impression_id", sort=False)["label"].transform("last")
-    frame[_FIRST_LABEL] = newest.where(frame["revision"] == 0).astype("float64")
+    known = (frame["revision"] == 0) & ~unsettled(spec, samples)
+    frame[_FIRST_LABEL] = newest.where(known).astype("float64")
     frame[_ODD_STRETCH] = _odd_stretches(spec, frame[_FIRST_LABEL])
     for name in spec.model.categorical:
         frame[f"{name}__missing"] = (frame[name] == -1).astype("float64")

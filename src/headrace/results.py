@@ -7,6 +7,7 @@ absent is left as it is, so that one machine may renew the demo and another the 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +19,10 @@ _TITLE: Final = "# Results\n\nReprinted from files by `make results`, not rememb
 
 
 def write(document: Path, out: Path) -> list[str]:
-    """Renew every section whose files lie below `out`; returns the names of those sections."""
+    """Renew every section whose files lie below `out`; returns the names of those sections.
+
+    The plots of benchmarks, `out/bench/*.svg`, are copied beside the document.
+    """
     sources: dict[str, tuple[list[Path], Callable[[Sequence[Path]], str]]] = {
         "demo": (sorted(out.glob("demo/report.json")), _demo),
         "replay": (sorted(out.glob("replay/*.json")), _replay),
@@ -30,6 +34,9 @@ def write(document: Path, out: Path) -> list[str]:
         if files:
             text = put(text, name, render(files))
             renewed.append(name)
+    for plot in out.glob("bench/*.svg"):
+        if f"({plot.name})" in text:
+            shutil.copyfile(plot, document.with_name(plot.name))
     draft = document.with_suffix(".tmp")
     draft.write_text(text, encoding="utf-8")
     draft.replace(document)
@@ -99,13 +106,19 @@ def _demo(files: Sequence[Path]) -> str:
 
 
 def _bench(files: Sequence[Path]) -> str:
-    rows = []
+    rows, tables = [], []
     for path in files:
         result = _read(path)
+        if "table" in result:
+            shown = replay_results.table(result["table"]["heads"], result["table"]["rows"])
+            tables += ["", f"### {result['what']}", "", *shown]
+        if "plot" in result:
+            tables += ["", f"![{result['what']}]({result['plot']})"]
         rows += [
             [result["what"], claim["name"], f"{claim['value']:.3g} {claim['unit']}".strip(),
              str(claim["goal"]), "yes" if claim["holds"] else "no"]
             for claim in result["claims"]
         ]  # fmt: skip
     heads = ["benchmark", "claim", "value", "goal", "holds"]
-    return "\n".join(["## Benchmarks", "", "`make bench`", "", *replay_results.table(heads, rows)])
+    claims = replay_results.table(heads, rows)
+    return "\n".join(["## Benchmarks", "", "`make bench`", "", *claims, *tables])

@@ -5,21 +5,30 @@ from __future__ import annotations
 import json
 import os
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from headrace.declaration import LineSpec
 from headrace.errors import InputError, IntegrityError
 from headrace.events import sample_schema
+from headrace.labels.revisions import newest, once
 from headrace.quarantine import Quarantine
 
-__all__ = ["Quarantine", "TickManifest", "head_tick", "read_samples", "read_tick", "ticks"]
+__all__ = [
+    "Quarantine",
+    "TickManifest",
+    "head_tick",
+    "read_samples",
+    "read_tick",
+    "tick_as_of",
+    "ticks",
+]
 
 _MANIFEST = re.compile(r"^(\d{8})\.json$")
 
@@ -100,17 +109,29 @@ def read_samples(
     exclude: Sequence[tuple[int, int]] = (),
     *,
     latest: bool = False,
+    as_of_tick: int | None = None,
 ) -> pa.Table:
     """Samples of ticks `[from_tick, to_tick)` in stream order, without the excluded intervals.
 
     With `latest`, only the newest revision of an impression inside the interval remains, with
-    the plain weights of its label, (1, 0) or (0, 1). Raises `InputError` beyond the head.
+    the plain weights of its label, (1, 0) or (0, 1). With `as_of_tick` (at least `to_tick`; see
+    `tick_as_of`) each impression first sampled inside the interval comes once, as it was known
+    when that tick was next: corrected by any tick before it, in or behind the interval. Raises
+    `InputError` beyond the head.
     """
     head = head_tick(home)
     if not 0 <= from_tick <= to_tick <= head:
         raise InputError(
             f"ticks {from_tick}-{to_tick}: {home} has committed ticks 0-{head}; ask inside them"
         )
+    if as_of_tick is not None:
+        if not to_tick <= as_of_tick <= head or latest:
+            raise InputError(
+                f"as_of_tick={as_of_tick} must lie between to_tick ({to_tick}) and the head "
+                f"({head}), without latest; choose another"
+            )
+        asked = read_samples(spec, home, from_tick, to_tick, exclude)
+        return once(asked, read_samples(spec, home, to_tick, as_of_tick, exclude))
     schema = sample_schema(spec)
     parts = [
         pq.read_table(home / manifest.samples, schema=schema, partitioning=None)
@@ -119,15 +140,9 @@ def read_samples(
         and not any(start <= manifest.tick < stop for start, stop in exclude)
     ]
     samples = pa.concat_tables([schema.empty_table(), *parts]).combine_chunks()
-    return _latest(samples) if latest else samples
+    return newest(samples) if latest else samples
 
 
-def _latest(samples: pa.Table) -> pa.Table:
-    offsets = samples["impression_offset"].to_numpy()
-    _, last = np.unique(offsets[::-1], return_index=True)
-    kept = samples.take(pa.array(np.sort(offsets.size - 1 - last)))
-    label = kept["label"].to_numpy().astype(np.float32)
-    for name, weight in (("positive_weight", label), ("negative_weight", 1 - label)):
-        place = kept.schema.get_field_index(name)
-        kept = kept.set_column(place, kept.schema.field(place), pa.array(weight))
-    return kept
+def tick_as_of(home: Path, at_us: int) -> int:
+    """How many ticks were committed for times up to `at_us` (int64 us): an `as_of_tick`."""
+    return bisect_right(ticks(home), at_us, key=lambda manifest: manifest.at_us)

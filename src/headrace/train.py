@@ -15,9 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headrace.declaration import LineSpec
+from headrace.declaration import DelayedFeedback, LabelSpec, LineSpec
 from headrace.errors import ConflictError, DeclarationError, InputError
 from headrace.events import event_schema, input_fields
+from headrace.labels.revisions import newest, thin_negatives
 from headrace.line import LineStore, Version
 from headrace.log.files import FileLog
 from headrace.sample import Quarantine, head_tick, read_samples
@@ -47,8 +48,12 @@ def code_of(spec: LineSpec) -> str:
     """Package version and digest of what a state's meaning depends on: columns, label, windows,
     request features and model. Gates, cadence and source may change under a champion.
     """
+    label = spec.label
+    default = {n: LabelSpec.model_fields[n].default for n in ("delayed_feedback", "negative_rate")}
+    unsaid = {name for name, value in default.items() if getattr(label, name) == value}
     meaning = spec.model_dump_json(
-        include={"columns", "timezone", "label", "windows", "request_features", "model", "seed"}
+        include={"columns", "timezone", "label", "windows", "request_features", "model", "seed"},
+        exclude={"label": unsaid},  # versions from before these keys stay valid
     )
     package = importlib.metadata.version("headrace")
     return f"headrace-{package}+{hashlib.sha256(meaning.encode()).hexdigest()[:12]}"
@@ -107,22 +112,25 @@ def incremental(settings: Settings, spec: LineSpec, from_tick: int, to_tick: int
             f"{from_tick}: the line moved on; plan again"
         )
     window = window_samples(settings, spec, from_tick, to_tick)
-    model = _model(spec)
+    model = _model(spec, spec.label.delayed_feedback)
     model.load_state(state)
-    return _learn(settings, spec, model, window.samples, window=window, parent=parent, epochs=1)
+    rows = thin_negatives(spec, window.samples)
+    return _learn(settings, spec, model, rows, window=window, parent=parent, epochs=1)
 
 
 def full(settings: Settings, spec: LineSpec, to_tick: int | None = None) -> str:
     """Train from scratch over `[0, to_tick)` (default: `holdout_from`); returns the version.
 
-    Rows are the newest revision of each impression. Up to `HISTORY_ROWS` of them get their
+    Rows are the newest revision of each impression, so that no weighting of late ones is needed;
+    of the negatives `label.negative_rate` are kept. Up to `HISTORY_ROWS` of them get their
     features by Feast's point-in-time join at the time they were served; beyond, the served
     vectors themselves are used.
     """
     end = holdout_from(settings, spec) if to_tick is None else to_tick
     window = window_samples(settings, spec, 0, end, latest=True)
-    few = window.samples.num_rows <= HISTORY_ROWS
-    rows = _joined(settings, spec, window.samples) if few else window.samples
+    rows = thin_negatives(spec, window.samples)
+    if rows.num_rows <= HISTORY_ROWS:
+        rows = _joined(settings, spec, rows)
     epochs = spec.model.epochs
     return _learn(settings, spec, _model(spec), rows, window=window, parent=None, epochs=epochs)
 
@@ -159,10 +167,10 @@ def require_same_code(spec: LineSpec, version: Version) -> None:
         )
 
 
-def _model(spec: LineSpec) -> Model:
+def _model(spec: LineSpec, feedback: DelayedFeedback = "correct") -> Model:
     from headrace.model import Model
 
-    return Model(spec.model, spec.seed)
+    return Model(spec.model, spec.seed, feedback)
 
 
 def _learn(
@@ -175,7 +183,7 @@ def _learn(
     parent: Version | None,
     epochs: int,
 ) -> str:
-    """Learn `rows` (the window's samples, perhaps with other features) and publish the state."""
+    """Learn `rows` (of the window's samples, perhaps with other features); publish the state."""
     samples = window.samples
     if not samples.num_rows:
         raise InputError(
@@ -189,7 +197,7 @@ def _learn(
     if parent is not None:
         watermark_us = max(watermark_us, parent.watermark_us)
         event_at_us = max(event_at_us, parent.event_at_us)
-    positives = int(np.count_nonzero(samples["label"].to_numpy()))
+    labels = newest(samples)["label"].to_numpy()
     version = LineStore(settings.line_home(spec.line), spec.line).publish(
         model.state(),
         parent=None if parent is None else parent.version,
@@ -201,7 +209,7 @@ def _learn(
         feature_service=spec.feature_service,
         code=code_of(spec),
         rows=samples.num_rows,
-        metrics={"loss": float(report.loss), "label_rate": positives / samples.num_rows},
+        metrics={"loss": float(report.loss), "label_rate": float(labels.mean())},
     )
     return version.version
 

@@ -380,8 +380,9 @@ def test_a_full_retrain_learns_all_and_waits_for_rows_that_no_champion_saw(line:
     assert (evidence["champion"], evidence["rows"]) == (promoted, 2 * ROWS)
 
 
-def test_a_correction_of_a_quarantined_sample_takes_nothing_back(line: Line) -> None:
-    first = read_samples(line.spec, line.home, 36, 37)
+def correct_five(line: Line, tick: int) -> None:
+    """The next tick corrects five negatives of that one."""
+    first = read_samples(line.spec, line.home, tick, tick + 1)
     negatives = first.filter(pa.compute.equal(first["label"], 0)).slice(0, 5)
     columns: dict[str, Any] = {name: negatives[name] for name in negatives.column_names} | {
         "revision": np.ones(5, np.int32),
@@ -389,7 +390,42 @@ def test_a_correction_of_a_quarantined_sample_takes_nothing_back(line: Line) -> 
         "positive_weight": np.ones(5, np.float32),
         "negative_weight": np.full(5, -1, np.float32),
     }
-    line.commit(40, columns, (0, 0))
+    line.commit(head_tick(line.home), columns, (0, 0))
+
+
+@pytest.mark.parametrize(
+    "label",
+    ["delayed_feedback: naive", "delayed_feedback: fnw", "delayed_feedback: esdfm",
+     "negative_rate: 0.3"],
+)  # fmt: skip
+def test_weighted_learning_is_judged_by_true_labels_and_repeats_its_bytes(
+    line: Line, tmp_path: Path, label: str
+) -> None:
+    declared = LINE.replace("provisional_after: 10s}", f"provisional_after: 10s, {label}}}")
+    (tmp_path / "copy" / "lines" / "tiny.yaml").write_text(declared, encoding="utf-8")
+    line = opened(tmp_path / "copy")
+    base = train.full(line.settings, line.spec, 34)
+    line.store.advance(line.store.champion(), base, "promote", "test")
+    line.tick(13)
+    correct_five(line, 41)
+    trained = line.learn()
+    truth = read_samples(line.spec, line.home, 34, 54, latest=True)["label"].to_numpy()
+    version = line.store.get(str(trained.version))
+    assert version.metrics["label_rate"] == pytest.approx(truth.mean())
+    again = train.incremental(line.settings, line.spec, 34, 54)
+    assert line.store.get(again).state_sha256 == version.state_sha256
+    line.tick(25)
+    correct_five(line, 56)
+    ended = line.finish(trained)
+    assert (ended.outcome, ended.reasons) == ("promoted", ())
+    evidence = line.store.evidence(str(trained.version))
+    assert evidence is not None
+    young = 10 if "fnw" in label else 0  # ticks of a second whose silence is not judged yet
+    assert evidence["rows"] == (25 - young) * ROWS
+
+
+def test_a_correction_of_a_quarantined_sample_takes_nothing_back(line: Line) -> None:
+    correct_five(line, 36)
     learned = train.window_samples(line.settings, line.spec, 34, 41).samples
     assert sum(learned["negative_weight"].to_pylist()[-5:]) == -5
     Quarantine(line.home).add(36, 37, ["test"])

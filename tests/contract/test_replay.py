@@ -224,8 +224,12 @@ def test_engagements_in_a_second_file_and_no_windows(tmp_path: Path) -> None:
     assert (counts["unaccounted"], counts["scored"]) == (0, 100 * DAYS)
 
 
-def test_provisional_negatives_are_corrected(tmp_path: Path) -> None:
-    label = {"engagement": "hit", "attribution_window": "2h", "provisional_after": "20m"}
+@pytest.mark.parametrize(
+    "policy",
+    [{}, {"delayed_feedback": "fnw"}, {"delayed_feedback": "esdfm"}, {"negative_rate": 0.5}],
+)
+def test_provisional_negatives_are_corrected(tmp_path: Path, policy: dict[str, Any]) -> None:
+    label = {"engagement": "hit", "attribution_window": "2h", "provisional_after": "20m", **policy}
     found = replay(declare(label=label), save(tmp_path, world()))
     counts = found["counts"]
     hits = sum(row["hit"] for row in world())
@@ -234,6 +238,7 @@ def test_provisional_negatives_are_corrected(tmp_path: Path) -> None:
     assert counts["engagements"] == hits
     assert counts["silent"] == 300 * DAYS - hits
     assert found["label_rate"] == pytest.approx(hits / (300 * DAYS))
+    assert found["training"]["gates"]["fresh"]["suite_disagreements"] == 0
 
 
 def test_a_window_that_the_data_gate_refuses_is_not_learned(tmp_path: Path) -> None:

@@ -168,6 +168,23 @@ def test_a_window_needs_a_known_event(tmp_path: Path) -> None:
     assert "'purchase'" in refusal(tmp_path, line)
 
 
+@pytest.mark.parametrize(
+    ("label", "named"),
+    [
+        ({"delayed_feedback": "wait"}, "remove provisional_after"),
+        ({"delayed_feedback": "fnw", "provisional_after": None}, "fnw needs provisional_after"),
+        ({"delayed_feedback": "defuse"}, "label.delayed_feedback"),
+        ({"negative_rate": 0}, "label.negative_rate"),
+    ],
+)
+def test_delayed_feedback_must_fit_the_wait(
+    tmp_path: Path, label: dict[str, Any], named: str
+) -> None:
+    line = raw()
+    line["label"] |= label
+    assert named in refusal(tmp_path, line)
+
+
 def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path) -> None:
     assert "mapping" in refusal(tmp_path, ["line"])
 

@@ -35,6 +35,10 @@ SPEC = line()
 EXPLICIT = line(outcome="explicit", provisional_after=None)
 
 
+NAIVE, FNW = line(delayed_feedback="naive"), line(delayed_feedback="fnw")
+WAIT = line(delayed_feedback="wait", provisional_after=None)
+
+
 def event(name: str, which: str, arrival: float, event_at: float | None = None, value: int = 1):
     event_at = arrival if event_at is None else event_at
     return {
@@ -158,6 +162,35 @@ def test_without_provisional_after_a_negative_waits_for_the_window():
     spec = line(provisional_after=None)
     ran = run([shown("a", 1)], [vector("a", 0.5)], at(5, 10.9, 11), spec)
     assert [row["emitted_at"].timestamp() for row in ran.samples] == [11]
+
+
+def test_a_wait_for_the_window_emits_once():
+    events, vectors = (
+        [shown("a", 1), shown("b", 1), click("a", 9)],
+        [vector("a", 0), vector("b", 0)],
+    )
+    ran = run(events, vectors, at(5, 9.5, 11), WAIT)
+    assert [
+        (row["impression_id"], row["revision"], row["label"], row["emitted_at"].timestamp())
+        for row in ran.samples
+    ] == [("a", 0, 1, 9.5), ("b", 0, 0, 11)]
+
+
+@pytest.mark.parametrize("ticks", [(2.5, 3.5), (3.5,)])
+def test_fake_negatives_first_whatever_the_tick(ticks):
+    ran = run([shown("a", 1), shown("b", 2), click("a", 3)], [vector("b", 0.5), vector("a", 1)],
+              at(*ticks), FNW)  # fmt: skip
+    rows = [row for row in ran.samples if row["impression_id"] == "a"]
+    assert [(row["revision"], row["label"]) for row in rows] == [(0, 0), (1, 1)]
+    assert [(row["positive_weight"], row["negative_weight"]) for row in rows] == [(0, 1), (1, -1)]
+    assert [row["engagement_offset"] for row in rows] == [-1, 2]
+    assert ran.weights() == {0: (1, 0), 1: (0, 1)}
+
+
+def test_naive_and_correct_keep_the_same_facts():
+    events = [shown("a", 1), click("a", 9, 8)]
+    both = [run(events, [vector("a", 0.5)], at(2, 4, 9.5), spec).samples for spec in (SPEC, NAIVE)]
+    assert both[0] == both[1]
 
 
 @pytest.mark.parametrize(
@@ -299,10 +332,15 @@ def oracle(events: list[dict[str, Any]], explicit: bool) -> tuple[dict[int, str]
 
 
 @settings(max_examples=300, deadline=None)
-@given(logs(), st.lists(times, max_size=8), st.booleans(), st.booleans())
-def test_any_split_into_ticks_ends_in_the_same_labels(log, cuts, restart, explicit):
+@given(
+    logs(),
+    st.lists(times, max_size=8),
+    st.booleans(),
+    st.sampled_from([SPEC, EXPLICIT, WAIT, FNW]),
+)
+def test_any_split_into_ticks_ends_in_the_same_labels(log, cuts, restart, spec):
     events, vectors = log
-    spec = EXPLICIT if explicit else SPEC
+    explicit = spec is EXPLICIT
     whole = run(events, vectors, at(200), spec)
     split = run(events, vectors, [*(at(*sorted(set(cuts)))), *at(200)], spec, restart)
     assert split.weights() == whole.weights()

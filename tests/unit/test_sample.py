@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from headrace.atomic import write_json, write_parquet
 from headrace.errors import InputError, IntegrityError
 from headrace.events import sample_schema
 from headrace.quarantine import Quarantine
-from headrace.sample import TickManifest, head_tick, read_samples, ticks
+from headrace.sample import TickManifest, head_tick, read_samples, tick_as_of, ticks
 from headrace.settings import load_line
 
 SPEC = load_line(Path(__file__).parents[2] / "lines" / "coupons.yaml")
@@ -96,3 +99,51 @@ def test_a_quarantined_interval_can_be_released(tmp_path):
         quarantine.release(5, 9)
     with pytest.raises(InputError, match="interval"):
         quarantine.add(3, 3, [])
+
+
+def test_a_sample_can_be_read_as_it_was_known_at_a_tick(home):
+    commit(home, 3, [sample(2, 1, 1, (1, -1))])
+    as_of = [weights(read_samples(SPEC, home, 0, 2, as_of_tick=tick)) for tick in (2, 3, 4)]
+    assert as_of == [[(0, 0, 1), (1, 1, 0)], [(0, 1, 0), (1, 1, 0)], [(0, 1, 0), (1, 1, 0)]]
+    # a correction belongs to the interval of its first sample, so intervals never overlap
+    assert weights(read_samples(SPEC, home, 2, 3, as_of_tick=3)) == [(2, 0, 1)]
+    assert weights(read_samples(SPEC, home, 2, 3, as_of_tick=4)) == [(2, 1, 0)]
+    assert weights(read_samples(SPEC, home, 0, 2, exclude=[(2, 3)], as_of_tick=4)) == as_of[0]
+    assert [tick_as_of(home, at_us) for at_us in (0, 1, 2, 9)] == [0, 1, 2, 4]
+    for tick in (1, 5):
+        with pytest.raises(InputError, match=f"as_of_tick={tick}"):
+            read_samples(SPEC, home, 0, 2, as_of_tick=tick)
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> tuple[int, list[list[dict[str, object]]]]:
+    """Ticks of first samples (some negatives) and at most one correction each, some ticks later."""
+    ticks = draw(st.integers(1, 6))
+    rows: list[list[dict[str, object]]] = [[] for _ in range(ticks)]
+    for offset in range(draw(st.integers(0, 8))):
+        first, label = draw(st.integers(0, ticks - 1)), draw(st.integers(0, 1))
+        rows[first].append(sample(offset, 0, label, (label, 1 - label)))
+        later = draw(st.integers(first, ticks + 2))
+        if not label and later < ticks:
+            rows[later].append(sample(offset, 1, 1, (1, -1)))
+    return ticks, rows
+
+
+@settings(max_examples=40, deadline=None)
+@given(histories(), st.data())
+def test_time_travel_equals_a_stop_at_that_tick(history, data):
+    count, rows = history
+    now, cut = data.draw(st.integers(0, count)), data.draw(st.integers(0, count))
+    cut = min(cut, now)
+    with TemporaryDirectory() as folder:
+        home = Path(folder)
+        for tick in range(now):
+            commit(home, tick, rows[tick])
+        then = read_samples(SPEC, home, 0, now, latest=True)
+        for tick in range(now, count):
+            commit(home, tick, rows[tick])
+        parts = [
+            read_samples(SPEC, home, *interval, as_of_tick=now)
+            for interval in ((0, cut), (cut, now))
+        ]
+    assert sorted(weights(pa.concat_tables(parts))) == sorted(weights(then))

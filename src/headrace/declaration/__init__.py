@@ -19,7 +19,7 @@ from headrace.declaration.features import (
     TimePart,
     WindowFeature,
 )
-from headrace.declaration.line import LabelSpec, LineSpec, ModelGateSpec, ModelSpec
+from headrace.declaration.line import DelayedFeedback, LabelSpec, LineSpec, ModelGateSpec, ModelSpec
 from headrace.declaration.source import (
     DelayDistribution,
     Explode,
@@ -39,6 +39,7 @@ __all__ = [
     "Cross",
     "Declared",
     "DelayDistribution",
+    "DelayedFeedback",
     "Explode",
     "FileSource",
     "FileSpec",

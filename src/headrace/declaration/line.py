@@ -17,6 +17,9 @@ RESERVED = frozenset(
 )
 
 
+DelayedFeedback = Literal["correct", "naive", "wait", "fnw", "esdfm"]
+
+
 class LabelSpec(Declared):
     """What is predicted: whether `engagement` follows an impression inside the window.
 
@@ -25,12 +28,28 @@ class LabelSpec(Declared):
     sample waits for an engagement or for the end of the window. `outcome: explicit` means that
     negatives are reported too (an engagement record with value 0); silence then never becomes
     a label: the impression ends as `unlabelled` when its window closes.
+
+    `delayed_feedback` is how an engagement that comes late is learned (docs/adr/0010):
+    `correct` takes the provisional negative back; `naive` leaves it; `wait` emits no provisional
+    negative; `fnw` emits every impression as a negative at once and weighs both classes by the
+    model's own prediction (Ktena et al. 2019), and only the gates wait `provisional_after`
+    before they believe silence; `esdfm` weighs what was late (Yang et al. 2021).
+    `negative_rate` is the share of negatives that training keeps, each at weight 1/rate.
     """
 
     engagement: Name
     outcome: Literal["implicit", "explicit"] = "implicit"
     attribution_window: DurationUs
     provisional_after: DurationUs | None = None
+    delayed_feedback: DelayedFeedback = "correct"
+    negative_rate: float = Field(1.0, gt=0, le=1)
+
+    @property
+    def patience_us(self) -> int:
+        """How long an impression may stay silent before it becomes a (provisional) negative."""
+        if self.delayed_feedback == "fnw":
+            return 0
+        return self.provisional_after or self.attribution_window
 
     @model_validator(mode="after")
     def _wait_inside_window(self) -> Self:
@@ -38,6 +57,17 @@ class LabelSpec(Declared):
             raise ValueError("provisional_after is longer than attribution_window; shorten it")
         if self.provisional_after is not None and self.outcome == "explicit":
             raise ValueError("outcome: explicit waits for outcomes; remove provisional_after")
+        return self
+
+    @model_validator(mode="after")
+    def _feedback_fits(self) -> Self:
+        policy = self.delayed_feedback
+        if policy == "wait" and self.provisional_after is not None:
+            raise ValueError(
+                "delayed_feedback: wait waits for the window; remove provisional_after"
+            )
+        if policy in ("naive", "fnw", "esdfm") and self.provisional_after is None:
+            raise ValueError(f"delayed_feedback: {policy} needs provisional_after; declare it")
         return self
 
 

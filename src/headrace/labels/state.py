@@ -108,13 +108,15 @@ class LabelState:
         engaged, stage = shelf["engaged"] >= 0, shelf["stage"]
         ready = shelf["alive"] & (shelf["vector"] >= 0) & (stage != DONE)
         settled = np.flatnonzero(ready & engaged)
-        patience = self.spec.label.provisional_after or self.spec.label.attribution_window
         if self.spec.label.outcome == "explicit":
             silent = np.empty(0, dtype=np.int64)
         else:
-            waited = shelf["arrival_at"] + patience <= at_us
+            waited = shelf["arrival_at"] + self.spec.label.patience_us <= at_us
             silent = np.flatnonzero(ready & ~engaged & (stage == OPEN) & waited)
-        samples = self._samples(np.sort(np.concatenate([settled, silent])), at_us)
+        places = [settled, silent]
+        if self.spec.label.delayed_feedback == "fnw":  # its weights want each negative first
+            places.append(settled[stage[settled] == OPEN])
+        samples = self._samples(np.sort(np.concatenate(places)), at_us)
         stage[settled] = DONE
         stage[silent] = NEGATIVE
         self._close(at_us)
@@ -126,8 +128,7 @@ class LabelState:
         """Whether `emit` at this time would say something though no new record came."""
         shelf = self._impressions
         silent = (shelf["engaged"] < 0) & (shelf["vector"] >= 0) & (shelf["stage"] == OPEN)
-        patience = self.spec.label.provisional_after or self.spec.label.attribution_window
-        waited = shelf["arrival_at"] + patience <= at_us
+        waited = shelf["arrival_at"] + self.spec.label.patience_us <= at_us
         if self.spec.label.outcome == "explicit":
             waited[:] = False
         closed = (shelf["close_at"] <= at_us) & (shelf["stage"] == OPEN)
@@ -178,10 +179,13 @@ class LabelState:
         shelf["vector"][taken] = vectors[there][fits][first]
 
     def _samples(self, places: Int64s, at_us: int) -> pa.Table:
+        """Rows of these positions; one that stands twice is a negative, then its correction."""
         schema, shelf = sample_schema(self.spec), self._impressions
         rows = self._served.take(self._served.places(shelf["vector"][places]))
-        label = shelf["label"][places]
-        corrects = shelf["stage"][places] == NEGATIVE
+        before, after = np.zeros((2, places.size), dtype=np.bool_)
+        before[:-1] = after[1:] = places[1:] == places[:-1]
+        label = np.where(before, 0, shelf["label"][places])
+        corrects = (shelf["stage"][places] == NEGATIVE) | after
         added = {
             "event_at": shelf["event_at"][places],
             "revision": corrects.astype(np.int32),
@@ -189,7 +193,7 @@ class LabelState:
             "positive_weight": label.astype(np.float32),
             "negative_weight": np.where(corrects, -1, 1 - label).astype(np.float32),
             "impression_offset": shelf["offset"][places],
-            "engagement_offset": shelf["engaged"][places],
+            "engagement_offset": np.where(before, -1, shelf["engaged"][places]),
             "emitted_at": np.full(places.size, at_us, dtype=np.int64),
         }
         columns = [rows[name] for name in rows.schema.names]

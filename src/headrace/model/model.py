@@ -5,9 +5,21 @@ weight for each id, a bias and dense FTRL weights for the standardised numbers a
 indicators, plus (`deep`, `ftrl_deep`) a network over the ids' embeddings and the same numbers.
 A batch first enters the running statistics, then is learned with them.
 
+How a row's weights enter the loss is the `feedback` that the model was made for. `correct`: as
+they are, loss = -positive_weight·log p - negative_weight·log(1-p), so that a correction (1, -1)
+takes the earlier negative back. The others keep that negative, with m = max(negative_weight, 0):
+- `naive`: -positive_weight·log p - m·log(1-p);
+- `esdfm` (Yang et al. 2021): -positive_weight·(1+d)·log p - m·(1+d)·r·log(1-p), where
+  d = share·p is the probability of an engagement that comes after the negative was emitted and
+  r = (1-p)/(1-p+d) that of a real negative among the emitted; p is the model's own, held
+  constant, and `share` that of late positives among all positives learned so far;
+- `fnw` (Ktena et al. 2019): the same with share = 1, since there every positive was a negative
+  first: weights 1+p and (1-p)(1+p).
+
 State arrays: `table`, `linear`, `dense`, `dense_m`, `dense_v` (see step), `step` (int64, Adam's
 count), `moments` and `classes` (see inputs.Statistics), `identity` (a digest of the declared
-shape and seed, so that a state of another model is refused).
+shape and seed, so that a state of another model is refused); with `esdfm` also `late` (float64,
+late positives and all positives learned; a state without it has learned none).
 """
 
 from __future__ import annotations
@@ -21,7 +33,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from headrace.declaration import ModelSpec
+from headrace.declaration import DelayedFeedback, ModelSpec
 from headrace.errors import DeclarationError, IntegrityError
 from headrace.model.delta import State
 from headrace.model.inputs import (
@@ -54,14 +66,19 @@ class Model:
     Not thread-safe: learn and load in one thread; predictions may run beside each other.
     """
 
-    def __init__(self, spec: ModelSpec, seed: int):
+    def __init__(self, spec: ModelSpec, seed: int, feedback: DelayedFeedback = "correct"):
         self.spec = spec
         self.seed = seed
+        self.feedback = feedback
         self._salts = np.array([field_salt(seed, f) for f in spec.categorical], np.uint64)
         self._identity = _identity(spec, seed)
         self._graph = Graph(
-            spec, initial_arrays(Layout.of(spec), spec.table_bits, seed), PREDICT_ROWS
+            spec,
+            initial_arrays(Layout.of(spec), spec.table_bits, seed),
+            PREDICT_ROWS,
+            reweighted=feedback in ("fnw", "esdfm"),
         )
+        self._late = np.zeros(2)
         self._statistics = Statistics.empty(len(spec.numeric))
         self._step = 0
 
@@ -83,15 +100,17 @@ class Model:
     def learn(self, samples: pa.Table) -> LearnReport:
         """Learn rows in order, once, in batches of `spec.batch_size`; the last one is padded.
 
-        Needs the model's fields and `positive_weight`, `negative_weight`; loss of a row is
-        -positive_weight·log p - negative_weight·log(1-p). No rows: nothing changes. Everything
-        is checked before anything is learned: raises `InputError` as `predict` does, and for a
-        weight that is not finite. `spec.epochs` is the caller's loop.
+        Needs the model's fields and `positive_weight`, `negative_weight`; the loss of a row is
+        above. No rows: nothing changes. Everything is checked before anything is learned:
+        raises `InputError` as `predict` does, and for a weight that is not finite.
+        `spec.epochs` is the caller's loop.
         """
         ids, numbers = self._read(samples)
         weights = np.stack(
             [read_weights(samples, "positive_weight"), read_weights(samples, "negative_weight")], 1
         )
+        if self.feedback == "naive":
+            weights[:, 1] = np.maximum(weights[:, 1], 0)
         size = self.spec.batch_size
         loss = 0.0
         for start, stop in _batches(len(ids), size):
@@ -107,9 +126,20 @@ class Model:
                     self._statistics.offset(),
                     _padded(weights[part], size, empty=True),
                     powers,
+                    *self._late_share(weights[part]),
                 )
             )
         return LearnReport(len(ids), loss / len(ids) if len(ids) else 0.0)
+
+    def _late_share(self, weights: NDArray[np.float32]) -> list[np.float32]:
+        """What a reweighted step needs beside the rows: the share of late positives, or nothing."""
+        if self.feedback == "fnw":
+            return [np.float32(1.0)]
+        if self.feedback != "esdfm":
+            return []
+        late = np.maximum(-weights[:, 1], 0).sum(dtype=np.float64)
+        self._late = self._late + np.array([late, weights[:, 0].sum(dtype=np.float64)])
+        return [np.float32(min(self._late[0] / max(self._late[1], 1.0), 1.0))]
 
     def state(self) -> State:
         """A copy of everything that training changes, and the model's identity."""
@@ -121,6 +151,8 @@ class Model:
         arrays["moments"] = self._statistics.moments.copy()
         arrays["classes"] = self._statistics.classes.copy()
         arrays["identity"] = self._identity.copy()
+        if self.feedback == "esdfm":
+            arrays["late"] = self._late.copy()
         return arrays
 
     def load_state(self, state: State) -> None:
@@ -136,11 +168,15 @@ class Model:
                 f"{self.spec.family!r}, seed {self.seed}; restore the declaration or run a full "
                 "retrain"
             )
+        if self.feedback == "esdfm":  # a full training counts no late positives
+            state = {"late": np.zeros(2), **state}
         self._check_shapes(state)
         for name, variable in self._graph.variables.items():
             variable.assign(state[name].copy())  # a copy: TensorFlow may keep the buffer
         self._step = int(state["step"][0])
         self._statistics = Statistics(state["moments"].copy(), state["classes"].copy())
+        if self.feedback == "esdfm":
+            self._late = state["late"].copy()
 
     def is_finite(self) -> bool:
         """Whether every number of the state is finite."""

@@ -28,6 +28,7 @@ ADAM_DECAY = (0.9, 0.999)
 ADAM_EPSILON = 1e-7
 ADAGRAD_START = 0.1
 EMBEDDING_DEVIATION = 0.01
+LARGEST_LOGIT = 30.0
 
 
 @dataclass(frozen=True)
@@ -96,11 +97,19 @@ def initial_arrays(layout: Layout, table_bits: int, seed: int) -> dict[str, NDAr
 class Graph:
     """Variables of one model and the compiled functions over them."""
 
-    def __init__(self, spec: ModelSpec, arrays: dict[str, NDArray[Any]], predict_rows: int):
+    def __init__(
+        self,
+        spec: ModelSpec,
+        arrays: dict[str, NDArray[Any]],
+        predict_rows: int,
+        reweighted: bool = False,
+    ):
         self._spec = spec
         self._layout = Layout.of(spec)
         self.variables = {name: tf.Variable(a, name=name) for name, a in arrays.items()}
         of_step = [tf.TensorSpec([spec.batch_size, 2], tf.float32), tf.TensorSpec([2], tf.float32)]
+        if reweighted:
+            of_step.append(tf.TensorSpec([], tf.float32))
         self.learn = self._compile(self._learn, [*self._inputs(spec.batch_size), *of_step])
         self.predict = self._compile(self._predict, self._inputs(predict_rows))
 
@@ -126,11 +135,18 @@ class Graph:
         return logit
 
     def _learn(
-        self, ids: Tensor, columns: Tensor, offset: Tensor, weights: Tensor, powers: Tensor
+        self,
+        ids: Tensor,
+        columns: Tensor,
+        offset: Tensor,
+        weights: Tensor,
+        powers: Tensor,
+        *late_share: Tensor,
     ) -> Tensor:
         """One step; returns the sum of the batch's losses before it.
 
-        weights: (rows, 2) positive and negative; powers: Adam's betas to the power of the step.
+        weights: (rows, 2) positive and negative; powers: Adam's betas to the power of the step;
+        late_share: that of positives that were negatives first; given when rows are reweighted.
         """
         table, dense = self.variables["table"], self.variables["dense"]
         positive, negative = weights[:, 0], weights[:, 1]
@@ -146,6 +162,8 @@ class Graph:
                 tape.watch([flat, embedding])
                 deep = self._deep_logit(flat, embedding, columns)
                 logit += deep
+        if late_share:
+            positive, negative = self._reweighted(positive, negative, logit, *late_share)
         # d/dlogit of -pw·log σ - nw·log(1-σ); for a correction (1, -1) it is exactly -1
         slope = (positive + negative) * tf.sigmoid(logit) - positive
         loss = positive * tf.nn.softplus(-logit) + negative * tf.nn.softplus(logit)
@@ -160,6 +178,19 @@ class Graph:
         summed = tf.math.unsorted_segment_sum(tf.concat(pieces, 1), position, tf.size(unique))
         table.scatter_update(tf.IndexedSlices(self._stepped_rows(held, summed), unique))
         return tf.reduce_sum(loss)
+
+    @staticmethod
+    def _reweighted(
+        positive: Tensor, negative: Tensor, logit: Tensor, late_share: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Importance weights of a stream in which late positives were negatives first.
+
+        The slope below treats them as constants: no gradient flows through the prediction here.
+        """
+        late = late_share * tf.sigmoid(logit)
+        # (1-p) / (1-p + share·p), also where 1-p is no longer a float
+        real = 1.0 / (1.0 + late_share * tf.exp(tf.minimum(logit, LARGEST_LOGIT)))
+        return positive * (1.0 + late), tf.maximum(negative, 0.0) * (1.0 + late) * real
 
     def _stepped_rows(self, held: Tensor, gradient: Tensor) -> Tensor:
         parts = []

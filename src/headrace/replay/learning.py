@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from headrace.declaration import LineSpec
+from headrace.labels.revisions import thin_negatives, unsettled
 
 if TYPE_CHECKING:
     from headrace.model import Model
@@ -41,7 +42,7 @@ class GatedLearner:
         from headrace.model import Model
 
         self.spec = spec
-        self.model: Model = Model(spec.model, spec.seed)
+        self.model: Model = Model(spec.model, spec.seed, spec.label.delayed_feedback)
         self.gates = GateCounts()
         self._base = self.model.state()
         self._since_base: list[pa.Table] = []
@@ -51,6 +52,7 @@ class GatedLearner:
         self.gates.steps += 1
         reasons = window_reasons(self.spec, samples)
         if not reasons:
+            samples = thin_negatives(self.spec, samples)
             report = self.model.learn(samples)
             probe = self.model.predict(samples.slice(0, _PROBE_ROWS))
             if np.isfinite(report.loss) and np.isfinite(probe).all():
@@ -86,7 +88,8 @@ def window_reasons(spec: LineSpec, samples: pa.Table) -> list[str]:
     The full suite (`quality.check`) runs on a sample of the windows and must agree.
     """
     gate, reasons = spec.gates.data, []
-    first = samples.filter(pc.equal(samples["revision"], 0))
+    settled = samples.filter(pa.array(~unsettled(spec, samples)))
+    first = settled.filter(pc.equal(settled["revision"], 0))
     # an impression's newest label counts, so a correction in the same window replaces it
     corrected = samples.filter(pc.equal(samples["revision"], 1))["impression_id"]
     label = np.asarray(first["label"].to_numpy(), dtype=np.float64)

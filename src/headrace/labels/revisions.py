@@ -1,0 +1,98 @@
+"""What a reader makes of sample revisions: the newest label, a settled label, fewer negatives.
+
+Pure. Sample rows are facts and stay as they are; everything here gives a new table.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from headrace.declaration import LineSpec
+from headrace.requests import hash64
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def newest(samples: pa.Table) -> pa.Table:
+    """The last row of each impression, where it stands, with the plain weights of its label:
+    (1, 0) or (0, 1).
+    """
+    offsets = samples["impression_offset"].to_numpy()
+    _, last = np.unique(offsets[::-1], return_index=True)
+    kept = samples.take(pa.array(np.sort(offsets.size - 1 - last)))
+    label = kept["label"].to_numpy().astype(np.float32)
+    return _weighted(kept, label, 1 - label)
+
+
+def once(samples: pa.Table, until: pa.Table) -> pa.Table:
+    """Each impression first sampled in `samples`, at its newest revision in `samples` or `until`.
+
+    `until` are later rows of the same stream. Order is that of the first samples; weights are
+    plain, as `newest` gives them.
+    """
+    first = samples["impression_offset"].filter(pc.equal(samples["revision"], 0)).to_numpy()
+    rows = newest(pa.concat_tables([samples, until]).combine_chunks())
+    offsets = rows["impression_offset"].to_numpy()
+    order = np.argsort(offsets, kind="stable")
+    return rows.take(pa.array(order[np.searchsorted(offsets, first, sorter=order)]))
+
+
+def unsettled(spec: LineSpec, samples: pa.Table) -> NDArray[np.bool_]:
+    """Rows of impressions whose label nobody should judge by yet, as bool (n,).
+
+    Where every impression is a negative first (`delayed_feedback: fnw`), silence counts only
+    `provisional_after` after `served_at`; until then neither row of an impression tells the label
+    rate. Now is the newest `emitted_at`. Other policies emit no sooner: nothing is unsettled.
+    """
+    if spec.label.delayed_feedback != "fnw" or not samples.num_rows:
+        return np.zeros(samples.num_rows, dtype=np.bool_)
+    assert spec.label.provisional_after is not None
+    served, emitted = (
+        samples[name].cast(pa.int64()).to_numpy() for name in ("served_at", "emitted_at")
+    )
+    young: NDArray[np.bool_] = served + spec.label.provisional_after > emitted.max()
+    return young
+
+
+def thin_negatives(spec: LineSpec, samples: pa.Table) -> pa.Table:
+    """Samples to learn: of the negatives `label.negative_rate`, each at weight 1/rate.
+
+    Whether a negative is kept depends on its impression's id and the line's seed alone, so a
+    correction knows what became of its negative without looking: it takes 1/rate back, or
+    nothing if that was never learned. Every sum of weights keeps its expectation, so log odds
+    need no repair afterwards. Rate 1 gives the same table.
+    """
+    rate = spec.label.negative_rate
+    if rate == 1:
+        return samples
+    kept = _drawn(hash64(samples["impression_id"]), spec.seed) < np.uint64(int(rate * 2**64))
+    positive = samples["positive_weight"].to_numpy()
+    negative = samples["negative_weight"].to_numpy()
+    thinned = _weighted(samples, positive, np.where(kept, negative / np.float32(rate), 0))
+    return thinned.filter(pa.array(kept | (negative <= 0)))
+
+
+def _drawn(ids: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
+    """Uniform 64-bit numbers: splitmix64 of the id in the stream of the seed."""
+    stream = _splitmix64(np.array([seed % 2**64], np.uint64))
+    return _splitmix64(ids.view(np.uint64) ^ stream)
+
+
+def _splitmix64(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    mixed = state + _GOLDEN
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+def _weighted(
+    samples: pa.Table, positive: NDArray[np.float32], negative: NDArray[np.float32]
+) -> pa.Table:
+    for name, weight in (("positive_weight", positive), ("negative_weight", negative)):
+        place = samples.schema.get_field_index(name)
+        values = pa.array(weight, pa.float32())
+        samples = samples.set_column(place, samples.schema.field(place), values)
+    return samples
