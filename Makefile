@@ -2,6 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 RUN := .venv/bin/headrace
+SLOW := e2e or spark or browser or faults
 export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help setup demo up down status check test test-fast golden bench results clean
@@ -30,11 +31,11 @@ check: setup ## ruff, mypy, import-linter
 	@.venv/bin/lint-imports
 
 test-fast: setup ## Unit, contract, golden, parity and architecture tests (under two minutes)
-	@.venv/bin/pytest -m "not e2e and not spark and not browser and not faults"
+	@.venv/bin/pytest -n 2 --dist loadfile -m "not ($(SLOW))"
 
-test: setup ## All tests
+test: test-fast ## All tests
 	@bash infra/setup/browser.sh
-	@.venv/bin/pytest
+	@.venv/bin/pytest -m "$(SLOW)"
 
 golden: setup ## Write the golden files anew (compiled pipelines, OpenAPI)
 	@.venv/bin/python -m pipelines.incremental_train --compile

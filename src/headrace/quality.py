@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -136,10 +138,26 @@ def _expectations(spec: LineSpec, gxe: Any) -> list[Any]:
     return suite
 
 
+@contextmanager
+def _main_has_a_file() -> Iterator[None]:
+    """Great Expectations imports pyspark's connect client, which ends the process with exit code 0
+    where `__main__` has neither a spec nor a file (`python -c`, a pytest-xdist worker).
+    """
+    main = sys.modules["__main__"]
+    bare = getattr(main, "__spec__", None) is None and not hasattr(main, "__file__")
+    if bare:
+        main.__file__ = __file__
+    try:
+        yield
+    finally:
+        if bare:
+            del main.__file__
+
+
 def _run(spec: LineSpec, frame: pd.DataFrame) -> list[Any]:
     os.environ["GX_ANALYTICS_ENABLED"] = "False"  # read once, when GX is imported
     logging.getLogger("great_expectations").setLevel(logging.WARNING)  # else 500 lines a start
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _main_has_a_file():
         warnings.simplefilter("ignore", ImportWarning)  # of an optional part of google.api_core
         import great_expectations as gx
         from great_expectations import expectations as gxe

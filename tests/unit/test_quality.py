@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -118,3 +120,13 @@ def test_a_kept_report_speaks_for_its_window_only(tmp_path: Path) -> None:
     assert quality.passed(tmp_path, 3, 9, [[4, 5]]) is True
     assert quality.passed(tmp_path, 3, 9, []) is None
     assert quality.passed(tmp_path, 3, 10, [[4, 5]]) is None
+
+
+def test_the_gate_runs_where_main_is_no_file() -> None:
+    """Great Expectations would end such a process with exit code 0, as if all were well."""
+    code = "from headrace import quality\nwith quality._main_has_a_file():\n"
+    code += "    import great_expectations\nprint('imported')"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout == "imported\n"
