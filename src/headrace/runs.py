@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -33,10 +34,25 @@ class Asked:
     @classmethod
     def of(cls, hashes: Ints, at_us: Ints) -> Asked:
         """Sort the questions `hashes[i]` at `at_us[i]`; a hash of -1 matches no key."""
-        order = np.lexsort((at_us, hashes)).astype(np.int64)
-        keys, key_of = np.unique(hashes[order], return_inverse=True)
-        moments, moment_of = np.unique(at_us[order], return_inverse=True)
-        return cls(order, keys, key_of, moments, moment_of)
+        by_time = None if _rises(at_us) else np.argsort(at_us, kind="stable")
+        moments, moment_of = _distinct(at_us if by_time is None else at_us[by_time])
+        order = np.argsort(hashes if by_time is None else hashes[by_time], kind="stable")
+        moment_of = moment_of[order]
+        if by_time is not None:
+            order = by_time[order]
+        keys, key_of = _distinct(hashes[order])
+        return cls(order.astype(np.int64, copy=False), keys, key_of, moments, moment_of)
+
+
+def _rises(values: Ints) -> bool:
+    return not bool((values[1:] < values[:-1]).any())
+
+
+def _distinct(rising: Ints) -> tuple[Ints, Ints]:
+    """Distinct values and the index of each row among them, without a second sort."""
+    new = np.ones(len(rising), dtype=np.bool_)
+    np.not_equal(rising[1:], rising[:-1], out=new[1:])
+    return rising[new], np.cumsum(new, dtype=np.int64) - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,9 +78,20 @@ class Run:
         values: Mapping[str, Ints],
     ) -> Run:
         """Build from rows in order of time, with one row of `raw_keys` for each."""
-        keys, first, owners = np.unique(hashes, return_index=True, return_inverse=True)
+        order = np.argsort(hashes, kind="stable")
+        keys, owners_by_key = _distinct(hashes[order])
+        codes = owners_by_key * (len(hashes) + 1) + order
+        first = order[np.flatnonzero(np.diff(owners_by_key, prepend=-1))]
+        owners = np.empty_like(owners_by_key)
+        owners[order] = owners_by_key
         return cls._indexed(
-            start, keys, raw_keys.take(first), times_us=times_us, owners=owners, values=values
+            start,
+            keys,
+            raw_keys.take(first),
+            times_us=times_us,
+            owners=owners,
+            values=values,
+            codes=codes,
         )
 
     @classmethod
@@ -77,10 +104,9 @@ class Run:
         times_us: Ints,
         owners: Ints,
         values: Mapping[str, Ints],
+        codes: Ints,
     ) -> Run:
         size = len(times_us)
-        codes = owners * (size + 1) + np.arange(size, dtype=np.int64)
-        codes.sort()
         sums = {}
         if values:
             by_key = codes % (size + 1)
@@ -109,12 +135,38 @@ class Run:
             times_us=np.concatenate((self.times_us, later.times_us)),
             owners=np.concatenate((old[self.owners], new[later.owners])),
             values={n: np.concatenate((v, later.values[n])) for n, v in self.values.items()},
+            codes=self._codes_with(later, old, new),
         )
+
+    def _codes_with(self, later: Run, old: Ints, new: Ints) -> Ints:
+        """Codes of both runs together, given the new ranks of their keys: two runs to merge."""
+        width = len(self) + len(later) + 1
+        codes = np.concatenate(
+            (self._recoded(old, width, 0), later._recoded(new, width, len(self)))
+        )
+        codes.sort(kind="stable")  # merges rising stretches, does not start over
+        return codes
+
+    def _recoded(self, ranks: Ints, width: int, shift: int) -> Ints:
+        """The sorted codes under rising `ranks` of the keys, for a run of `width - 1` rows."""
+        # code = owner * (n + 1) + row, so only the owner's share of it changes, and the place
+        moved = ranks * width - np.arange(len(ranks), dtype=np.int64) * (len(self) + 1) + shift
+        return self.codes + np.repeat(moved, np.diff(self._starts))
+
+    @cached_property
+    def _starts(self) -> Ints:
+        """(k + 1,) place in `codes` of each key's first row."""
+        starts = np.zeros(len(self.keys) + 1, dtype=np.int64)
+        np.cumsum(np.bincount(self.owners, minlength=len(self.keys)), out=starts[1:])
+        return starts
 
     def without_before(self, cutoff_us: int) -> Run:
         """Leave out rows older than `cutoff_us`, and keys that have no row left."""
         gone = int(np.searchsorted(self.times_us, cutoff_us))
         kept, owners = np.unique(self.owners[gone:], return_inverse=True)
+        size = len(owners)
+        codes = owners * (size + 1) + np.arange(size, dtype=np.int64)
+        codes.sort()
         return self._indexed(
             self.start + gone,
             self.keys[kept],
@@ -122,6 +174,7 @@ class Run:
             times_us=self.times_us[gone:].copy(),
             owners=owners,
             values={name: column[gone:].copy() for name, column in self.values.items()},
+            codes=codes,
         )
 
     def keys_between(self, from_us: int, to_us: int) -> Ints:
@@ -139,7 +192,7 @@ class Run:
         `windows_us` maps a window length to its (summed column or None for a count, totals).
         """
         rank = np.searchsorted(self.keys, asked.keys)
-        known = np.append(self.keys, np.int64(-2))[rank] == asked.keys
+        known = self.keys[np.minimum(rank, len(self.keys) - 1)] == asked.keys
         rows = np.flatnonzero(known[asked.key_of])
         if not rows.size:
             return
@@ -155,6 +208,11 @@ class Run:
                     totals[rows] += self.sums[column][end] - self.sums[column][begin]
 
     def _place(self, base: Ints, moments_us: Ints, moment: Ints) -> Ints:
+        # Most runs lie before all moments or after all of a window's: no search is needed then.
+        if self.times_us[-1] < moments_us[0]:
+            return self._starts[base // (len(self) + 1) + 1]
+        if moments_us[-1] <= self.times_us[0]:
+            return self._starts[base // (len(self) + 1)]
         earlier = np.searchsorted(self.times_us, moments_us)
         return np.searchsorted(self.codes, base + earlier[moment]).astype(np.int64, copy=False)
 
