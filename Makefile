@@ -39,7 +39,8 @@ test: setup ## All tests
 golden: setup ## Write the golden files anew (compiled pipelines, OpenAPI)
 	@HEADRACE_GOLDEN=write .venv/bin/pytest tests/golden
 
-bench: setup ## Benchmarks with peers; JSON in out/bench
+bench: ## Benchmarks with peers, which it installs; JSON in out/bench
+	@bash infra/setup/install.sh bench
 	@.venv/bin/python -m bench
 
 results: setup ## Renew docs/results.md from the files in out/
