@@ -42,7 +42,8 @@ golden: setup ## Write the golden files anew (compiled pipelines, OpenAPI)
 	@.venv/bin/python -m pipelines.full_train --compile
 	@HEADRACE_GOLDEN=write .venv/bin/pytest tests/golden
 
-bench: setup ## Benchmarks with peers; JSON in out/bench
+bench: ## Benchmarks with peers, which it installs; JSON in out/bench
+	@bash infra/setup/install.sh bench
 	@.venv/bin/python -m bench
 
 results: setup ## Renew docs/results.md from the files in out/

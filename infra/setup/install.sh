@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Everything that `make demo` and `make test` need on a fresh Debian or Ubuntu machine with
 # Python 3.11, git, make and a network: uv, the locked environment, Java 17. Quiet when done.
+# An argument names one more dependency group to install, such as `bench`.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -61,11 +62,14 @@ free_mib=$(df -Pm . | awk 'NR==2 {print $4}')
 ensure_java # before the long download, so that its absence is told at once
 
 # The stamp spares the resolver's start on every make; it is renewed whenever the lock changes.
-stamp=.venv/headrace-synced
+group=${1:-}
+stamp=.venv/headrace-synced${group:+-$group}
 if [ ! -f "$stamp" ] || [ uv.lock -nt "$stamp" ] || [ pyproject.toml -nt "$stamp" ]; then
     uv=$(find_uv)
     # Bytecode at install time: TensorFlow then starts in 3 s instead of 8-19 s.
     env -u PYTHONDONTWRITEBYTECODE "$uv" sync --locked --quiet --compile-bytecode \
-        --python "$(find_python)" || fail "uv could not install the locked environment; see the lines above"
-    touch "$stamp"
+        ${group:+--group "$group"} --python "$(find_python)" || fail "uv could not install the locked environment; see the lines above"
+    # A sync without a group takes that group's packages away: its stamp goes too.
+    rm -f .venv/headrace-synced*
+    touch .venv/headrace-synced "$stamp"
 fi

@@ -74,13 +74,16 @@ def asked(count: int, seed: int) -> pa.Table:
     return table.select(["user", "item"]).append_column("request_at", pa.array(moments))
 
 
-def test_local_backfill_is_the_kernel(spec: LineSpec) -> None:
+@pytest.mark.parametrize("range_rows", [1, 7, 900, 10**9])
+def test_local_backfill_is_the_kernel_however_it_cuts_the_keys(
+    spec: LineSpec, range_rows: int
+) -> None:
     events, queries = rows(2_000, 1), asked(500, 2)
     state = WindowState(spec)
     for first in range(0, 2_000, 300):
         state.append(events.slice(first, 300))
     expected = state.values(queries, queries.column("request_at").to_numpy())
-    assert backfill.features(spec, events, queries).equals(expected)
+    assert backfill.features(spec, events, queries, range_rows=range_rows).equals(expected)
     assert not any(set(column.to_pylist()) == {0} for column in expected.columns)
 
 
