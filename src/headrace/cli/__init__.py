@@ -6,7 +6,6 @@ tables, `--json` gives machines the same values.
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import json
 import os
@@ -15,19 +14,17 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from headrace.errors import DeclarationError, GateRejected, HeadraceError
-from headrace.settings import Settings, find_line, load_line, load_lines, load_settings
-
-if TYPE_CHECKING:
-    from headrace.declaration import LineSpec
-    from headrace.line import LineStore
+from headrace.cli.line import line_app, quarantine_app
+from headrace.cli.options import AsJson, LineName, LinePath, open_line, out, show
+from headrace.errors import GateRejected, HeadraceError
+from headrace.settings import load_line, load_lines, load_settings
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -36,11 +33,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-line_app = typer.Typer(no_args_is_help=True, help="Versions of a line and its champion.")
-quarantine_app = typer.Typer(no_args_is_help=True, help="Windows that a gate refused.")
 app.add_typer(line_app, name="line")
 app.add_typer(quarantine_app, name="quarantine")
-out = Console()
 
 # What no verb can foresee, and its remedy; any other OSError is a fault of this program.
 _NO_SPACE = "free some space, or set HEADRACE_HOME to another disk, and run again"
@@ -53,10 +47,6 @@ _OF_THE_MACHINE = {
     errno.EPERM: _NO_ACCESS,
     errno.ENOTDIR: _NO_ACCESS,
 }
-
-LineName = Annotated[str, typer.Option("--line", help="Name of a line in lines/.")]
-LinePath = Annotated[Path, typer.Option("--line", help="A line's YAML file.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
 def main() -> None:
@@ -89,30 +79,12 @@ def _end(message: str, code: int) -> None:
     sys.exit(code)
 
 
-def _open(line: str) -> tuple[Settings, LineSpec]:
-    settings = load_settings()
-    return settings, find_line(settings, line)
-
-
-def _lines_store(line: str) -> tuple[Settings, LineStore]:
-    from headrace.line import LineStore
-
-    settings, spec = _open(line)
-    return settings, LineStore(settings.line_home(spec.line), spec.line)
-
-
 def _until_signal(run: Callable[[threading.Event], None]) -> None:
     """Call `run` with an event that SIGTERM and Ctrl-C set, so that it ends in good order."""
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     run(stop)
-
-
-def _show(value: Any) -> None:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = dataclasses.asdict(value)
-    sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")
 
 
 @app.command()
@@ -136,7 +108,7 @@ def up(
     """Start the stack (collector, scoring server, Airflow) and leave it running."""
     from headrace import stack
 
-    settings, spec = _open(line)
+    settings, spec = open_line(line)
     if not simulate:
         stack.up(settings, spec.line)
         return
@@ -166,7 +138,7 @@ def status(as_json: AsJson = False) -> None:
 
     state = stack.status(load_settings())
     if as_json:
-        _show(state)
+        show(state)
         return
     table = Table("service", "state", "pid", "address")
     for service in state["services"]:
@@ -187,7 +159,7 @@ def ingest(line: LineName = "coupons") -> None:
     """Collect events over HTTP and turn them into features and samples, tick by tick."""
     from headrace.ingest.service import run
 
-    settings, spec = _open(line)
+    settings, spec = open_line(line)
     _until_signal(lambda stop: run(settings, spec, stop))
 
 
@@ -196,7 +168,7 @@ def serve(line: LineName = "coupons") -> None:
     """Answer scoring requests with the line's champion, swapping versions while serving."""
     from headrace.serving.app import run
 
-    settings, spec = _open(line)
+    settings, spec = open_line(line)
     run(settings, spec)
 
 
@@ -210,7 +182,7 @@ def simulate(
     from headrace.simulate.campaign import SimulatorConfig
     from headrace.simulate.campaign import run as simulate_run
 
-    settings, spec = _open(line)
+    settings, spec = open_line(line)
 
     def limited(stop: threading.Event) -> None:
         if minutes > 0:
@@ -229,10 +201,10 @@ def run(
     """Run one Kubeflow pipeline for a line, here or on the configured endpoint."""
     from headrace.launch import run_pipeline
 
-    settings, spec = _open(line)
+    settings, spec = open_line(line)
     result = run_pipeline(settings, pipeline, spec.line)
     if as_json:
-        _show(result)
+        show(result)
     else:
         out.print(f"{pipeline} {spec.line}: {result.outcome} {result.version or ''}")
         for reason in result.reasons:
@@ -283,10 +255,10 @@ def parity(line: LineName = "coupons", as_json: AsJson = False) -> None:
     from headrace.errors import IntegrityError
     from headrace.parity import check
 
-    settings, spec = _open(line)
+    settings, spec = open_line(line)
     report = check(settings, spec)
     if as_json:
-        _show(report)
+        show(report)
     else:
         out.print(f"{spec.line}: {report.rows} served rows, {report.mismatches} mismatches")
     if report.mismatches:
@@ -298,8 +270,8 @@ def account(line: LineName = "coupons") -> None:
     """Count every event of the log by its fate; the counts must add up (JSON)."""
     from headrace.account import account as count
 
-    settings, spec = _open(line)
-    _show(count(settings, spec))
+    settings, spec = open_line(line)
+    show(count(settings, spec))
 
 
 @app.command()
@@ -318,7 +290,7 @@ def lines(as_json: AsJson = False) -> None:
     settings = load_settings()
     declared = load_lines(settings.lines_dir)
     if as_json:
-        _show({name: spec.model_dump(mode="json") for name, spec in declared.items()})
+        show({name: spec.model_dump(mode="json") for name, spec in declared.items()})
         return
     table = Table("line", "feature service", "source", "label", "windows", "model")
     for name, spec in declared.items():
@@ -327,92 +299,6 @@ def lines(as_json: AsJson = False) -> None:
             str(len(spec.windows)), spec.model.family,
         )  # fmt: skip
     out.print(table)
-
-
-@line_app.command("list")
-def line_list(line: LineName = "coupons", as_json: AsJson = False) -> None:
-    """List the versions of a line, the champion marked."""
-    _, store = _lines_store(line)
-    champion = store.champion()
-    versions = store.versions()
-    if as_json:
-        _show({"champion": champion and dataclasses.asdict(champion),
-               "versions": [dataclasses.asdict(version) for version in versions]})  # fmt: skip
-        return
-    table = Table("", "version", "parent", "kind", "ticks", "rows", "created")
-    for version in versions:
-        mark = "*" if champion and version.version == champion.version else ""
-        table.add_row(
-            mark, version.version, version.parent or "", version.kind,
-            f"{version.from_tick}-{version.to_tick}", str(version.rows), version.created_at,
-        )  # fmt: skip
-    out.print(table)
-
-
-@line_app.command("show")
-def line_show(version: str, line: LineName = "coupons") -> None:
-    """Show one version with its evidence and verdict (JSON)."""
-    _, store = _lines_store(line)
-    _show({
-        "version": dataclasses.asdict(store.get(version)),
-        "evidence": store.evidence(version),
-        "verdict": store.verdict(version),
-    })  # fmt: skip
-
-
-@line_app.command("verify")
-def line_verify(line: LineName = "coupons") -> None:
-    """Load every version and compare its bytes with their checksums; exit 6 when one differs."""
-    _, store = _lines_store(line)
-    versions = store.versions()
-    for version in versions:
-        store.load(version.version)
-    out.print(f"{line}: {len(versions)} versions hold")
-
-
-@line_app.command("promote")
-def line_promote(version: str, reason: str = "by hand", line: LineName = "coupons") -> None:
-    """Make a version that passed its gate the champion; without a passed verdict it is refused."""
-    _, store = _lines_store(line)
-    store.get(version)
-    verdict = store.verdict(version)
-    if verdict is None or not verdict.get("passed"):
-        raise GateRejected(f"{version} has no passed verdict; run its pipeline, or roll back to it")
-    champion = store.advance(store.champion(), version, action="promote", reason=reason)
-    out.print(f"{line}: champion is {champion.version} (generation {champion.generation})")
-
-
-@line_app.command("rollback")
-def line_rollback(
-    to: Annotated[str | None, typer.Option(help="A version; default is the previous one.")] = None,
-    reason: str = "by hand",
-    line: LineName = "coupons",
-) -> None:
-    """Point the line back at an earlier version; servers follow within a second."""
-    _, store = _lines_store(line)
-    champion = store.rollback(to, reason=reason)
-    out.print(f"{line}: champion is {champion.version} (generation {champion.generation})")
-
-
-@quarantine_app.command("list")
-def quarantine_list(line: LineName = "coupons") -> None:
-    """List refused windows with their reasons (JSON)."""
-    from headrace.sample import Quarantine
-
-    settings, spec = _open(line)
-    _show(Quarantine(settings.line_home(spec.line)).intervals())
-
-
-@quarantine_app.command("release")
-def quarantine_release(interval: str, line: LineName = "coupons") -> None:
-    """Let a refused window (`FROM-TO`, in ticks) be learned after all."""
-    from headrace.sample import Quarantine
-
-    settings, spec = _open(line)
-    first, dash, last = interval.partition("-")
-    if not (dash and first.isdecimal() and last.isdecimal()):
-        raise DeclarationError(f"{interval!r} is not an interval; write FROM-TO, such as 120-151")
-    Quarantine(settings.line_home(spec.line)).release(int(first), int(last))
 
 
 def _counted(counts: dict[str, Any]) -> str:

@@ -1,0 +1,34 @@
+"""What the verbs share: options, where the line is, how values are shown."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from headrace.declaration import LineSpec
+from headrace.settings import Settings, find_line, load_settings
+
+out = Console()
+
+LineName = Annotated[str, typer.Option("--line", help="Name of a line in lines/.")]
+LinePath = Annotated[Path, typer.Option("--line", help="A line's YAML file.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+def open_line(line: str) -> tuple[Settings, LineSpec]:
+    """The settings and the declared line of that name."""
+    settings = load_settings()
+    return settings, find_line(settings, line)
+
+
+def show(value: Any) -> None:
+    """Print a value, or a dataclass, as JSON."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")
