@@ -13,7 +13,7 @@ help: ## Show this list
 setup: ## Install uv, the locked environment and Java 17
 	@bash infra/setup/install.sh
 
-demo: setup ## Run the whole loop for ten minutes at most and write out/demo/report.html
+demo: setup ## Run the whole loop, about six minutes, and write out/demo/report.html
 	@$(RUN) demo
 
 up: setup ## Start the stack with simulated traffic and leave it running
