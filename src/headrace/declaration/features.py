@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
@@ -66,57 +66,46 @@ class WindowFeature(Declared):
         return written
 
 
-class TimePart(Declared):
-    """`hour_of_day` (0-23) or `day_of_week` (0 = Monday) of the request, in the line's timezone."""
+class Requested(Declared):
+    """What request features share: a name, what they produce, and what they are made `of`."""
 
+    produces: ClassVar[Produces]
     name: Name
-    kind: Literal["hour_of_day", "day_of_week"]
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        return ()
-
-    @property
-    def produces(self) -> Produces:
-        return "id"
+        """Columns, windows and earlier request features that it reads."""
+        of: str | tuple[str, ...] = getattr(self, "of", ())
+        return (of,) if isinstance(of, str) else of
 
 
-class Hash(Declared):
+class TimePart(Requested):
+    """`hour_of_day` (0-23) or `day_of_week` (0 = Monday) of the request, in the line's timezone."""
+
+    produces: ClassVar[Produces] = "id"
+    kind: Literal["hour_of_day", "day_of_week"]
+
+
+class Hash(Requested):
     """The 63-bit id of a text or int column; missing is -1."""
 
-    name: Name
+    produces: ClassVar[Produces] = "id"
     kind: Literal["hash"]
     of: str
 
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        return (self.of,)
 
-    @property
-    def produces(self) -> Produces:
-        return "id"
-
-
-class Cross(Declared):
+class Cross(Requested):
     """The 63-bit id of a tuple of columns or ids; missing parts count as a value of their own."""
 
-    name: Name
+    produces: ClassVar[Produces] = "id"
     kind: Literal["cross"]
     of: tuple[str, ...] = Field(min_length=2)
 
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        return self.of
 
-    @property
-    def produces(self) -> Produces:
-        return "id"
-
-
-class Bucketize(Declared):
+class Bucketize(Requested):
     """The index of the bucket `boundaries[i-1] <= x < boundaries[i]`; missing is -1."""
 
-    name: Name
+    produces: ClassVar[Produces] = "id"
     kind: Literal["bucketize"]
     of: str
     boundaries: tuple[float, ...] = Field(min_length=1)
@@ -127,19 +116,11 @@ class Bucketize(Declared):
             raise ValueError("boundaries must rise strictly")
         return self
 
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        return (self.of,)
 
-    @property
-    def produces(self) -> Produces:
-        return "id"
-
-
-class Ratio(Declared):
+class Ratio(Requested):
     """`(numerator + a) / (denominator + a + b)` with `prior: [a, b]`, one float64 division."""
 
-    name: Name
+    produces: ClassVar[Produces] = "number"
     kind: Literal["ratio"]
     of: tuple[str, str]
     prior: tuple[float, float]
@@ -150,22 +131,14 @@ class Ratio(Declared):
             raise ValueError("prior needs two numbers >= 0 with a sum > 0")
         return self
 
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        return self.of
 
-    @property
-    def produces(self) -> Produces:
-        return "number"
-
-
-class Mean(Declared):
+class Mean(Requested):
     """`(sum + m * w) / (count + w)` with `prior: [m, w]`, a mean worth w events.
 
     Missing (NaN) where there is nothing to divide by, which takes w = 0.
     """
 
-    name: Name
+    produces: ClassVar[Produces] = "number"
     kind: Literal["mean"]
     of: tuple[str, str]
     prior: tuple[float, float]
@@ -176,45 +149,21 @@ class Mean(Declared):
             raise ValueError("prior is [mean, weight]; the weight must be >= 0")
         return self
 
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        return self.of
 
-    @property
-    def produces(self) -> Produces:
-        return "number"
-
-
-class Since(Declared):
+class Since(Requested):
     """Seconds from a `last_at` window's moment to the request, at least 0; missing is NaN."""
 
-    name: Name
+    produces: ClassVar[Produces] = "number"
     kind: Literal["since"]
     of: str
 
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        return (self.of,)
 
-    @property
-    def produces(self) -> Produces:
-        return "number"
-
-
-class Number(Declared):
+class Number(Requested):
     """A number as it is (`number`) or as `log1p(max(x, 0))`; missing is NaN."""
 
-    name: Name
+    produces: ClassVar[Produces] = "number"
     kind: Literal["number", "log1p"]
     of: str
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        return (self.of,)
-
-    @property
-    def produces(self) -> Produces:
-        return "number"
 
 
 RequestFeature = Annotated[
