@@ -9,7 +9,7 @@ import errno
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,9 +43,9 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_json(path: Path, body: dict[str, Any]) -> None:
+def write_json(path: Path, body: Mapping[str, Any]) -> None:
     """Write sorted, indented JSON durably; replaces a file of that name."""
-    write_text(path, json.dumps(body, indent=1, sort_keys=True) + "\n")
+    write_text(path, json.dumps(dict(body), indent=1, sort_keys=True) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:

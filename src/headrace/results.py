@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from headrace.atomic import write_text
 from headrace.errors import InputError
 from headrace.replay import results as replay_results
 
@@ -37,9 +38,7 @@ def write(document: Path, out: Path) -> list[str]:
     for plot in out.glob("bench/*.svg"):
         if f"({plot.name})" in text:
             shutil.copyfile(plot, document.with_name(plot.name))
-    draft = document.with_suffix(".tmp")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(document)
+    write_text(document, text)
     return renewed
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from headrace.atomic import sync_folder
 from headrace.errors import IntegrityError
 
 
@@ -37,7 +38,7 @@ class SealedFiles:
                 return False
             finally:
                 temporary.unlink()
-            _sync_folder(Path(target).parent)
+            sync_folder(Path(target).parent)
             return True
         try:
             with self._fs.open(target, "xb") as file:
@@ -51,7 +52,7 @@ class SealedFiles:
         target = f"{self._root}/{name}"
         if isinstance(self._fs, LocalFileSystem):
             _local_temporary(Path(target), raw).replace(target)
-            _sync_folder(Path(target).parent)
+            sync_folder(Path(target).parent)
         else:
             self._fs.pipe_file(target, raw)
 
@@ -120,11 +121,3 @@ def _local_temporary(target: Path, raw: bytes) -> Path:
         temporary.unlink(missing_ok=True)
         raise
     return temporary
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from headrace import cycle
+from headrace.atomic import write_json
 from headrace.cycle import Cycle
 from headrace.declaration import LineSpec
 from headrace.demo.claims import claims
@@ -26,7 +27,7 @@ from headrace.sample import head_tick
 from headrace.settings import PROJECT, Settings, load_line, load_settings
 from headrace.simulate.campaign import SimulatorConfig, history
 from headrace.simulate.outbox import now_us
-from headrace.simulate.truth import TruthLog, write_json
+from headrace.simulate.truth import TruthLog
 from headrace.simulate.world import EXAMINATION
 
 S = 1_000_000

@@ -14,13 +14,14 @@ from typing import Any, Final
 import httpx
 
 from headrace import cycle
+from headrace.atomic import write_json
 from headrace.declaration import LineSpec
 from headrace.errors import ConflictError, EnvironmentFault
 from headrace.line import Champion, LineStore
 from headrace.settings import Settings
 from headrace.simulate.campaign import flip_switch
 from headrace.simulate.outbox import now_us
-from headrace.simulate.truth import read_json, write_json
+from headrace.simulate.truth import read_json
 
 SECOND_US: Final = 1_000_000
 POISON_US: Final = 20 * SECOND_US

@@ -83,14 +83,6 @@ class AirflowClient:
         """DAG files that could not be imported, with their traceback."""
         return list(self._call("GET", "/api/v2/importErrors")["import_errors"])
 
-    def pause(self, dag_id: str, paused: bool = True) -> None:
-        """Stop (or with `paused=False` allow) new scheduled runs of a DAG."""
-        self._call("PATCH", f"/api/v2/dags/{dag_id}?update_mask=is_paused", {"is_paused": paused})
-
-    def unpause(self, dag_id: str) -> None:
-        """Allow scheduled runs of a DAG."""
-        self.pause(dag_id, paused=False)
-
     def wait_for_dags(self, dag_ids: set[str], timeout_s: float = 120.0) -> None:
         """Wait until these DAGs are parsed. Raises `EnvironmentFault` naming the missing ones."""
         deadline = time.monotonic() + timeout_s
