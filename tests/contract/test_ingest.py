@@ -36,7 +36,7 @@ from headrace.log.stamp import EventWriter, clock_us
 from headrace.quarantine import Quarantine
 from headrace.sample import head_tick, read_samples, ticks
 from headrace.settings import PROJECT, Settings, load_settings
-from headrace.store import part_schema
+from headrace.feature_rows import part_schema
 from headrace.windows import WindowState
 
 SECOND = 1_000_000
