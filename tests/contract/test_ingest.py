@@ -26,6 +26,7 @@ from headrace.account import account
 from headrace.declaration import LineSpec
 from headrace.errors import EnvironmentFault, InputError
 from headrace.events import event_schema, served_schema
+from headrace.feature_rows import part_schema
 from headrace.ingest.intake import DAY_US, Intake
 from headrace.ingest.service import import_history, resume, run
 from headrace.ingest.tick import TickState, run_tick
@@ -36,7 +37,6 @@ from headrace.log.stamp import EventWriter, clock_us
 from headrace.quarantine import Quarantine
 from headrace.sample import head_tick, read_samples, ticks
 from headrace.settings import PROJECT, Settings, load_settings
-from headrace.feature_rows import part_schema
 from headrace.windows import WindowState
 
 SECOND = 1_000_000
