@@ -2,51 +2,45 @@
 
 A record's offset is its position in the whole log. A segment appears by rename, so readers
 need no lock and never see a torn one; a leftover `.tmp` of a killed writer is not a segment.
+`join` keeps the number of segments small (see `segments`).
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-import re
 from bisect import bisect_right
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO
 
 import pyarrow as pa
 
 from headrace.atomic import sync_folder
 from headrace.errors import EnvironmentFault, InputError, IntegrityError
-
-_SEGMENT = re.compile(r"^(\d{20})-(\d{10})\.arrow$")
-
-
-class Segment(NamedTuple):
-    """Offsets `[first, stop)` and the file that holds them."""
-
-    first: int
-    stop: int
-    path: Path
+from headrace.log.segments import EMPTY, Segment, announce, covered, due, list_segments
 
 
 class FileLog:
     """One partition of records of one schema, on a local folder.
 
     With `writer=True` the folder's lock is held until `close` (or the process ends); a
-    second writer gets `EnvironmentFault`. Appends of one writer must not overlap in time.
+    second writer gets `EnvironmentFault`. Appends and joins of one writer must not overlap in
+    time; its reads may.
     """
 
     def __init__(self, folder: Path, schema: pa.Schema, *, writer: bool = False) -> None:
         self._folder = folder
         self._schema = schema
         self._lock: IO[str] | None = None
-        self._segments: list[Segment] = []
+        self._listing = EMPTY
         if writer:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = _take_lock(folder)
             for torn in folder.glob("*.tmp"):
                 torn.unlink()
-            self._segments = _extend(folder, [])
+            self._listing = list_segments(folder)
+            self._remove(covered(folder, self._listing))
 
     @property
     def head(self) -> int:
@@ -54,49 +48,63 @@ class FileLog:
         segments = self._current()
         return segments[-1].stop if segments else 0
 
+    @property
+    def segments(self) -> int:
+        """How many files hold the records."""
+        return len(self._current())
+
     def append(self, table: pa.Table) -> int:
         """Make all rows durable at once; return the first one's offset.
 
         Raises `InputError` when the schema differs or a required column holds a null.
         """
-        if self._lock is None:
-            raise EnvironmentFault(f"{self._folder}: opened for reading; open it with writer=True")
+        self._require_writer()
         _check(self._folder, self._schema, table)
         first = self.head
         if table.num_rows == 0:
             return first
-        path = self._folder / f"{first:020d}-{table.num_rows:010d}.arrow"
-        torn = path.with_suffix(".tmp")
-        try:
-            with torn.open("wb") as file:
-                with pa.ipc.new_file(file, self._schema) as writer:
-                    writer.write_table(table.combine_chunks())
-                file.flush()
-                os.fsync(file.fileno())
-            torn.rename(path)
-        except BaseException:
-            torn.unlink(missing_ok=True)  # on a full disk its space is wanted
-            raise
-        sync_folder(self._folder)
-        self._segments.append(Segment(first, first + table.num_rows, path))
+        segment = Segment.of(self._folder, first, table.num_rows)
+        self._write(segment, table)
+        self._listing.segments.append(segment)
         return first
+
+    def join(self) -> int:
+        """Join small segments at the end of the log where enough have gathered.
+
+        Readers go on undisturbed; a kill at any moment leaves all records. One call copies at
+        most about `JOINED_ROWS` records. Returns the number of segments that were replaced.
+        """
+        self._require_writer()
+        segments = self._listing.segments
+        count = due(segments)
+        if count == 0:
+            return 0
+        small = segments[-count:]
+        joined = Segment.of(self._folder, small[0].first, small[-1].stop - small[0].first)
+        self._write(joined, pa.concat_tables([part.load(self._schema) for part in small]))
+        self._listing = self._listing._replace(segments=[*segments[:-count], joined])
+        self._remove([part.path for part in small])
+        return count
 
     def read(self, start: int, stop: int) -> pa.Table:
         """Records `[start, stop)`, cut at the head. Raises `IntegrityError` for a torn segment."""
-        segments = self._current()
-        parts = []
-        for place in range(bisect_right(segments, start, key=lambda s: s.stop), len(segments)):
-            first, end, _ = segments[place]
-            if first >= stop:
-                break
-            rows = _load(segments[place], self._schema)
-            parts.append(rows.slice(max(start - first, 0), min(stop, end) - max(start, first)))
-        return pa.concat_tables(parts) if parts else self._schema.empty_table()
+        while True:
+            segments = self._current()
+            try:
+                return self._read(segments, start, stop)
+            except FileNotFoundError as problem:  # joined since it was listed; where to?
+                if self._lock is None:
+                    self._listing = EMPTY
+                elif segments is self._listing.segments:
+                    raise IntegrityError(
+                        f"{self._folder}: a segment was removed under its writer ({problem}); "
+                        "stop it and restore the segment"
+                    ) from problem
 
     def last(self) -> pa.Table | None:
-        """The newest segment's records, or None for an empty log."""
-        segments = self._current()
-        return _load(segments[-1], self._schema) if segments else None
+        """The newest record as a table of one row, or None for an empty log."""
+        head = self.head
+        return self.read(head - 1, head) if head else None
 
     def close(self) -> None:
         """Give the writer's lock back."""
@@ -104,10 +112,48 @@ class FileLog:
             self._lock.close()
             self._lock = None
 
+    def _read(self, segments: Sequence[Segment], start: int, stop: int) -> pa.Table:
+        parts = []
+        for place in range(bisect_right(segments, start, key=lambda s: s.stop), len(segments)):
+            first, end, _ = segments[place]
+            if first >= stop:
+                break
+            rows = segments[place].load(self._schema)
+            parts.append(rows.slice(max(start - first, 0), min(stop, end) - max(start, first)))
+        return pa.concat_tables(parts) if parts else self._schema.empty_table()
+
     def _current(self) -> list[Segment]:
-        if self._lock is None:  # the writer knows its own appends
-            self._segments = _extend(self._folder, self._segments)
-        return self._segments
+        if self._lock is None:  # the writer knows its own appends and joins
+            self._listing = list_segments(self._folder, self._listing)
+        return self._listing.segments
+
+    def _require_writer(self) -> None:
+        if self._lock is None:
+            raise EnvironmentFault(f"{self._folder}: opened for reading; open it with writer=True")
+
+    def _write(self, segment: Segment, table: pa.Table) -> None:
+        torn = segment.path.with_suffix(".tmp")
+        try:
+            with torn.open("wb") as file:
+                with pa.ipc.new_file(file, self._schema) as writer:
+                    writer.write_table(table.combine_chunks())
+                file.flush()
+                os.fsync(file.fileno())
+            torn.rename(segment.path)
+            sync_folder(self._folder)
+        except BaseException:
+            torn.unlink(missing_ok=True)  # on a full disk its space is wanted
+            segment.path.unlink(missing_ok=True)  # its offsets are free for the next append
+            raise
+
+    def _remove(self, paths: Sequence[Path]) -> None:
+        """Remove segments that a durable one covers; readers are told before."""
+        if not paths:
+            return
+        joined = announce(self._folder, self._listing.segments[-1])
+        for path in paths:
+            path.unlink(missing_ok=True)
+        self._listing = self._listing._replace(joined=joined)
 
 
 def _take_lock(folder: Path) -> IO[str]:
@@ -120,44 +166,6 @@ def _take_lock(folder: Path) -> IO[str]:
             f"{folder}: another process already writes this log; stop it first (headrace down)"
         ) from None
     return file
-
-
-def _extend(folder: Path, known: list[Segment]) -> list[Segment]:
-    """The known segments and those that came since; only new names are parsed."""
-    newest = known[-1].path.name if known else ""
-    names = os.listdir(folder) if folder.is_dir() else []  # noqa: PTH208
-    fresh = sorted(name for name in names if name > newest and _SEGMENT.match(name))
-    segments = list(known)
-    stop = known[-1].stop if known else 0
-    for name in fresh:
-        first = int(name[:20])
-        if first != stop:
-            raise IntegrityError(
-                f"{folder / name}: starts at offset {first}, but the segment before ends "
-                f"at {stop}; restore the missing segment"
-            )
-        stop = first + int(name[21:31])
-        segments.append(Segment(first, stop, folder / name))
-    return segments
-
-
-def _load(segment: Segment, schema: pa.Schema) -> pa.Table:
-    try:
-        with pa.memory_map(str(segment.path)) as source:
-            table = pa.ipc.open_file(source).read_all()
-    except (pa.ArrowInvalid, OSError) as problem:
-        raise IntegrityError(f"{segment.path}: not readable ({problem}); restore it") from problem
-    if table.num_rows != segment.stop - segment.first:
-        raise IntegrityError(
-            f"{segment.path}: holds {table.num_rows} records, its name says "
-            f"{segment.stop - segment.first}; restore it"
-        )
-    if not table.schema.equals(schema):
-        raise IntegrityError(
-            f"{segment.path}: was written with other columns than the line declares now; "
-            "use a new home (HEADRACE_HOME) or a new line name"
-        )
-    return table
 
 
 def _check(folder: Path, schema: pa.Schema, table: pa.Table) -> None:

@@ -87,6 +87,16 @@ class EventWriter:
         row |= {"event": MARK, "impression_id": "", "event_at": now, "arrival_at": now, "value": 0}
         return self.append(pa.Table.from_pylist([row], schema=self._schema))
 
+    def join(self) -> int:
+        """Join small segments where enough have gathered; returns how many were replaced."""
+        with self._guard:
+            return self._log.join()
+
+    @property
+    def segments(self) -> int:
+        """How many files hold the log."""
+        return self._log.segments
+
     def close(self) -> None:
         """Give the writer's lock back."""
         self._log.close()

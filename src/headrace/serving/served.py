@@ -98,3 +98,7 @@ class ServedWriter:
                 self._waiting.popleft()
                 self._rows -= table.num_rows
             self._fault = None
+        try:
+            self._log.join()
+        except OSError as problem:  # nothing is lost, there are only more files
+            LOG.error("served log: segments not joined: %s", problem)
