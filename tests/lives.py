@@ -108,7 +108,7 @@ def _live(run: Callable[..., object], arguments: list[str]) -> None:
         code = 0
     except SystemExit as ending:
         code = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
-    except BaseException:
+    except BaseException:  # noqa: BLE001 (whatever it was, the server goes on)
         traceback.print_exc()
     finally:
         os._exit(code)

@@ -23,6 +23,7 @@ from headrace.quarantine import Quarantine
 __all__ = [
     "Quarantine",
     "TickManifest",
+    "check_ticks",
     "head_tick",
     "read_samples",
     "read_tick",
@@ -75,19 +76,41 @@ class TickManifest:
 
 
 def head_tick(home: Path) -> int:
-    """The number of committed ticks, which is the next tick's number (the first is 0)."""
+    """The number of committed ticks, which is the next tick's number (the first is 0).
+
+    Manifests are numbered without gaps, so a few questions find the last one among a day's
+    86,400; `check_ticks` is the look at all of them.
+    """
     folder = home / "ticks"
-    if not folder.is_dir():
+
+    def committed(tick: int) -> bool:
+        return _manifest(folder, tick).is_file()
+
+    if not committed(0):
         return 0
-    return max(
-        (int(match[1]) + 1 for name in os.listdir(folder) if (match := _MANIFEST.match(name))),  # noqa: PTH208
-        default=0,
-    )
+    step = 1
+    while committed(step):
+        step *= 2
+    last, beyond = step // 2, step
+    while beyond - last > 1:
+        middle = (last + beyond) // 2
+        last, beyond = (middle, beyond) if committed(middle) else (last, middle)
+    return beyond
+
+
+def check_ticks(home: Path) -> None:
+    """Raise `IntegrityError` when a manifest is missing before the newest one."""
+    folder = home / "ticks"
+    names = os.listdir(folder) if folder.is_dir() else []  # noqa: PTH208
+    there = sorted(int(match[1]) for name in names if (match := _MANIFEST.match(name)))
+    if there and there[-1] != len(there) - 1:
+        lost = next(n for n, tick in enumerate(there) if n != tick)
+        raise IntegrityError(f"{_manifest(folder, lost)}: missing; restore it")
 
 
 def read_tick(home: Path, tick: int) -> TickManifest:
     """The manifest of a committed tick. Raises `IntegrityError` when it is missing or torn."""
-    path = home / "ticks" / f"{tick:08d}.json"
+    path = _manifest(home / "ticks", tick)
     try:
         return TickManifest.from_json(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError) as problem:
@@ -145,4 +168,8 @@ def read_samples(
 
 def tick_as_of(home: Path, at_us: int) -> int:
     """How many ticks were committed for times up to `at_us` (int64 us): an `as_of_tick`."""
-    return bisect_right(ticks(home), at_us, key=lambda manifest: manifest.at_us)
+    return bisect_right(range(head_tick(home)), at_us, key=lambda tick: read_tick(home, tick).at_us)
+
+
+def _manifest(folder: Path, tick: int) -> Path:
+    return folder / f"{tick:08d}.json"

@@ -22,7 +22,10 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Settings:
-    """Where things are and on which ports. Every service binds to `host`."""
+    """Where things are and on which ports. Every service binds to `host`.
+
+    With less than `min_free_bytes` free on the home's disk the collector takes no more events.
+    """
 
     home: Path
     lines_dir: Path
@@ -31,6 +34,7 @@ class Settings:
     server_port: int
     collector_port: int
     airflow_port: int
+    min_free_bytes: int
     kfp_endpoint: str | None
     kfp_token: str | None = field(repr=False)
 
@@ -64,6 +68,12 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
             raise DeclarationError(f"{name}={text!r} is not a port; give a number from 1 to 65535")
         return int(text)
 
+    def megabytes(name: str, default: int) -> int:
+        text = env.get(name, str(default))
+        if not text.isdecimal():
+            raise DeclarationError(f"{name}={text!r} is not a size; give whole MiB, 0 for none")
+        return int(text) * 2**20
+
     return Settings(
         home=path("HEADRACE_HOME", PROJECT / "out" / "stack"),
         lines_dir=path("HEADRACE_LINES_DIR", PROJECT / "lines"),
@@ -74,6 +84,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         server_port=port("HEADRACE_SERVER_PORT", 8500),
         collector_port=port("HEADRACE_COLLECTOR_PORT", 8501),
         airflow_port=port("HEADRACE_AIRFLOW_PORT", 8080),
+        min_free_bytes=megabytes("HEADRACE_MIN_FREE_MB", 256),
         kfp_endpoint=env.get("HEADRACE_KFP_ENDPOINT") or None,
         kfp_token=env.get("HEADRACE_KFP_TOKEN") or None,
     )

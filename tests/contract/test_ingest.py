@@ -139,7 +139,7 @@ def test_import_lives_the_past_with_the_vectors_of_then(settings):
 def test_import_goes_on_where_it_was_cut_short(settings, tmp_path, monkeypatch):
     events = history(30)
     home = settings.line_home(SPEC.line)
-    import headrace.ingest.service as module
+    import headrace.ingest.history as module
 
     real, calls = module.advance, []
 

@@ -1,142 +1,70 @@
 """The collector: events over HTTP, durable before they are acknowledged.
 
 A malformed event is refused with its reason and kept in `malformed.jsonl`; it never enters
-the log. Events of all requests that come within 100 ms share one append (group commit).
+the log. A request that finds no room is refused as a whole and can be sent again (`limits`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import os
-import queue
 import socket
 import threading
 import time
-from concurrent.futures import Future
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import pyarrow as pa
 import uvicorn
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.requests import ClientDisconnect
 
 from headrace.declaration import LineSpec
 from headrace.errors import EnvironmentFault
 from headrace.events import event_schema
-from headrace.ingest.intake import Intake, Refused
+from headrace.ingest.commit import Committer
+from headrace.ingest.intake import Intake, TooMany
+from headrace.ingest.limits import Admission, Held, Refusal, free_bytes
+from headrace.ingest.malformed import SideLog
+from headrace.ingest.metrics import IngestMetrics
 from headrace.log.stamp import EventWriter, clock_us
 from headrace.sample import head_tick, read_tick
 from headrace.settings import Settings
 
 LOG = logging.getLogger(__name__)
-COMMIT_S: Final = 0.1
-_MAX_BODY: Final = 16 * 2**20
-
-Row = dict[str, Any]
-
-
-class SideLog:
-    """`malformed.jsonl`: one refused event a line, durable when `add` returns."""
-
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._guard = threading.Lock()
-        self._file = path.open("a+b")
-        size = self._file.seek(0, os.SEEK_END)
-        if size:
-            self._file.seek(size - 1)
-            if self._file.read(1) != b"\n":  # the line that a kill cut short
-                self._file.write(b"\n")
-        self._file.seek(0)
-        self.count = sum(1 for line in self._file if line.strip())
-
-    def add(self, refused: list[Refused], received_at: int) -> None:
-        """Keep refused events with their reasons; `received_at` in us."""
-        lines = [
-            json.dumps({"received_at": received_at, "reason": why, "raw": raw})
-            for why, raw in refused
-        ]
-        with self._guard:
-            self._file.write("".join(line + "\n" for line in lines).encode())
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self.count += len(lines)
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
-class Committer:
-    """One thread that appends what has gathered, at most every 100 ms."""
-
-    def __init__(self, writer: EventWriter, schema: pa.Schema) -> None:
-        self._writer = writer
-        self._schema = schema
-        self._waiting: queue.SimpleQueue[tuple[list[Row], Future[int]] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="event-log", daemon=True)
-
-    def start(self) -> None:
-        """Begin to commit."""
-        self._thread.start()
-
-    def put(self, rows: list[Row]) -> Future[int]:
-        """The first offset of an append with these rows, once it is durable."""
-        done: Future[int] = Future()
-        self._waiting.put((rows, done))
-        return done
-
-    def stop(self) -> None:
-        """Commit everything accepted, then end."""
-        self._waiting.put(None)
-        self._thread.join()
-
-    def _run(self) -> None:
-        open_ = True
-        while open_:
-            batch = [self._waiting.get()]
-            if batch[0] is not None:
-                time.sleep(COMMIT_S)
-            while not self._waiting.empty():
-                batch.append(self._waiting.get())
-            open_ = None not in batch
-            self._commit([item for item in batch if item is not None])
-
-    def _commit(self, batch: list[tuple[list[Row], Future[int]]]) -> None:
-        if not batch:
-            return
-        for _, done in batch:
-            done.set_running_or_notify_cancel()  # a sender that left cannot cancel it any more
-        rows = [row for part, _ in batch for row in part]
-        try:
-            first = self._writer.append(pa.Table.from_pylist(rows, schema=self._schema))
-        except Exception as problem:  # noqa: BLE001 (whatever it is, every sender must hear of it)
-            LOG.error("event log: append failed: %s", problem)
-            for _, done in batch:
-                if not done.cancelled():
-                    done.set_exception(problem)
-        else:
-            for part, done in batch:
-                if not done.cancelled():
-                    done.set_result(first)
-                first += len(part)
+_GRACE_S: Final = 6  # how long requests in flight may take to end; longer than `Limits.body_s`
 
 
 class Collector:
     """The HTTP server of the collector, in threads of its own."""
 
     def __init__(
-        self, settings: Settings, spec: LineSpec, writer: EventWriter, malformed: Path
+        self,
+        settings: Settings,
+        spec: LineSpec,
+        writer: EventWriter,
+        admission: Admission,
+        metrics: IngestMetrics,
     ) -> None:
+        home = settings.line_home(spec.line)
         self._listener = _listen(settings.host, settings.collector_port)
-        self._side = SideLog(malformed)
-        self._committer = Committer(writer, event_schema(spec))
-        app = create_app(spec, settings.line_home(spec.line), writer, self._committer, self._side)
+        self._side = SideLog(home / "malformed.jsonl")
+        self._committer = Committer(writer, event_schema(spec), metrics)
+        self._admission = admission
+        intake = Intake(spec, admission.limits.body_events)
+        events = EventsRoute(intake, admission, self._committer, self._side, metrics)
+        metrics.observe(_gauges(admission, writer, home))
+        app = create_app(spec, home, writer, events, metrics)
         self._server = uvicorn.Server(
-            uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off")
+            uvicorn.Config(
+                app,
+                log_level="warning",
+                access_log=False,
+                lifespan="off",
+                timeout_graceful_shutdown=_GRACE_S,
+            )
         )
         self._thread = threading.Thread(
             target=self._server.run, args=([self._listener],), name="collector", daemon=True
@@ -156,7 +84,8 @@ class Collector:
             raise EnvironmentFault("the collector's HTTP server ended unexpectedly; see its log")
 
     def stop(self) -> None:
-        """Answer what came in, store it, and end."""
+        """Refuse what comes, answer what came in, store it, and end; takes 7 s at most."""
+        self._admission.stopping = True
         self._server.should_exit = True
         self._thread.join()
         self._committer.stop()
@@ -164,32 +93,84 @@ class Collector:
         self._side.close()
 
 
-def create_app(
-    spec: LineSpec, home: Path, writer: EventWriter, committer: Committer, side: SideLog
-) -> FastAPI:
-    """The collector's routes: `POST /v1/events`, `GET /v1/status`, `GET /health`."""
-    app = FastAPI(title=f"Headrace collector: {spec.line}", docs_url=None, redoc_url=None)
-    intake = Intake(spec)
+class EventsRoute:
+    """`POST /v1/events`: all of a request's events are taken, or none."""
 
-    @app.post("/v1/events")
-    async def events(request: Request) -> JSONResponse:
-        if int(request.headers.get("content-length", "0")) > _MAX_BODY:
-            return JSONResponse({"detail": f"send at most {_MAX_BODY} bytes at once"}, 413)
-        body = await request.body()
-        now_us = clock_us()
-        rows, refused, readable = intake.read(body, now_us)
+    def __init__(
+        self,
+        intake: Intake,
+        admission: Admission,
+        committer: Committer,
+        side: SideLog,
+        metrics: IngestMetrics,
+    ) -> None:
+        self._intake = intake
+        self._admission = admission
+        self._committer = committer
+        self._metrics = metrics
+        self.side = side
+
+    async def __call__(self, request: Request) -> Response:
+        """Answer one request: 200 when all of it is durable, otherwise why not."""
         try:
-            if rows:
-                await asyncio.wrap_future(committer.put(rows))
+            with self._admission.request() as held:
+                return await self._take(await self._body(request, held), held)
+        except Refusal as refusal:
+            self._metrics.refused.labels(refusal.reason).inc()
+            headers = {}
+            if refusal.retry_after_s is not None:
+                headers["retry-after"] = str(refusal.retry_after_s)
+            if refusal.reason == "stopping":
+                headers["connection"] = "close"
+            said = {"detail": refusal.detail, "reason": refusal.reason}
+            return JSONResponse(said, refusal.status, headers)
+
+    async def _body(self, request: Request, held: Held) -> bytes:
+        """The whole body, counted while it comes, whatever length its header claims."""
+        body = bytearray()
+        limit_s = self._admission.limits.body_s
+        try:
+            async with asyncio.timeout(limit_s):
+                async for chunk in request.stream():
+                    self._admission.hold_bytes(held, len(chunk))
+                    body += chunk
+        except TimeoutError:
+            why = f"the body took longer than {limit_s:g} s; send less at once"
+            raise Refusal(408, "body_too_slow", why) from None
+        except ClientDisconnect:
+            raise Refusal(400, "sender_left", "the connection ended within the body") from None
+        return bytes(body)
+
+    async def _take(self, body: bytes, held: Held) -> Response:
+        now_us = clock_us()
+        try:
+            rows, refused, readable = self._intake.read(body, now_us)
+        except TooMany as problem:
+            raise Refusal(413, "too_many_events", str(problem)) from None
+        self._admission.hold_rows(held, len(rows))
+        try:
             if refused:
-                await asyncio.to_thread(side.add, refused, now_us)
-        except Exception as problem:  # noqa: BLE001 (answered, so that the sender tries again)
+                await asyncio.to_thread(self.side.add, refused, now_us)
+            if rows:
+                await asyncio.wrap_future(self._committer.put(rows))
+        except Exception as problem:
             LOG.error("events not stored: %s", problem)
-            return JSONResponse({"detail": f"not stored, send again: {problem}"}, 503)
+            why = f"not stored, send again: {problem}"
+            raise Refusal(503, "not_stored", why, 5) from problem
+        self._metrics.accepted.inc(len(rows))
+        self._metrics.malformed.inc(len(refused))
         answer: dict[str, object] = {"accepted": len(rows), "malformed": len(refused)}
         if refused:
             answer["reasons"] = [why for why, _ in refused[:10]]
         return JSONResponse(answer, 200 if readable else 400)
+
+
+def create_app(
+    spec: LineSpec, home: Path, writer: EventWriter, events: EventsRoute, metrics: IngestMetrics
+) -> FastAPI:
+    """The collector's routes: `POST /v1/events`, `GET /v1/status`, `/metrics` and `/health`."""
+    app = FastAPI(title=f"Headrace collector: {spec.line}", docs_url=None, redoc_url=None)
+    app.add_api_route("/v1/events", events.__call__, methods=["POST"])
 
     @app.get("/v1/status")
     def status() -> dict[str, object]:
@@ -199,17 +180,40 @@ def create_app(
             "line": spec.line,
             "head": writer.head,
             "last_arrival_us": writer.last_us,
-            "malformed": side.count,
+            "malformed": events.side.count,
             "ticks": done,
             "events_to": newest.events[1] if newest else 0,
             "at_us": newest.at_us if newest else None,
         }
+
+    @app.get("/metrics")
+    def page() -> Response:
+        return Response(metrics.page(), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/health")
     def health() -> dict[str, str]:
         return {"status": "ok", "line": spec.line}
 
     return app
+
+
+def _gauges(
+    admission: Admission, writer: EventWriter, home: Path
+) -> dict[str, tuple[str, Callable[[], float]]]:
+    def seconds_behind() -> float:
+        start = writer.head - admission.behind()
+        oldest = writer.read(start, start + 1)["arrival_at"].cast("int64").to_pylist()
+        return max(clock_us() - oldest[0], 0) / 1e6 if oldest else 0.0
+
+    return {
+        "queue_rows": ("Events that wait for their append.", lambda: admission.rows),
+        "queue_bytes": ("Bytes of bodies in memory.", lambda: admission.bytes),
+        "log_head": ("Events ever stored, the next one's offset.", lambda: writer.head),
+        "log_segments": ("Files that hold the event log.", lambda: writer.segments),
+        "events_behind": ("Stored events that no tick has read.", admission.behind),
+        "seconds_behind": ("Age of the oldest event that no tick has read.", seconds_behind),
+        "disk_free_bytes": ("Free space for the line's files.", lambda: free_bytes(home)),
+    }
 
 
 def _listen(host: str, port: int) -> socket.socket:

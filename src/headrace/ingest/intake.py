@@ -23,11 +23,16 @@ class Malformed(ValueError):
     """An event that does not fit the line; the message is the reason."""
 
 
-class Intake:
-    """The checks of one line's events."""
+class TooMany(ValueError):
+    """More events than one request may carry."""
 
-    def __init__(self, spec: LineSpec) -> None:
+
+class Intake:
+    """The checks of one line's events, of at most `most` at once."""
+
+    def __init__(self, spec: LineSpec, most: int = 10_000) -> None:
         self._spec = spec
+        self._most = most
         self._columns: dict[str, Callable[[str, object], object]] = {
             name: _CHECKS[kind] for name, kind in spec.columns.items()
         }
@@ -36,6 +41,7 @@ class Intake:
         """Rows for the log (`arrival_at` still open), refused events, and: was the body readable?
 
         An unreadable body counts as one refused event. `now_us` bounds `event_at`: a day ahead.
+        Raises `TooMany`.
         """
         try:
             events = json.loads(body)["events"]
@@ -44,6 +50,8 @@ class Intake:
         except (ValueError, TypeError, KeyError, RecursionError) as problem:
             why = f"body: not JSON of the form {{'events': [...]}} ({problem!r})"
             return [], [(why, body.decode("utf-8", "replace"))], False
+        if len(events) > self._most:
+            raise TooMany(f"{len(events)} events; send at most {self._most} at once")
         rows: list[dict[str, Any]] = []
         refused: list[Refused] = []
         for event in events:

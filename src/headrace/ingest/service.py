@@ -1,102 +1,151 @@
-"""Events in, features and samples out: the resident process, and the import of a history."""
+"""The resident process: events in, features and samples out, tick by tick."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from headrace.atomic import disk_faults
 from headrace.declaration import LineSpec
-from headrace.errors import InputError
-from headrace.events import IMPRESSION, TIME, served_schema
-from headrace.ingest import checkpoint
-from headrace.ingest.tick import Logs, Push, TickState, push_newest, run_tick
+from headrace.errors import EnvironmentFault
+from headrace.events import served_schema
+from headrace.ingest.history import import_history
+from headrace.ingest.limits import Admission, Limits, free_bytes, low_disk
+from headrace.ingest.metrics import IngestMetrics
+from headrace.ingest.plan import Logs
+from headrace.ingest.tick import (
+    Push,
+    TickState,
+    advance,
+    feast_push,
+    push_newest,
+    resume,
+    run_tick,
+)
 from headrace.log.files import FileLog
 from headrace.log.stamp import EventWriter, clock_us
-from headrace.requests import transform
-from headrace.sample import TickManifest, ticks
+from headrace.sample import check_ticks
 from headrace.settings import Settings
 
-__all__ = ["TickState", "import_history", "run", "run_tick"]
+__all__ = ["TickState", "advance", "import_history", "resume", "run", "run_tick"]
 
 LOG = logging.getLogger(__name__)
-BOOTSTRAP = "bootstrap"
+CATCH_UP_S: Final = 5.0  # after a stop; what is left then waits in the log for the next start
+_LONGEST_PAUSE_S: Final = 10.0
 
 
 def run(
-    settings: Settings, spec: LineSpec, stop: threading.Event, push: Push | None = None
+    settings: Settings,
+    spec: LineSpec,
+    stop: threading.Event,
+    push: Push | None = None,
+    limits: Limits | None = None,
 ) -> None:
     """Collect events over HTTP and run a tick each `cadence.tick` until `stop` is set.
 
     Finishes what was cut short before, pushes the newest tick again, then goes on. On `stop`
-    accepted events are stored and a last tick reads them. Raises `EnvironmentFault` when the
-    port or the log is taken. `push` defaults to Feast's online store.
+    new requests are refused, accepted events are stored and answered, and last ticks read them,
+    of which none begins later than `CATCH_UP_S` after. Raises `EnvironmentFault` when the port
+    or the log is taken, or the disk has too little room. `push` defaults to Feast's online store.
     """
-    push = push or _feast_push(settings, spec)
+    push = push or feast_push(settings, spec)
     home = settings.line_home(spec.line)
+    home.mkdir(parents=True, exist_ok=True)
+    free = free_bytes(home)
+    if free < settings.min_free_bytes:
+        raise EnvironmentFault(low_disk(home, free, settings.min_free_bytes))
     with disk_faults(home):
-        _run(settings, spec, home, stop, push)
+        Resident(settings, spec, home, push, limits or Limits()).run(stop)
 
 
-def _run(settings: Settings, spec: LineSpec, home: Path, stop: threading.Event, push: Push) -> None:
-    from headrace.ingest.collector import Collector
+class Resident:
+    """The ticks of one line beside its collector."""
 
-    writer = EventWriter(home / "log" / "events", spec)
-    try:
-        served = FileLog(home / "log" / "served", served_schema(spec))
-        state = resume(spec, home, Logs(writer, served))
-        push_newest(state, push)
-        collector = Collector(settings, spec, writer, home / "malformed.jsonl")
+    def __init__(
+        self, settings: Settings, spec: LineSpec, home: Path, push: Push, limits: Limits
+    ) -> None:
+        self._settings, self._spec, self._home, self._limits = settings, spec, home, limits
+        self._metrics = IngestMetrics(spec)
+        self._push = self._metrics.counted(push)
+
+    def run(self, stop: threading.Event) -> None:
+        """Everything from the lock of the log to the last tick."""
+        writer = EventWriter(self._home / "log" / "events", self._spec)
+        try:
+            check_ticks(self._home)
+            served = FileLog(self._home / "log" / "served", served_schema(self._spec))
+            state = resume(self._spec, self._home, Logs(writer, served))
+            self._metrics.moved_to(state.at_us)
+            push_newest(state, self._push)
+            self._push = patient(self._push, stop, self._metrics)
+            self._collect(state, writer, stop)
+            deadline = time.monotonic() + CATCH_UP_S
+            while time.monotonic() < deadline and self._tick(state):
+                pass
+        finally:
+            writer.close()
+
+    def _collect(self, state: TickState, writer: EventWriter, stop: threading.Event) -> None:
+        from headrace.ingest.collector import Collector
+
+        admission = Admission(
+            self._limits,
+            self._home,
+            self._settings.min_free_bytes,
+            lambda: writer.head - state.events_to,
+        )
+        collector = Collector(self._settings, self._spec, writer, admission, self._metrics)
         collector.start()
         try:
-            _loop(state, writer, collector.check, stop, push)
+            cadence_s = self._spec.cadence.tick / 1e6
+            due = time.monotonic()
+            while not stop.wait(max(due - time.monotonic(), 0.0)):
+                due = max(due + cadence_s, time.monotonic())
+                collector.check()
+                if not self._tick(state) and slides(state, clock_us()):
+                    writer.mark()
+                    self._tick(state)
+                if admission.behind() >= self._limits.tick_events:
+                    due = time.monotonic()
         finally:
             collector.stop()
-        while advance(state, push) is not None:
-            pass
-    finally:
-        writer.close()
+
+    def _tick(self, state: TickState) -> bool:
+        manifest = advance(state, self._push, most=self._limits.tick_events)
+        if manifest is not None:
+            self._metrics.tick(manifest, state.spent_s)
+        return manifest is not None
 
 
-def resume(spec: LineSpec, home: Path, logs: Logs | None = None) -> TickState:
-    """The state to go on from; a checkpoint that a kill prevented is made up for."""
-    state = TickState.restore(spec, home, logs=logs)
-    state.save()
-    checkpoint.prune(home)
-    return state
+def patient(push: Push, stop: threading.Event, metrics: IngestMetrics) -> Push:
+    """A push that is tried until it succeeds: an outage of the store must not end the collector.
 
+    Once `stop` is set a failure raises `EnvironmentFault`; the next start pushes again.
+    """
 
-def advance(
-    state: TickState, push: Push | None, events_to: int | None = None
-) -> TickManifest | None:
-    """Run the next tick if there is anything to read (or a tick was cut short)."""
-    plan = state.plan(events_to)
-    return None if plan is None else run_tick(state, plan, push)
+    def push_until_done(view: str, rows: pa.Table) -> None:
+        pause_s = 0.5
+        while True:
+            try:
+                push(view, rows)
+                return
+            except Exception as problem:
+                metrics.push_failures.inc()
+                if stop.is_set():
+                    raise EnvironmentFault(
+                        f"{view}: the online store did not take the newest tick ({problem}); "
+                        "see that it answers and start again: the rows will be pushed then"
+                    ) from problem
+                LOG.error("push of %s failed, trying again in %g s: %s", view, pause_s, problem)
+            stop.wait(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
-
-def _loop(
-    state: TickState,
-    writer: EventWriter,
-    check: Callable[[], None],
-    stop: threading.Event,
-    push: Push,
-) -> None:
-    cadence_s = state.spec.cadence.tick / 1e6
-    due = time.monotonic()
-    while not stop.wait(max(due - time.monotonic(), 0.0)):
-        due = max(due + cadence_s, time.monotonic())
-        check()
-        if advance(state, push) is None and slides(state, clock_us()):
-            writer.mark()
-            advance(state, push)
+    return push_until_done
 
 
 def slides(state: TickState, now_us: int) -> bool:
@@ -104,117 +153,3 @@ def slides(state: TickState, now_us: int) -> bool:
     return state.labels.due(now_us) or any(
         state.windows.changed(view, state.at_us, now_us).num_rows for view in state.spec.views
     )
-
-
-def import_history(
-    settings: Settings, spec: LineSpec, events: pa.Table, tick_us: int, push: Push | None = None
-) -> int:
-    """Take a past in, as if it had been lived: ticks of `tick_us`, with the vectors of then.
-
-    `events` (event schema, by `arrival_at`) bring their own stamps. What a server would have
-    used for an impression is computed from the previous tick and goes to the served log with
-    version "bootstrap", a NaN score and the impression's `event_at` as request time. Only the
-    last row of a key is pushed. An import that was cut short goes on when called again with
-    the same events. Returns the number of committed ticks. Raises `InputError` for stamps
-    that do not fit behind the log.
-    """
-    _check_history(spec, events, tick_us)
-    push = push or _feast_push(settings, spec)
-    home = settings.line_home(spec.line)
-    with disk_faults(home):
-        return _import(spec, home, events, tick_us, push)
-
-
-def _import(spec: LineSpec, home: Path, events: pa.Table, tick_us: int, push: Push) -> int:
-    writer = EventWriter(home / "log" / "events", spec)
-    served = FileLog(home / "log" / "served", served_schema(spec), writer=True)
-    try:
-        first = _store_history(writer, events)
-        state = resume(spec, home, Logs(writer, served))
-        arrival = events["arrival_at"].cast(pa.int64()).to_numpy()
-        cuts = first + np.append(np.flatnonzero(np.diff(arrival // tick_us)) + 1, arrival.size)
-        for cut in cuts[cuts > state.events_to].tolist():
-            if served.head == state.served_to:  # else: a cut-short import has stored them
-                impressions = _impressions(state, cut)
-                served.append(bootstrap_vectors(state, impressions))
-            advance(state, None, cut)
-        _push_last_rows(state, push)
-        return state.next_tick
-    finally:
-        served.close()
-        writer.close()
-
-
-def bootstrap_vectors(state: TickState, impressions: pa.Table) -> pa.Table:
-    """Served rows (served schema) for impressions, with the values of the newest tick."""
-    spec, count = state.spec, impressions.num_rows
-    at = np.full(count, state.at_us, dtype=np.int64)
-    windows = state.windows.values(impressions, at)
-    declared = impressions.select(list(spec.columns))
-    request_at = impressions["event_at"]
-    asked = declared.append_column("request_at", request_at.cast(pa.int64()))
-    for name in windows.column_names:
-        asked = asked.append_column(name, windows[name])
-    inputs = transform(spec, asked)
-    read_at = pa.array(at).cast(TIME) if state.next_tick else pa.nulls(count, TIME)
-    columns = {
-        "impression_id": impressions["impression_id"],
-        "request_id": pc.coalesce(impressions["request_id"], impressions["impression_id"]),
-        "served_at": request_at,
-        "version": pa.array([BOOTSTRAP] * count, pa.string()),
-        "score": pa.array(np.full(count, np.nan)),
-        **{name: declared[name] for name in spec.columns},
-        **{f"{view}__at": read_at for view in spec.views},
-        **{name: windows[name] for name in windows.column_names},
-        **{name: inputs[name] for name in inputs.column_names},
-    }
-    schema = served_schema(spec)
-    return pa.table([columns[name] for name in schema.names], schema=schema)
-
-
-def _impressions(state: TickState, cut: int) -> pa.Table:
-    events = state.logs.events.read(state.events_to, cut)
-    return events.filter(pc.equal(events["event"], IMPRESSION)).combine_chunks()
-
-
-def _check_history(spec: LineSpec, events: pa.Table, tick_us: int) -> None:
-    if tick_us <= 0:
-        raise InputError(f"tick_us {tick_us}: a tick is longer than 0 us")
-    if events.num_rows == 0:
-        raise InputError("the history has no events; give at least one")
-    names = set(events["event"].unique().to_pylist())
-    unknown = names - {IMPRESSION, spec.label.engagement}
-    if unknown:
-        raise InputError(
-            f"event {sorted(unknown)[0]!r} is neither 'impression' nor {spec.label.engagement!r}, "
-            f"the engagement of line {spec.line!r}; rename it or leave it out"
-        )
-
-
-def _store_history(writer: EventWriter, events: pa.Table) -> int:
-    """Append the history unless the log ends with it already; return its first offset."""
-    first: int = writer.head - events.num_rows
-    if first >= 0 and writer.last_us == events["arrival_at"].cast(pa.int64())[-1].as_py():
-        if not writer.read(first, writer.head).equals(events):
-            raise InputError("the log ends at the same time with other events; use an empty home")
-        return first
-    return writer.append_stamped(events)
-
-
-def _push_last_rows(state: TickState, push: Push) -> None:
-    last: dict[str, pa.Table] = {}
-    for manifest in ticks(state.home):
-        for view, path in manifest.features.items():
-            rows = pq.read_table(state.home / path, partitioning=None)
-            last[view] = pa.concat_tables([last[view], rows]) if view in last else rows
-    for view, rows in last.items():
-        key = [name for name in rows.column_names if name in state.spec.columns]
-        newest = ~rows.select(key).to_pandas().duplicated(keep="last").to_numpy()
-        push(view, rows.filter(pa.array(newest)))
-
-
-def _feast_push(settings: Settings, spec: LineSpec) -> Push:
-    from headrace.store import Store
-
-    store = Store(settings)
-    return lambda view, rows: store.push(spec, view, rows)

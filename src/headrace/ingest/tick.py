@@ -7,10 +7,11 @@ cut short is run again from the same plan over the same state, so it writes the 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, Protocol, Self
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -19,55 +20,26 @@ import pyarrow.parquet as pq
 from headrace.atomic import write_json, write_parquet
 from headrace.declaration import LineSpec
 from headrace.errors import IntegrityError
-from headrace.events import TIME, event_schema, served_schema
+from headrace.events import TIME
 from headrace.ingest import checkpoint
+from headrace.ingest.plan import Logs, Plan, last_append, last_vector
 from headrace.labels.state import Emitted, LabelState
-from headrace.log.files import FileLog
 from headrace.log.stamp import last_arrival_us
 from headrace.sample import TickManifest, head_tick, read_tick, ticks
+from headrace.settings import Settings
 from headrace.windows import WindowState
 
 Push = Callable[[str, pa.Table], None]
 CHECKPOINT_EVERY: Final = 20
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The offsets `[from, to)` that a tick reads, and its time."""
-
-    tick: int
-    at_us: int
-    events: tuple[int, int]
-    served: tuple[int, int]
-
-
-class ReadableLog(Protocol):
-    """A log as a tick reads it: a `FileLog`, or the writer that knows its own appends."""
-
-    @property
-    def head(self) -> int: ...
-
-    def read(self, start: int, stop: int) -> pa.Table: ...
-
-
-@dataclass(frozen=True)
-class Logs:
-    """The two logs of a line."""
-
-    events: ReadableLog
-    served: ReadableLog
-
-    @classmethod
-    def open(cls, spec: LineSpec, home: Path) -> Self:
-        """Both logs for reading, from their files."""
-        return cls(
-            FileLog(home / "log" / "events", event_schema(spec)),
-            FileLog(home / "log" / "served", served_schema(spec)),
-        )
+TICK_EVENTS: Final = 100_000
 
 
 class TickState:
-    """Windows and labels after the newest tick of a line, and where the next one starts."""
+    """Windows and labels after the newest tick of a line, and where the next one starts.
+
+    `spent_s` holds the seconds of the newest tick by stage: read, windows, labels, write, push,
+    and checkpoint if one was due.
+    """
 
     def __init__(self, spec: LineSpec, home: Path, logs: Logs | None = None) -> None:
         self.spec = spec
@@ -79,6 +51,7 @@ class TickState:
         self.at_us = 0
         self.events_to = 0
         self.served_to = 0
+        self.spent_s: dict[str, float] = {}
 
     @classmethod
     def restore(
@@ -107,13 +80,15 @@ class TickState:
             state._move(manifest)
         return state
 
-    def plan(self, events_to: int | None = None) -> Plan | None:
-        """The stored plan of the next tick, or a new one up to the head; None without news."""
+    def plan(self, events_to: int | None = None, most: int = TICK_EVENTS) -> Plan | None:
+        """The stored plan of the next tick, or a new one; None without news.
+
+        A new one goes up to `events_to`, by default up to the head or to the last append that ends
+        within `most` events.
+        """
         path = self._plan_path
         if path.is_file():
-            body = json.loads(path.read_text(encoding="utf-8"))
-            events, served = body["events"], body["served"]
-            plan = Plan(body["tick"], body["at_us"], (events[0], events[1]), (served[0], served[1]))
+            plan = Plan.from_json(json.loads(path.read_text(encoding="utf-8")))
             if plan.events[0] != self.events_to or plan.served[0] != self.served_to:
                 raise IntegrityError(
                     f"{path}: starts at {plan.events[0]}, {plan.served[0]}, but tick "
@@ -122,31 +97,36 @@ class TickState:
                 )
             return plan
         # Events before vectors: a vector is logged before its impression can be posted.
-        events_to = self.logs.events.head if events_to is None else events_to
+        events, served = self.logs.events, self.logs.served
+        if events_to is None:
+            events_to = last_append(events, self.events_to, most)
         if events_to <= self.events_to:
             return None
-        last = self.logs.events.read(events_to - 1, events_to)
-        return Plan(
-            self.next_tick,
-            last_arrival_us(last) + 1,
-            (self.events_to, events_to),
-            (self.served_to, self.logs.served.head),
-        )
+        at_us = last_arrival_us(events.read(events_to - 1, events_to)) + 1
+        served_to = last_vector(served, self.served_to, at_us, most)
+        return Plan(self.next_tick, at_us, (self.events_to, events_to), (self.served_to, served_to))
 
     def absorb(self, plan: Plan, windows: bool = True) -> tuple[Emitted, dict[str, pa.Table]]:
         """Read the plan's offsets; return samples and fates, and feature rows by view."""
-        resolved = self.labels.resolve(self.read_events(*plan.events))
+        with self.timed("read"):
+            events, served = self.read_events(*plan.events), self._read_served(*plan.served)
+        with self.timed("labels"):
+            resolved = self.labels.resolve(events)
         changed = {}
         if windows:
-            self.windows.append(resolved)
-            changed = {view: self._changed(view, plan.at_us) for view in self.spec.views}
-            self.windows.expire(plan.at_us)
-        served = self.logs.served.read(*plan.served)
-        if served.num_rows != plan.served[1] - plan.served[0]:
-            raise IntegrityError(
-                f"{self.home}: the served log ends before offset {plan.served[1]}; restore it"
-            )
-        return self.labels.emit(served, plan.at_us), changed
+            with self.timed("windows"):
+                self.windows.append(resolved)
+                changed = {view: self._changed(view, plan.at_us) for view in self.spec.views}
+                self.windows.expire(plan.at_us)
+        with self.timed("labels"):
+            return self.labels.emit(served, plan.at_us), changed
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the block's seconds to a stage of `spent_s`."""
+        began = time.perf_counter()
+        yield
+        self.spent_s[stage] = self.spent_s.get(stage, 0.0) + time.perf_counter() - began
 
     def read_events(self, start: int, stop: int) -> pa.Table:
         """Events `[start, stop)` with their `offset`."""
@@ -157,6 +137,14 @@ class TickState:
             )
         return events.append_column("offset", pa.array(np.arange(start, stop, dtype=np.int64)))
 
+    def _read_served(self, start: int, stop: int) -> pa.Table:
+        served = self.logs.served.read(start, stop)
+        if served.num_rows != stop - start:
+            raise IntegrityError(
+                f"{self.home}: the served log ends before offset {stop}; restore it"
+            )
+        return served
+
     def commit(self, manifest: TickManifest) -> None:
         """Write the manifest: from here on the tick exists."""
         write_json(self.home / "ticks" / f"{manifest.tick:08d}.json", manifest.to_json())
@@ -166,17 +154,15 @@ class TickState:
         """Checkpoint the state when that is due after the newest tick."""
         if self.next_tick and self.next_tick % every == 0:
             newest = self.next_tick - 1
-            if not checkpoint.exists(self.home, newest):
-                checkpoint.write(self.home, newest, self.windows, self.labels)
-            checkpoint.prune(self.home)
+            with self.timed("checkpoint"):
+                if not checkpoint.exists(self.home, newest):
+                    checkpoint.write(self.home, newest, self.windows, self.labels)
+                checkpoint.prune(self.home)
 
     def store_plan(self, plan: Plan) -> None:
         """Make the plan durable, so that a rerun reads the same offsets."""
         if not self._plan_path.is_file():
-            body = {"tick": plan.tick, "at_us": plan.at_us}
-            write_json(
-                self._plan_path, {**body, "events": list(plan.events), "served": list(plan.served)}
-            )
+            write_json(self._plan_path, plan.to_json())
 
     @property
     def _plan_path(self) -> Path:
@@ -208,8 +194,24 @@ def run_tick(
 
     After an error the state is half moved: restore it.
     """
+    state.spent_s.clear()
     state.store_plan(plan)
     emitted, features = state.absorb(plan)
+    with state.timed("write"):
+        manifest = _write(state, plan, emitted, features)
+        state.commit(manifest)
+    state.save(checkpoint_every)
+    if push is not None:
+        with state.timed("push"):
+            for view in manifest.features:
+                push(view, features[view])
+    return manifest
+
+
+def _write(
+    state: TickState, plan: Plan, emitted: Emitted, features: dict[str, pa.Table]
+) -> TickManifest:
+    """Write the tick's parts; return the manifest that will commit them."""
     name = f"b={plan.tick:08d}.parquet"
     paths = {view: f"features/{view}/{name}" for view, rows in features.items() if rows.num_rows}
     for view, path in paths.items():
@@ -219,7 +221,7 @@ def run_tick(
         written[kind] = f"{kind}/{name}" if table.num_rows else None
         if table.num_rows:
             write_parquet(state.home / kind / name, table)
-    manifest = TickManifest(
+    return TickManifest(
         plan.tick,
         plan.at_us,
         plan.events,
@@ -229,12 +231,30 @@ def run_tick(
         paths,
         _counts(plan, emitted, features),
     )
-    state.commit(manifest)
-    state.save(checkpoint_every)
-    if push is not None:
-        for view in paths:
-            push(view, features[view])
-    return manifest
+
+
+def advance(
+    state: TickState, push: Push | None, events_to: int | None = None, most: int = TICK_EVENTS
+) -> TickManifest | None:
+    """Run the next tick if there is anything to read (or a tick was cut short)."""
+    plan = state.plan(events_to, most)
+    return None if plan is None else run_tick(state, plan, push)
+
+
+def resume(spec: LineSpec, home: Path, logs: Logs | None = None) -> TickState:
+    """The state to go on from; a checkpoint that a kill prevented is made up for."""
+    state = TickState.restore(spec, home, logs=logs)
+    state.save()
+    checkpoint.prune(home)
+    return state
+
+
+def feast_push(settings: Settings, spec: LineSpec) -> Push:
+    """The push to Feast's online store."""
+    from headrace.store import Store
+
+    store = Store(settings)
+    return lambda view, rows: store.push(spec, view, rows)
 
 
 def push_newest(state: TickState, push: Push) -> None:

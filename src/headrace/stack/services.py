@@ -115,6 +115,7 @@ def stack_environ(settings: Settings, stack_id: str) -> dict[str, str]:
         "HEADRACE_SERVER_PORT": str(settings.server_port),
         "HEADRACE_COLLECTOR_PORT": str(settings.collector_port),
         "HEADRACE_AIRFLOW_PORT": str(settings.airflow_port),
+        "HEADRACE_MIN_FREE_MB": str(settings.min_free_bytes // 2**20),
         "HEADRACE_KFP_ENDPOINT": settings.kfp_endpoint or "",
         "HEADRACE_KFP_TOKEN": settings.kfp_token or "",
         "AIRFLOW_HOME": str(airflow_folder(settings)),

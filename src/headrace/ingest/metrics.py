@@ -1,0 +1,117 @@
+"""The ingest process in Prometheus' terms: one registry of its own, no process-wide state.
+
+Names and units follow https://prometheus.io/docs/practices/naming/. Labels take their values
+from closed sets: reasons of refusal, stages of a tick, fates, and the line's views.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import pyarrow as pa
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
+
+from headrace.declaration import LineSpec
+from headrace.labels.state import FATES
+from headrace.sample import TickManifest
+
+_PREFIX: Final = "headrace_ingest"
+_BUCKETS: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+STAGES: Final = ("read", "windows", "labels", "write", "push")
+
+Push = Callable[[str, pa.Table], None]
+
+
+class IngestMetrics:
+    """Counters, histograms and gauges of one ingest process."""
+
+    def __init__(self, spec: LineSpec) -> None:
+        self.registry = CollectorRegistry()
+        info = Info(_PREFIX, "What this process ingests.", registry=self.registry)
+        info.info({"line": spec.line, "feature_service": spec.feature_service})
+        self.accepted = self._counter("events_accepted", "Events stored and acknowledged.")
+        self.malformed = self._counter(
+            "events_malformed", "Events refused for good and kept with their reason."
+        )
+        self.refused = self._counter(
+            "requests_refused", "Requests of which nothing was kept, by reason.", "reason"
+        )
+        self.append_seconds = self._histogram(
+            "append_seconds", "Making one group of events durable in the log."
+        )
+        self._ticks = self._counter("ticks", "Committed ticks.")
+        self._tick_seconds = self._histogram(
+            "tick_seconds", "What the stages of a tick took.", "stage"
+        )
+        self._checkpoint_seconds = self._histogram(
+            "checkpoint_seconds", "Writing windows and labels for a quick restart."
+        )
+        self._samples = self._counter("samples", "Samples emitted, corrections included.")
+        self._corrections = self._counter("corrections", "Samples that correct an earlier one.")
+        self._fates = self._counter("fates", "Events that ended without a sample.", "fate")
+        self._rows_pushed = self._counter(
+            "feature_rows_pushed", "Feature rows written to the online store.", "view"
+        )
+        self.push_failures = self._counter(
+            "push_failures", "Pushes to the online store that failed and were tried again."
+        )
+        self._last_push = self._gauge(
+            "last_push_timestamp_seconds", "When the online store last took a push; 0 for never."
+        )
+        self._watermark = self._gauge(
+            "watermark_timestamp_seconds", "Arrival of the newest event that a tick has read."
+        )
+        for stage in STAGES:
+            self._tick_seconds.labels(stage)
+        for fate in FATES:
+            self._fates.labels(fate)
+        for view in spec.views:
+            self._rows_pushed.labels(view)
+
+    def observe(self, gauges: Mapping[str, tuple[str, Callable[[], float]]]) -> None:
+        """Add gauges that are asked when metrics are: name to help text and question."""
+        for name, (text, ask) in gauges.items():
+            self._gauge(name, text).set_function(ask)
+
+    def tick(self, manifest: TickManifest, spent_s: Mapping[str, float]) -> None:
+        """Count a committed tick; `spent_s`: seconds by stage, and `checkpoint` if one was due."""
+        counts = manifest.counts
+        self._ticks.inc()
+        self._samples.inc(counts["samples"])
+        self._corrections.inc(counts["corrections"])
+        for fate in FATES:
+            self._fates.labels(fate).inc(counts.get(fate, 0))
+        for stage in STAGES:
+            self._tick_seconds.labels(stage).observe(spent_s.get(stage, 0.0))
+        if "checkpoint" in spent_s:
+            self._checkpoint_seconds.observe(spent_s["checkpoint"])
+        self.moved_to(manifest.at_us)
+
+    def moved_to(self, at_us: int) -> None:
+        """Ticks have read everything that arrived before this moment."""
+        self._watermark.set(at_us / 1e6)
+
+    def counted(self, push: Push) -> Push:
+        """The same push, with its rows and its time counted."""
+
+        def push_and_count(view: str, rows: pa.Table) -> None:
+            push(view, rows)
+            self._rows_pushed.labels(view).inc(rows.num_rows)
+            self._last_push.set_to_current_time()
+
+        return push_and_count
+
+    def page(self) -> bytes:
+        """All of it in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"{_PREFIX}_{name}", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(f"{_PREFIX}_{name}", text, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, *labels: str) -> Histogram:
+        name = f"{_PREFIX}_{name}"
+        return Histogram(name, text, labels, registry=self.registry, buckets=_BUCKETS)
