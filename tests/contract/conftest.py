@@ -10,6 +10,7 @@ import pytest
 from headrace.declaration import LineSpec
 from headrace.settings import PROJECT, Settings, find_line, load_settings
 from headrace.store import Store
+from tests.campaign import free_port
 
 SHOP = """
 line: shop
@@ -68,3 +69,11 @@ def applied(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 @pytest.fixture(scope="session")
 def shop(applied: Settings) -> LineSpec:
     return find_line(applied, "shop")
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Settings of an empty home and a free collector port."""
+    return load_settings(
+        {"HEADRACE_HOME": str(tmp_path), "HEADRACE_COLLECTOR_PORT": str(free_port())}
+    )

@@ -14,7 +14,7 @@ from headrace.atomic import write_json, write_parquet
 from headrace.errors import InputError, IntegrityError
 from headrace.events import sample_schema
 from headrace.quarantine import Quarantine
-from headrace.sample import TickManifest, head_tick, read_samples, tick_as_of, ticks
+from headrace.sample import TickManifest, check_ticks, head_tick, read_samples, tick_as_of, ticks
 from headrace.settings import load_line
 
 SPEC = load_line(Path(__file__).parents[2] / "lines" / "coupons.yaml")
@@ -56,6 +56,24 @@ def test_the_head_counts_manifests_only(home, tmp_path):
     assert head_tick(home) == 3
     assert [manifest.tick for manifest in ticks(home)] == [0, 1, 2]
     assert head_tick(home / "absent") == 0
+
+
+def test_the_head_is_found_among_any_number_of_ticks(tmp_path):
+    (tmp_path / "ticks").mkdir()
+    for tick in range(70):
+        assert head_tick(tmp_path) == tick
+        (tmp_path / "ticks" / f"{tick:08d}.plan.json").touch()
+        (tmp_path / "ticks" / f"{tick:08d}.json").touch()
+    check_ticks(tmp_path)
+
+
+def test_a_missing_manifest_is_named(tmp_path):
+    check_ticks(tmp_path)
+    (tmp_path / "ticks").mkdir()
+    for tick in (0, 1, 3, 4):
+        (tmp_path / "ticks" / f"{tick:08d}.json").touch()
+    with pytest.raises(IntegrityError, match=r"00000002\.json: missing"):
+        check_ticks(tmp_path)
 
 
 def test_samples_come_in_stream_order_from_manifests_only(home):

@@ -13,6 +13,7 @@ import pyarrow as pa
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 
 from headrace.declaration import LineSpec
+from headrace.ingest.limits import REASONS
 from headrace.labels.state import FATES
 from headrace.sample import TickManifest
 
@@ -62,6 +63,8 @@ class IngestMetrics:
         self._watermark = self._gauge(
             "watermark_timestamp_seconds", "Arrival of the newest event that a tick has read."
         )
+        for reason in REASONS:
+            self.refused.labels(reason)
         for stage in STAGES:
             self._tick_seconds.labels(stage)
         for fate in FATES:

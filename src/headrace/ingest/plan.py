@@ -9,6 +9,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from headrace.declaration import LineSpec
 from headrace.events import event_schema, served_schema
@@ -67,13 +68,23 @@ def last_append(log: ReadableLog, start: int, most: int) -> int:
     A single append is never cut, however long, because its records arrived at one moment.
     """
     head, stop = log.head, start + most
+    if stop >= head:
+        return head
+    ends = _ends(log.read(start, stop + 1))
+    if ends.size:
+        return start + int(ends[-1])
     while stop < head:
-        stamps = log.read(start, stop + 1)["arrival_at"].to_numpy()
-        ends = np.flatnonzero(stamps[1:] != stamps[:-1])
+        stop = min(stop + most, head)
+        ends = _ends(log.read(start, min(stop + 1, head)))
         if ends.size:
-            return start + int(ends[-1]) + 1
-        stop += most
+            return start + int(ends[0])
     return head
+
+
+def _ends(events: pa.Table) -> NDArray[np.int64]:
+    """Places after the last record of each append but the last."""
+    stamps = events["arrival_at"].to_numpy()
+    return np.flatnonzero(stamps[1:] != stamps[:-1]) + 1
 
 
 def last_vector(log: ReadableLog, start: int, at_us: int, most: int) -> int:

@@ -1,7 +1,8 @@
 """The simulator's sender: events that fall due are posted to the collector in small batches.
 
-Delivery is at least once. A batch that got no answer, or a 5xx, is posted again with the same
-ids, so a crash of the collector may duplicate events but never loses one.
+Delivery is at least once. A batch that got no answer, a 429 or a 5xx is posted again with the
+same ids, after the pause that the answer asks for or an ever longer one; so a crash or a crowd
+at the collector may duplicate or delay events but never loses one.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from headrace.simulate.truth import TruthLog
 
 BATCH: Final = 200
 PAUSE_S: Final = 0.1
-RETRY_S: Final = 0.5
+FIRST_RETRY_S: Final = 0.25
+LONGEST_RETRY_S: Final = 5.0
+_TOO_MANY: Final = 429
 
 Event = dict[str, Any]
 Entry = tuple[int, int, Event, bool]  # due µs, number (breaks ties), the event, spoiled on purpose
@@ -38,6 +41,7 @@ class Outbox:
         self._heap: list[Entry] = []
         self._number = itertools.count()
         self._lock, self._closing = threading.Lock(), threading.Event()
+        self._give_up_at = float("inf")
         self._thread = threading.Thread(target=self._send_all, name="outbox", daemon=True)
         self.counts: Counter[str] = Counter()
         self.cpu_s = 0.0
@@ -53,6 +57,7 @@ class Outbox:
 
     def close(self, patience_s: float = 5.0) -> None:
         """Send what is due by now, giving up after `patience_s`; later events stay unsent."""
+        self._give_up_at = time.monotonic() + patience_s
         self._closing.set()
         self._thread.join(timeout=patience_s + 10)
         with self._lock:
@@ -69,34 +74,44 @@ class Outbox:
     def _send_all(self) -> None:
         with httpx.Client(timeout=10.0, trust_env=False) as client:
             failures = 0
-            while failures < 10 or not self._closing.is_set():
+            while time.monotonic() < self._give_up_at:
                 last_round = self._closing.is_set()
                 batch = self._due()
                 if not batch:
                     if last_round:
                         break
                     self._closing.wait(PAUSE_S)
-                elif self._post(client, batch):
-                    failures = 0
-                else:
-                    failures += 1
-                    time.sleep(RETRY_S)
+                    continue
+                again_s = self._post(client, batch, failures)
+                failures = 0 if again_s is None else failures + 1
+                self._rest(again_s or 0.0)
         self.cpu_s = time.thread_time()
 
-    def _post(self, client: httpx.Client, batch: list[Entry]) -> bool:
+    def _rest(self, seconds: float) -> None:
+        """Wait; `close` cuts one wait short, and those after it end with its patience."""
+        if self._closing.is_set():
+            time.sleep(max(min(seconds, self._give_up_at - time.monotonic()), 0.0))
+        elif seconds:
+            self._closing.wait(seconds)
+
+    def _post(self, client: httpx.Client, batch: list[Entry], failures: int) -> float | None:
+        """Post a batch; how many seconds to wait before it is sent again, None when it is done."""
+        pause_s: float = min(FIRST_RETRY_S * 2 ** min(failures, 9), LONGEST_RETRY_S)
         try:
             answer = client.post(self._url, json={"events": [entry[2] for entry in batch]})
         except httpx.HTTPError:
             self.counts["http_errors"] += 1
             self._put_back(batch)
-            return False
-        if answer.status_code >= 500:
-            self.counts["http_errors"] += 1
+            return pause_s
+        if answer.status_code == _TOO_MANY or answer.status_code >= 500:
+            crowded = answer.status_code == _TOO_MANY
+            self.counts["pushed_back" if crowded else "http_errors"] += 1
             self._put_back(batch)
-            return False
+            asked = str(answer.headers.get("retry-after", ""))
+            return min(float(asked), LONGEST_RETRY_S) if asked.isdecimal() else pause_s
         if answer.status_code != 200:  # the collector will never take these
             self.counts["refused"] += len(batch)
-            return True
+            return None
         counted = answer.json()
         self.counts["sent"] += len(batch)
         self.counts["accepted"] += int(counted["accepted"])
@@ -104,7 +119,7 @@ class Outbox:
         self.counts["spoiled"] += sum(entry[3] for entry in batch)
         at_us = now_us()
         self._truth.add("sent", *(_receipt(event, bad, at_us) for _, _, event, bad in batch))
-        return True
+        return None
 
     def _put_back(self, batch: list[Entry]) -> None:
         with self._lock:
