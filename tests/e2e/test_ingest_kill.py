@@ -1,51 +1,128 @@
-"""Exactly once: ticks killed anywhere, many times, end in the bytes of an undisturbed run."""
+"""Exactly once: ticks killed at 200 random moments end in the bytes of an undisturbed run."""
 
 from __future__ import annotations
 
+import json
 import random
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
+import shutil
+import sqlite3
+from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from headrace.declaration import LineSpec
 from headrace.events import event_schema, served_schema
-from headrace.ingest.service import resume
-from headrace.ingest.tick import push_newest, run_tick
+from headrace.ingest import checkpoint
+from headrace.ingest.tick import TickState, push_newest, run_tick
 from headrace.log.files import FileLog
-from headrace.sample import head_tick, ticks
+from headrace.sample import head_tick, read_tick, ticks
 from headrace.settings import PROJECT, load_line
+from tests.campaign import tree
+from tests.lives import Lives
 
 SECOND = 1_000_000
-PER_TICK = 100
-KILLS = 10
+PER_TICK = 50
+CHECKPOINT_EVERY = 4
+KILLS = 200
+EACH = 2  # kills that must fall into every stage; more are spent until they have
+MOST = 500
+STAGES = (
+    *("restoring", "plan being written", "plan stored", "part being written", "parts written"),
+    *("manifest being written", "checkpoint being written", "pushing"),
+)
 
 
 def spec() -> LineSpec:
     return load_line(PROJECT / "lines" / "coupons.yaml")
 
 
-def main(home: Path) -> None:
+class Online:
+    """A store of the last row of each key, durable when a push returns."""
+
+    def __init__(self, path: Path) -> None:
+        self._rows = sqlite3.connect(path)
+        self._rows.execute("PRAGMA journal_mode=WAL")
+        self._rows.execute("PRAGMA synchronous=FULL")
+        self._rows.execute("CREATE TABLE IF NOT EXISTS rows (key PRIMARY KEY, row)")
+        self._rows.execute("CREATE TABLE IF NOT EXISTS pushes (at, view)")
+
+    def __call__(self, view: str, rows: pa.Table) -> None:
+        with self._rows:
+            self._rows.executemany("INSERT OR REPLACE INTO rows VALUES (?, ?)", keyed(view, rows))
+            at_us = rows[f"{view}__at"][0].as_py()
+            self._rows.execute("INSERT INTO pushes VALUES (?, ?)", (at_us, view))
+
+    def rows(self) -> dict[str, str]:
+        """The stored row of each key."""
+        return dict(self._rows.execute("SELECT key, row FROM rows"))
+
+    def pushes(self) -> list[tuple[int, str]]:
+        """Time and view of every push, in order."""
+        return list(self._rows.execute("SELECT at, view FROM pushes ORDER BY rowid"))
+
+    def close(self) -> None:
+        self._rows.close()
+
+
+def keyed(view: str, rows: pa.Table) -> list[tuple[str, str]]:
+    """Each row as text, and its key before it."""
+    key = spec().views[view][0].key
+    return [
+        (f"{view} {[row[part] for part in key]}", json.dumps(row, default=str))
+        for row in rows.to_pylist()
+    ]
+
+
+def last_parts(home: Path) -> dict[str, str]:
+    """The newest committed feature row of each key."""
+    return {
+        key: row
+        for manifest in ticks(home)
+        for view, path in manifest.features.items()
+        for key, row in keyed(view, pq.read_table(home / path, partitioning=None))
+    }
+
+
+def live(folder: str) -> None:
     """What the ingest process does, with ticks of a fixed number of events."""
-    line = spec()
-    state = resume(line, home)
-    record = (home.parent / f"{home.name}.pushed").open("a", buffering=1)
+    home = Path(folder)
+    state = TickState.restore(spec(), home)
+    state.save(CHECKPOINT_EVERY)
+    checkpoint.prune(home)
+    (home.parent / f"{home.name}.restored").touch()
+    with closing(Online(home.parent / f"{home.name}.db")) as online:
+        push_newest(state, online)
+        while state.events_to < state.logs.events.head:
+            plan = state.plan(state.events_to + PER_TICK)
+            assert plan is not None
+            run_tick(state, plan, online, CHECKPOINT_EVERY)
 
-    def push(view: str, rows: pa.Table) -> None:
-        record.write(f"{rows['event_timestamp'].cast('int64')[0].as_py()} {view}\n")
 
-    print("ready", flush=True)  # noqa: T201
-    push_newest(state, push)
-    while state.events_to < state.logs.events.head:
-        plan = state.plan(state.events_to + PER_TICK)
-        assert plan is not None
-        run_tick(state, plan, push)
-    record.close()
+def stage(home: Path) -> str:
+    """Where a kill fell, by the files that it left."""
+    done = head_tick(home)
+    name = f"{done:08d}"
+    if any((home / "state").glob("*.tmp")):
+        return "checkpoint being written"
+    if (home / "ticks" / f"{name}.json.tmp").exists():
+        return "manifest being written"
+    if any((home / "ticks").glob("*.plan.json.tmp")):
+        return "plan being written"
+    if (home / "ticks" / f"{name}.plan.json").exists():
+        if any(home.rglob("b=*.parquet.tmp")):
+            return "part being written"
+        return "parts written" if any(home.rglob(f"b={name}.parquet")) else "plan stored"
+    if not (home.parent / f"{home.name}.restored").exists():
+        return "restoring"
+    with closing(Online(home.parent / f"{home.name}.db")) as online:
+        newest = read_tick(home, done - 1)
+        pushed = {view for at, view in online.pushes() if at == newest.at_us}
+    return "between ticks" if pushed == newest.features.keys() else "pushing"
 
 
 def prepare(home: Path, count: int) -> None:
@@ -83,67 +160,49 @@ def prepare(home: Path, count: int) -> None:
         log.close()
 
 
-def tree(home: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(home)): path.read_bytes()
-        for path in sorted(home.rglob("*"))
-        if path.is_file() and path.name != ".lock"
-    }
-
-
-def start(home: Path) -> subprocess.Popen[str]:
-    process = subprocess.Popen(
-        [sys.executable, __file__, str(home)], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    return process
-
-
-def end(process: subprocess.Popen[str]) -> int:
-    with process:
-        return process.wait(timeout=300)
+def check(stormy: Path, calm: Path) -> None:
+    """The same bytes in every file, and online what the last parts say, pushed in order."""
+    ours, theirs = tree(stormy), tree(calm)
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if ours[name] != theirs[name]] == []
+    for home in (stormy, calm):
+        with closing(Online(home.parent / f"{home.name}.db")) as online:
+            pushes = online.pushes()
+            assert online.rows() == last_parts(home)
+        assert [at for at, _ in pushes] == sorted(at for at, _ in pushes)
+        assert set(pushes) == {(m.at_us, view) for m in ticks(home) for view in m.features}
 
 
 @pytest.mark.e2e
 @pytest.mark.faults
-def test_ticks_killed_ten_times_end_in_the_same_bytes(tmp_path):
-    calm, stormy = tmp_path / "calm", tmp_path / "stormy"
-    for home in (calm, stormy):
-        prepare(home, 15_000)
-    began = time.monotonic()
-    assert end(start(calm)) == 0
-    span = time.monotonic() - began
-    dice, kills, inside = random.Random(5), 0, set()
-    while kills < KILLS:
-        process = start(stormy)
-        time.sleep(dice.uniform(0, span / KILLS))
-        if process.poll() is None:
-            process.kill()
-            kills += 1
-        end(process)
-        inside.add(head_tick(stormy))
-        if head_tick(stormy) == head_tick(calm):
-            break
-    assert end(start(stormy)) == 0
-    assert kills >= 5
-    assert len(inside) >= 5  # the kills fell into different ticks
-    ours, theirs = tree(stormy), tree(calm)
-    assert ours.keys() == theirs.keys()
-    assert [name for name in ours if ours[name] != theirs[name]] == []
-    assert sum(manifest.counts["corrections"] for manifest in ticks(calm)) > 100
-    for home in (calm, stormy):
-        pushed = [line.split() for line in Path(f"{home}.pushed").read_text().splitlines()]
-        times = [int(at) for at, _ in pushed]
-        assert times == sorted(times)
-        assert {(int(at), view) for at, view in pushed} == set(_expected(home))
-
-
-def _expected(home: Path) -> Iterator[tuple[int, str]]:
-    for manifest in ticks(home):
-        for view in manifest.features:
-            yield manifest.at_us, view
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+def test_ticks_killed_two_hundred_times_end_in_the_same_bytes(tmp_path, record_property):
+    logs, calm = tmp_path / "logs", tmp_path / "calm"
+    prepare(logs, 5_000)
+    shutil.copytree(logs, calm)
+    dice, hit, in_ticks = random.Random(5), Counter(), set()
+    with Lives("tests.e2e.test_ingest_kill:live", ("pandas", "pyarrow.dataset")) as lives:
+        assert lives.live(str(calm)).code == 0
+        assert sum(manifest.counts["corrections"] for manifest in ticks(calm)) > 50
+        for run in range(MOST):  # a run through the whole log, as many as the kills need
+            stormy = tmp_path / f"stormy{run}"
+            shutil.copytree(logs, stormy)
+            restored, ended = tmp_path / f"{stormy.name}.restored", False
+            while not ended:
+                restored.unlink(missing_ok=True)
+                enough = hit.total() >= KILLS and min(hit[name] for name in STAGES) >= EACH
+                after_s = None if enough else dice.uniform(0, dice.choice((0.05, 0.5, 0.5, 0.5)))
+                life = lives.live(str(stormy), kill_after_s=after_s)
+                ended = not life.killed
+                if life.killed:
+                    hit[stage(stormy)] += 1
+                    in_ticks.add((run, head_tick(stormy)))
+            assert life.code == 0
+            check(stormy, calm)
+            shutil.rmtree(stormy)
+            if enough:
+                break
+    record_property("kills", dict(hit))
+    print(f"{hit.total()} kills in {run + 1} runs: {dict(hit.most_common())}")  # noqa: T201
+    assert KILLS <= hit.total() <= MOST
+    assert min(hit[name] for name in STAGES) >= EACH
+    assert len(in_ticks) > 30
