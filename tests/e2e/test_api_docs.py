@@ -145,6 +145,8 @@ def test_events_are_taken_and_counted(said):
     status = answer(said, "/v1/status")
     assert (status["line"], status["malformed"]) == ("coupons", 0)
     assert status["head"] >= 2
+    figures = block(said, "/metrics").splitlines()
+    assert "headrace_ingest_events_accepted_total 2.0" in figures
 
 
 def test_a_run_is_triggered_and_its_state_read(said):

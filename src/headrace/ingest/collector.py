@@ -34,7 +34,7 @@ from headrace.sample import head_tick, read_tick
 from headrace.settings import Settings
 
 LOG = logging.getLogger(__name__)
-_GRACE_S: Final = 6  # how long requests in flight may take to end; longer than `Limits.body_s`
+_GRACE_S: Final = 5  # how long requests in flight may take to end; longer than `Limits.body_s`
 
 
 class Collector:
@@ -84,7 +84,7 @@ class Collector:
             raise EnvironmentFault("the collector's HTTP server ended unexpectedly; see its log")
 
     def stop(self) -> None:
-        """Refuse what comes, answer what came in, store it, and end; takes 7 s at most."""
+        """Refuse what comes, answer what came in, store it, and end; takes 6 s at most."""
         self._admission.stopping = True
         self._server.should_exit = True
         self._thread.join()

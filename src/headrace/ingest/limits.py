@@ -11,7 +11,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of the ingest process (docs/adr/0016); the defaults need some 300 MB of memory.
+    """Bounds of the ingest process (docs/adr/0016); the defaults hold some 150 MB.
 
     `body_bytes`, `body_events`, `body_s`: one request, and how long its body may take to come.
     `queue_bytes`: bodies being received or waiting for their append, all requests together;
@@ -21,7 +21,7 @@ class Limits:
 
     body_bytes: int = 4 * 2**20
     body_events: int = 10_000
-    body_s: float = 5.0
+    body_s: float = 4.0
     queue_bytes: int = 32 * 2**20
     queue_rows: int = 50_000
     tick_events: int = 100_000

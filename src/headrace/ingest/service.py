@@ -35,7 +35,7 @@ from headrace.settings import Settings
 __all__ = ["TickState", "advance", "import_history", "resume", "run", "run_tick"]
 
 LOG = logging.getLogger(__name__)
-CATCH_UP_S: Final = 5.0  # after a stop; what is left then waits in the log for the next start
+CATCH_UP_S: Final = 3.0  # after a stop; what is left then waits in the log for the next start
 _LONGEST_PAUSE_S: Final = 10.0
 
 
@@ -50,7 +50,8 @@ def run(
 
     Finishes what was cut short before, pushes the newest tick again, then goes on. On `stop`
     new requests are refused, accepted events are stored and answered, and last ticks read them,
-    of which none begins later than `CATCH_UP_S` after. Raises `EnvironmentFault` when the port
+    of which none begins more than `CATCH_UP_S` after that: less than 10 s in all, a second of
+    them without slow senders and backlog. Raises `EnvironmentFault` when the port
     or the log is taken, or the disk has too little room. `push` defaults to Feast's online store.
     """
     push = push or feast_push(settings, spec)
