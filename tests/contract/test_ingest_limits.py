@@ -86,9 +86,8 @@ def logged(home: Path) -> list[str]:
 
 
 def test_a_crowd_before_a_slow_store_is_slowed_down_and_every_event_is_stored_once(settings):
-    home, limits = settings.line_home(SPEC.line), Limits(
-        queue_rows=300, tick_events=200, behind_events=400
-    )  # fmt: skip
+    home = settings.line_home(SPEC.line)
+    limits = Limits(queue_rows=300, tick_events=200, behind_events=400)
 
     def slow_push(view: str, rows: pa.Table) -> None:
         time.sleep(0.05)
@@ -119,7 +118,8 @@ class SlowWriter(EventWriter):
 
 
 def test_a_crowd_before_a_slow_disk_waits_outside(settings):
-    home, limits = settings.line_home(SPEC.line), Limits(queue_rows=100, queue_bytes=20_000)
+    home = settings.line_home(SPEC.line)
+    limits = Limits(queue_rows=100, queue_bytes=20_000)
     writer = SlowWriter(home / "log" / "events", SPEC)
     admission = Admission(limits, home, 0, lambda: 0)
     collector = Collector(settings, SPEC, writer, admission, IngestMetrics(SPEC))
@@ -164,9 +164,8 @@ def said(sender: socket.socket) -> bytes:
 
 
 def test_large_bodies_and_slow_ones_are_refused_whatever_their_header_claims(settings):
-    home, limits = settings.line_home(SPEC.line), Limits(
-        body_bytes=2000, body_events=5, body_s=0.4, queue_bytes=2500
-    )  # fmt: skip
+    home = settings.line_home(SPEC.line)
+    limits = Limits(body_bytes=2000, body_events=5, body_s=0.4, queue_bytes=2500)
     with ingesting(settings, SPEC, Pushed(), limits) as client:
         large = json.dumps({"events": [posted("a")], "x": "x" * 3000}).encode()
 
@@ -193,6 +192,15 @@ def test_large_bodies_and_slow_ones_are_refused_whatever_their_header_claims(set
         assert client.post("/v1/events", json={"events": [posted("b")]}).status_code == 200
     assert logged(home) == ["b"]
     assert (home / "malformed.jsonl").read_text() == ""
+
+
+def test_more_connections_than_allowed_are_told_at_once(settings):
+    with ingesting(settings, SPEC, Pushed(), Limits(connections=3)) as client:
+        idle = [socket.create_connection((settings.host, settings.collector_port)) for _ in "12"]
+        wait_for(lambda: client.post("/v1/events", json={"events": []}).status_code == 503)
+        for connection in idle:
+            connection.close()
+        wait_for(lambda: client.post("/v1/events", json={"events": []}).status_code == 200)
 
 
 def test_a_disk_that_fills_is_refused_before_it_is_full(settings, tmp_path):

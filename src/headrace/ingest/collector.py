@@ -63,6 +63,7 @@ class Collector:
                 log_level="warning",
                 access_log=False,
                 lifespan="off",
+                limit_concurrency=admission.limits.connections,
                 timeout_graceful_shutdown=_GRACE_S,
             )
         )

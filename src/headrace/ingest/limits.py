@@ -13,12 +13,14 @@ from pathlib import Path
 class Limits:
     """Bounds of the ingest process (docs/adr/0016); the defaults hold some 150 MB.
 
+    `connections`: open at once, idle ones included; the server answers more with a bare 503.
     `body_bytes`, `body_events`, `body_s`: one request, and how long its body may take to come.
     `queue_bytes`: bodies being received or waiting for their append, all requests together;
     `queue_rows`: events waiting for their append. `tick_events`: what one tick reads (a single
     append is never cut). `behind_events`: events in the log that no tick has read yet.
     """
 
+    connections: int = 512
     body_bytes: int = 4 * 2**20
     body_events: int = 10_000
     body_s: float = 4.0

@@ -14,14 +14,13 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
 from headrace.declaration import LineSpec
 from headrace.ingest.limits import REASONS
+from headrace.ingest.tick import Push
 from headrace.labels.state import FATES
 from headrace.sample import TickManifest
 
 _PREFIX: Final = "headrace_ingest"
 _BUCKETS: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 STAGES: Final = ("read", "windows", "labels", "write", "push")
-
-Push = Callable[[str, pa.Table], None]
 
 
 class IngestMetrics:
