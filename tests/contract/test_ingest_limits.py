@@ -18,7 +18,7 @@ import pyarrow as pa
 import pytest
 
 from headrace.account import account
-from headrace.errors import EnvironmentFault
+from headrace.errors import DeclarationError, EnvironmentFault
 from headrace.events import event_schema
 from headrace.ingest.collector import Collector
 from headrace.ingest.limits import Admission, Limits, Refusal, free_bytes
@@ -27,7 +27,7 @@ from headrace.ingest.service import run
 from headrace.log.files import FileLog
 from headrace.log.stamp import EventWriter
 from headrace.sample import ticks
-from headrace.settings import Settings
+from headrace.settings import Settings, load_settings
 from tests.campaign import SPEC, Pushed, ingesting, posted, value_of, wait_for
 
 
@@ -214,6 +214,13 @@ def test_a_disk_that_fills_is_refused_before_it_is_full(settings, tmp_path):
     assert (refused.value.status, refused.value.reason) == (503, "disk_low")
     assert "make room" in refused.value.detail
     assert refused.value.retry_after_s == 30
+
+
+def test_the_floor_of_the_disk_is_a_setting():
+    assert load_settings({"HEADRACE_MIN_FREE_MB": "3"}).min_free_bytes == 3 * 2**20
+    for wrong in ("-1", "1.5", "2GB", ""):
+        with pytest.raises(DeclarationError, match="HEADRACE_MIN_FREE_MB"):
+            load_settings({"HEADRACE_MIN_FREE_MB": wrong})
 
 
 def test_a_request_too_many_is_told_before_its_body_is_read(tmp_path):

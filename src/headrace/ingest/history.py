@@ -14,7 +14,8 @@ from headrace.declaration import LineSpec
 from headrace.errors import InputError
 from headrace.events import IMPRESSION, TIME, served_schema
 from headrace.ingest.plan import Logs
-from headrace.ingest.tick import Push, TickState, advance, feast_push, resume
+from headrace.ingest.push import Push, feast_push
+from headrace.ingest.tick import TickState, advance, resume
 from headrace.log.files import FileLog
 from headrace.log.stamp import EventWriter
 from headrace.requests import transform

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from headrace.ingest.plan import TICK_EVENTS
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -26,7 +28,7 @@ class Limits:
     body_s: float = 4.0
     queue_bytes: int = 32 * 2**20
     queue_rows: int = 50_000
-    tick_events: int = 100_000
+    tick_events: int = TICK_EVENTS
     behind_events: int = 1_000_000
 
 

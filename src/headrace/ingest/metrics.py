@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
 from headrace.declaration import LineSpec
 from headrace.ingest.limits import REASONS
-from headrace.ingest.tick import Push
+from headrace.ingest.push import Push
 from headrace.labels.state import FATES
 from headrace.sample import TickManifest
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Final, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from headrace.declaration import LineSpec
 from headrace.events import event_schema, served_schema
 from headrace.log.files import FileLog
+
+TICK_EVENTS: Final = 100_000  # what one tick reads at most, so that its memory is bounded
 
 
 class ReadableLog(Protocol):

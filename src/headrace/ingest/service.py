@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from pathlib import Path
 from typing import Final
-
-import pyarrow as pa
 
 from headrace.atomic import disk_faults
 from headrace.declaration import LineSpec
@@ -18,15 +15,8 @@ from headrace.ingest.history import import_history
 from headrace.ingest.limits import Admission, Limits, free_bytes, low_disk
 from headrace.ingest.metrics import IngestMetrics
 from headrace.ingest.plan import Logs
-from headrace.ingest.tick import (
-    Push,
-    TickState,
-    advance,
-    feast_push,
-    push_newest,
-    resume,
-    run_tick,
-)
+from headrace.ingest.push import Push, feast_push, patient
+from headrace.ingest.tick import TickState, advance, push_newest, resume, run_tick
 from headrace.log.files import FileLog
 from headrace.log.stamp import EventWriter, clock_us
 from headrace.sample import check_ticks
@@ -34,9 +24,7 @@ from headrace.settings import Settings
 
 __all__ = ["TickState", "advance", "import_history", "resume", "run", "run_tick"]
 
-LOG = logging.getLogger(__name__)
 CATCH_UP_S: Final = 3.0  # after a stop; what is left then waits in the log for the next start
-_LONGEST_PAUSE_S: Final = 10.0
 
 
 def run(
@@ -83,7 +71,7 @@ class Resident:
             state = resume(self._spec, self._home, Logs(writer, served))
             self._metrics.moved_to(state.at_us)
             push_newest(state, self._push)
-            self._push = patient(self._push, stop, self._metrics)
+            self._push = patient(self._push, stop, self._metrics.push_failures.inc)
             self._collect(state, writer, stop)
             deadline = time.monotonic() + CATCH_UP_S
             while time.monotonic() < deadline and self._tick(state):
@@ -121,32 +109,6 @@ class Resident:
         if manifest is not None:
             self._metrics.tick(manifest, state.spent_s)
         return manifest is not None
-
-
-def patient(push: Push, stop: threading.Event, metrics: IngestMetrics) -> Push:
-    """A push that is tried until it succeeds: an outage of the store must not end the collector.
-
-    Once `stop` is set a failure raises `EnvironmentFault`; the next start pushes again.
-    """
-
-    def push_until_done(view: str, rows: pa.Table) -> None:
-        pause_s = 0.5
-        while True:
-            try:
-                push(view, rows)
-                return
-            except Exception as problem:
-                metrics.push_failures.inc()
-                if stop.is_set():
-                    raise EnvironmentFault(
-                        f"{view}: the online store did not take the newest tick ({problem}); "
-                        "see that it answers and start again: the rows will be pushed then"
-                    ) from problem
-                LOG.error("push of %s failed, trying again in %g s: %s", view, pause_s, problem)
-            stop.wait(pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-
-    return push_until_done
 
 
 def slides(state: TickState, now_us: int) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -22,16 +22,14 @@ from headrace.declaration import LineSpec
 from headrace.errors import IntegrityError
 from headrace.events import TIME
 from headrace.ingest import checkpoint
-from headrace.ingest.plan import Logs, Plan, last_append, last_vector
+from headrace.ingest.plan import TICK_EVENTS, Logs, Plan, last_append, last_vector
+from headrace.ingest.push import Push
 from headrace.labels.state import Emitted, LabelState
 from headrace.log.stamp import last_arrival_us
 from headrace.sample import TickManifest, head_tick, read_tick, ticks
-from headrace.settings import Settings
 from headrace.windows import WindowState
 
-Push = Callable[[str, pa.Table], None]
 CHECKPOINT_EVERY: Final = 20
-TICK_EVENTS: Final = 100_000
 
 
 class TickState:
@@ -247,14 +245,6 @@ def resume(spec: LineSpec, home: Path, logs: Logs | None = None) -> TickState:
     state.save()
     checkpoint.prune(home)
     return state
-
-
-def feast_push(settings: Settings, spec: LineSpec) -> Push:
-    """The push to Feast's online store."""
-    from headrace.store import Store
-
-    store = Store(settings)
-    return lambda view, rows: store.push(spec, view, rows)
 
 
 def push_newest(state: TickState, push: Push) -> None:
