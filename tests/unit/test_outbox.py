@@ -73,7 +73,7 @@ def send(tmp_path: Path, collector: Collector, events: int, patience_s: float = 
 
 
 def test_a_crowded_or_broken_collector_gets_the_events_later(tmp_path):
-    collector = Collector([(429, {"retry-after": "1"}), (503, {}), (0, {}), (429, {}), (200, {})])
+    collector = Collector([(429, {"retry-after": "1"}), (503, {}), (0, {}), (408, {}), (200, {})])
     outbox = send(tmp_path, collector, 450)
     assert sorted(collector.taken) == sorted(f"i{n}" for n in range(450))
     assert outbox.counts["pushed_back"] == 2

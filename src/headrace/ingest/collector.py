@@ -137,7 +137,7 @@ class EventsRoute:
                     body += chunk
         except TimeoutError:
             why = f"the body took longer than {limit_s:g} s; send less at once"
-            raise Refusal(408, "body_too_slow", why) from None
+            raise Refusal(408, "body_too_slow", why, 1) from None
         except ClientDisconnect:
             raise Refusal(400, "sender_left", "the connection ended within the body") from None
         return bytes(body)

@@ -1,6 +1,6 @@
 """The simulator's sender: events that fall due are posted to the collector in small batches.
 
-Delivery is at least once. A batch that got no answer, a 429 or a 5xx is posted again with the
+Delivery is at least once. A batch that got no answer, a 408, 429 or 5xx is posted again with the
 same ids, after the pause that the answer asks for or an ever longer one; so a crash or a crowd
 at the collector may duplicate or delay events but never loses one.
 """
@@ -22,7 +22,7 @@ BATCH: Final = 200
 PAUSE_S: Final = 0.1
 FIRST_RETRY_S: Final = 0.25
 LONGEST_RETRY_S: Final = 5.0
-_TOO_MANY: Final = 429
+_LATER: Final = (408, 429)  # too slow, too many
 
 Event = dict[str, Any]
 Entry = tuple[int, int, Event, bool]  # due µs, number (breaks ties), the event, spoiled on purpose
@@ -103,8 +103,8 @@ class Outbox:
             self.counts["http_errors"] += 1
             self._put_back(batch)
             return pause_s
-        if answer.status_code == _TOO_MANY or answer.status_code >= 500:
-            crowded = answer.status_code == _TOO_MANY
+        crowded = answer.status_code in _LATER
+        if crowded or answer.status_code >= 500:
             self.counts["pushed_back" if crowded else "http_errors"] += 1
             self._put_back(batch)
             asked = str(answer.headers.get("retry-after", ""))
