@@ -22,6 +22,7 @@ OWNERS = {
     "tensorflow": {"model"},
     "keras": set(),
     "duckdb": {"source", "bench"},
+    "redis": {"store"},
     "circus": {"stack"},
     "airflow": {"dags"},
 }

@@ -15,8 +15,9 @@ import pytest
 
 from headrace.declaration import LineSpec
 from headrace.events import event_schema, served_schema
+from headrace.ingest.online import catch_up
 from headrace.ingest.service import resume
-from headrace.ingest.tick import push_newest, run_tick
+from headrace.ingest.tick import run_tick
 from headrace.log.files import FileLog
 from headrace.sample import head_tick, ticks
 from headrace.settings import PROJECT, load_line
@@ -30,22 +31,36 @@ def spec() -> LineSpec:
     return load_line(PROJECT / "lines" / "coupons.yaml")
 
 
+class Record:
+    """An online store of which a file remembers the times that were pushed, and to which view."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file = path.open("a", buffering=1)
+
+    def push(self, view: str, rows: pa.Table) -> None:
+        self.file.write(f"{rows['event_timestamp'].cast('int64')[0].as_py()} {view}\n")
+
+    def mark_us(self, view: str) -> int | None:
+        lines = [line.split() for line in self.path.read_text().splitlines()]
+        return max((int(at) for at, name in lines if name == view), default=None)
+
+    def clear(self, view: str) -> None:
+        raise AssertionError(f"{view} holds the rows of another past")
+
+
 def main(home: Path) -> None:
     """What the ingest process does, with ticks of a fixed number of events."""
     line = spec()
     state = resume(line, home)
-    record = (home.parent / f"{home.name}.pushed").open("a", buffering=1)
-
-    def push(view: str, rows: pa.Table) -> None:
-        record.write(f"{rows['event_timestamp'].cast('int64')[0].as_py()} {view}\n")
-
+    record = Record(home.parent / f"{home.name}.pushed")
     print("ready", flush=True)  # noqa: T201
-    push_newest(state, push)
+    catch_up(state, record)
     while state.events_to < state.logs.events.head:
         plan = state.plan(state.events_to + PER_TICK)
         assert plan is not None
-        run_tick(state, plan, push)
-    record.close()
+        run_tick(state, plan, record.push)
+    record.file.close()
 
 
 def prepare(home: Path, count: int) -> None:

@@ -11,18 +11,18 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from headrace.atomic import disk_faults
 from headrace.declaration import LineSpec
 from headrace.errors import InputError
 from headrace.events import IMPRESSION, TIME, served_schema
 from headrace.ingest import checkpoint
-from headrace.ingest.tick import Logs, Push, TickState, push_newest, run_tick
+from headrace.ingest.online import FeastOnline, Online, catch_up
+from headrace.ingest.tick import Logs, Push, TickState, run_tick
 from headrace.log.files import FileLog
 from headrace.log.stamp import EventWriter, clock_us
 from headrace.requests import transform
-from headrace.sample import TickManifest, ticks
+from headrace.sample import TickManifest
 from headrace.settings import Settings
 
 __all__ = ["TickState", "import_history", "run", "run_tick"]
@@ -32,35 +32,38 @@ BOOTSTRAP = "bootstrap"
 
 
 def run(
-    settings: Settings, spec: LineSpec, stop: threading.Event, push: Push | None = None
+    settings: Settings, spec: LineSpec, stop: threading.Event, online: Online | None = None
 ) -> None:
     """Collect events over HTTP and run a tick each `cadence.tick` until `stop` is set.
 
-    Finishes what was cut short before, pushes the newest tick again, then goes on. On `stop`
-    accepted events are stored and a last tick reads them. Raises `EnvironmentFault` when the
-    port or the log is taken. `push` defaults to Feast's online store.
+    Finishes what was cut short before, pushes what the online store lacks, then goes on. On
+    `stop` accepted events are stored and a last tick reads them. Raises `EnvironmentFault` when
+    the port or the log is taken or the online store is away, which loses nothing: what is
+    committed is pushed by the next start. `online` defaults to Feast's online store.
     """
-    push = push or _feast_push(settings, spec)
+    online = online or FeastOnline(settings, spec)
     home = settings.line_home(spec.line)
     with disk_faults(home):
-        _run(settings, spec, home, stop, push)
+        _run(settings, spec, home, stop, online)
 
 
-def _run(settings: Settings, spec: LineSpec, home: Path, stop: threading.Event, push: Push) -> None:
+def _run(
+    settings: Settings, spec: LineSpec, home: Path, stop: threading.Event, online: Online
+) -> None:
     from headrace.ingest.collector import Collector
 
     writer = EventWriter(home / "log" / "events", spec)
     try:
         served = FileLog(home / "log" / "served", served_schema(spec))
         state = resume(spec, home, Logs(writer, served))
-        push_newest(state, push)
+        catch_up(state, online)
         collector = Collector(settings, spec, writer, home / "malformed.jsonl")
         collector.start()
         try:
-            _loop(state, writer, collector.check, stop, push)
+            _loop(state, writer, collector.check, stop, online.push)
         finally:
             collector.stop()
-        while advance(state, push) is not None:
+        while advance(state, online.push) is not None:
             pass
     finally:
         writer.close()
@@ -107,7 +110,7 @@ def slides(state: TickState, now_us: int) -> bool:
 
 
 def import_history(
-    settings: Settings, spec: LineSpec, events: pa.Table, tick_us: int, push: Push | None = None
+    settings: Settings, spec: LineSpec, events: pa.Table, tick_us: int, online: Online | None = None
 ) -> int:
     """Take a past in, as if it had been lived: ticks of `tick_us`, with the vectors of then.
 
@@ -119,13 +122,13 @@ def import_history(
     that do not fit behind the log.
     """
     _check_history(spec, events, tick_us)
-    push = push or _feast_push(settings, spec)
+    online = online or FeastOnline(settings, spec)
     home = settings.line_home(spec.line)
     with disk_faults(home):
-        return _import(spec, home, events, tick_us, push)
+        return _import(spec, home, events, tick_us, online)
 
 
-def _import(spec: LineSpec, home: Path, events: pa.Table, tick_us: int, push: Push) -> int:
+def _import(spec: LineSpec, home: Path, events: pa.Table, tick_us: int, online: Online) -> int:
     writer = EventWriter(home / "log" / "events", spec)
     served = FileLog(home / "log" / "served", served_schema(spec), writer=True)
     try:
@@ -138,7 +141,7 @@ def _import(spec: LineSpec, home: Path, events: pa.Table, tick_us: int, push: Pu
                 impressions = _impressions(state, cut)
                 served.append(bootstrap_vectors(state, impressions))
             advance(state, None, cut)
-        _push_last_rows(state, push)
+        catch_up(state, online)
         return state.next_tick
     finally:
         served.close()
@@ -199,22 +202,3 @@ def _store_history(writer: EventWriter, events: pa.Table) -> int:
             raise InputError("the log ends at the same time with other events; use an empty home")
         return first
     return writer.append_stamped(events)
-
-
-def _push_last_rows(state: TickState, push: Push) -> None:
-    last: dict[str, pa.Table] = {}
-    for manifest in ticks(state.home):
-        for view, path in manifest.features.items():
-            rows = pq.read_table(state.home / path, partitioning=None)
-            last[view] = pa.concat_tables([last[view], rows]) if view in last else rows
-    for view, rows in last.items():
-        key = [name for name in rows.column_names if name in state.spec.columns]
-        newest = ~rows.select(key).to_pandas().duplicated(keep="last").to_numpy()
-        push(view, rows.filter(pa.array(newest)))
-
-
-def _feast_push(settings: Settings, spec: LineSpec) -> Push:
-    from headrace.store import Store
-
-    store = Store(settings)
-    return lambda view, rows: store.push(spec, view, rows)

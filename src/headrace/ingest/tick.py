@@ -14,7 +14,6 @@ from typing import Final, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from headrace.atomic import write_json, write_parquet
 from headrace.declaration import LineSpec
@@ -235,14 +234,6 @@ def run_tick(
         for view in paths:
             push(view, features[view])
     return manifest
-
-
-def push_newest(state: TickState, push: Push) -> None:
-    """Push the newest tick's rows again: a kill between commit and push must not lose them."""
-    if state.next_tick:
-        manifest = read_tick(state.home, state.next_tick - 1)
-        for view, path in manifest.features.items():
-            push(view, pq.read_table(state.home / path, partitioning=None))
 
 
 def _counts(plan: Plan, emitted: Emitted, features: dict[str, pa.Table]) -> dict[str, int]:

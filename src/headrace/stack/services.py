@@ -117,6 +117,7 @@ def stack_environ(settings: Settings, stack_id: str) -> dict[str, str]:
         "HEADRACE_AIRFLOW_PORT": str(settings.airflow_port),
         "HEADRACE_KFP_ENDPOINT": settings.kfp_endpoint or "",
         "HEADRACE_KFP_TOKEN": settings.kfp_token or "",
+        "HEADRACE_ONLINE_STORE": settings.online_store or "",
         "AIRFLOW_HOME": str(airflow_folder(settings)),
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
         "PYTHONPATH": os.pathsep.join(paths),
