@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 from urllib.parse import quote
 
-ABSENT = "redis-server is not installed; run `bash infra/setup/redis.sh` as root"
+REMEDY = "run `bash infra/setup/redis.sh` as root"
+ABSENT = f"redis-server is not installed; {REMEDY}"
 
 
 def installed() -> bool:

@@ -305,6 +305,20 @@ def test_a_store_that_lost_rows_is_found_at_the_next_push(applied: Settings, sho
     assert found["item_sum_1h"].to_pylist() == [0, 2]
 
 
+def test_a_view_that_feast_drops_loses_its_mark_with_its_rows(
+    store: Store, shop: LineSpec, plain: FeatureStore
+):
+    view = "shop_by_user_id_item"
+    store.push(shop, view, rows(shop, view, T0, [("ann", 1)], 1))
+    assert store.mark_us(view) is not None
+    registered, online = plain.get_feature_view(view), plain.provider.online_store
+    online.update(plain.config, [registered], [], [], [], partial=False)
+    assert store.mark_us(view) is None
+    online.update(plain.config, [], [registered], [], [], partial=False)
+    question = asked(shop, [T0], user_id=["ann"], item=[1])
+    assert store.read_online(shop, question)[f"{view}__at"].to_pylist() == [None]
+
+
 def test_a_row_counts_to_the_end_of_its_ttl_and_no_longer(
     store: Store, kiosk: LineSpec, applied: Settings, plain: FeatureStore
 ):

@@ -108,13 +108,17 @@ class HeadraceRedisOnlineStore(HonoursTtl, RedisOnlineStore):  # type: ignore[mi
         check_mark(view.name, _mark(held), after_us)
         return mark_us
 
+    def clear(self, config: RepoConfig, view: FeatureView) -> None:
+        """Delete a view's mark and rows; the mark first, so that a crash in between is seen."""
+        self._get_client(config.online_store).delete(_mark_key(config, view.name))
+        self.delete_table(config, view)
+
     def update(
         self, config: RepoConfig, tables_to_delete: Sequence[FeatureView], *rest: Any, **named: Any
     ) -> None:
-        """Feast's deletion of rows; a deleted view loses its mark first."""
-        marks = [_mark_key(config, view.name) for view in tables_to_delete]
-        if marks:
-            self._get_client(config.online_store).delete(*marks)
+        """Feast's deletion of views; each loses its mark."""
+        for view in tables_to_delete:
+            self._get_client(config.online_store).delete(_mark_key(config, view.name))
         super().update(config, tables_to_delete, *rest, **named)
 
 

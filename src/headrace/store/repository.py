@@ -109,9 +109,7 @@ class Store:
     def clear(self, view: str) -> None:
         """Delete a view's rows from the online store."""
         with self._lock, online_faults(self._settings):
-            feast_view, config = self._view(view), self._store().config
-            self._online().update(config, [feast_view], [], [], [], partial=True)
-            self._online().update(config, [], [feast_view], [], [], partial=True)
+            self._online().clear(self._store().config, self._view(view))
             self._marks_us[view] = None
 
     def read_online(self, spec: LineSpec, asked: pa.Table) -> pa.Table:

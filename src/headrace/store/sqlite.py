@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
-from itertools import repeat
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, Literal
 
 import pyarrow as pa
 from feast import FeatureView
@@ -17,7 +16,8 @@ from headrace.store.encode import by_value, entity_keys, int_values
 from headrace.store.marks import check_mark, newest_us
 from headrace.store.ttl import HonoursTtl
 
-_COLUMNS = ("entity_key", "feature_name", "value", "value_text", "event_ts", "created_ts")
+CACHE_KIB: Final = 64_000  # SQLite's 2 MB do not hold the pages that one tick touches
+_COLUMNS: Final = ("entity_key", "feature_name", "value", "value_text", "event_ts", "created_ts")
 
 
 class HeadraceSqliteOnlineStoreConfig(SqliteOnlineStoreConfig):  # type: ignore[misc]
@@ -41,6 +41,7 @@ class HeadraceSqliteOnlineStore(HonoursTtl, SqliteOnlineStore):  # type: ignore[
         if is_new:
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=NORMAL")
+            connection.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
             connection.execute(
                 "CREATE TABLE IF NOT EXISTS headrace_marks (view TEXT PRIMARY KEY, at_us INTEGER)"
             )
@@ -73,22 +74,20 @@ class HeadraceSqliteOnlineStore(HonoursTtl, SqliteOnlineStore):  # type: ignore[
             f'INSERT INTO "{table}" ({", ".join(_COLUMNS)}) VALUES (?, ?, ?, ?, ?, ?) '
             f"ON CONFLICT (entity_key, feature_name) DO UPDATE SET {updates}"
         )
-        keys = entity_keys(view, rows)
-        seconds = by_value(rows["event_timestamp"].cast(pa.int64()), lambda us: us // 1_000_000)
         mark_us = newest_us(rows, after_us)
         with connection:
-            for field in view.features:
-                column = rows[field.name]
-                texts = by_value(column, str)
-                connection.executemany(
-                    insert,
-                    zip(keys, repeat(field.name), int_values(column), texts, seconds, repeat(None)),
-                )
+            connection.executemany(insert, _statements(view, rows))
             check_mark(view.name, self.mark_us(config, view.name), after_us)
             connection.execute(
                 "INSERT OR REPLACE INTO headrace_marks VALUES (?, ?)", (view.name, mark_us)
             )
         return mark_us
+
+    def clear(self, config: RepoConfig, view: FeatureView) -> None:
+        """Delete a view's rows and its mark."""
+        with self._get_conn(config) as connection:
+            connection.execute(f'DELETE FROM "{compute_table_id(config.project, view)}"')
+            connection.execute("DELETE FROM headrace_marks WHERE view = ?", (view.name,))
 
     def update(
         self,
@@ -105,3 +104,16 @@ class HeadraceSqliteOnlineStore(HonoursTtl, SqliteOnlineStore):  # type: ignore[
                 "DELETE FROM headrace_marks WHERE view = ?",
                 [(view.name,) for view in tables_to_delete],
             )
+
+
+def _statements(view: FeatureView, rows: pa.Table) -> Iterator[tuple[object, ...]]:
+    """Feast's table rows in the order of their keys: a random order costs four times as much."""
+    keys = entity_keys(view, rows)
+    seconds = by_value(rows["event_timestamp"].cast(pa.int64()), lambda us: us // 1_000_000)
+    features = [
+        (field.name, int_values(rows[field.name]), by_value(rows[field.name], str))
+        for field in view.features
+    ]
+    for row in sorted(range(len(keys)), key=keys.__getitem__):
+        for name, values, texts in features:
+            yield keys[row], name, values[row], texts[row], seconds[row], None
