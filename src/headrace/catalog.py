@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -96,7 +97,7 @@ def statistics(settings: Settings, spec: LineSpec, feature: Feature) -> dict[str
 
     Rows are those of the view's parts (a key's row is written when it changes), for a request
     feature those of the samples (as served). `empty_share`: without a value. Numbers have
-    `min`, `p50`, `p95`, `max`; ids and hashes `distinct`. `age_s`: since the newest row.
+    `min`, `p50`, `p95`, `max`; ids and hashes `distinct`. `newest_at`, `age_s`: of the newest row.
     """
     home = settings.line_home(spec.line)
     at = f"{feature.view}__at" if feature.kind == "window" else "served_at"
@@ -123,8 +124,8 @@ def statistics(settings: Settings, spec: LineSpec, feature: Feature) -> dict[str
         "rows": rows,
         "empty_share": float(empty.mean()),
         **numbers,
-        "newest_at_us": newest_us,
-        "age_s": time.time() - newest_us / 1e6,
+        "newest_at": datetime.fromtimestamp(newest_us / 1e6, UTC).isoformat(),
+        "age_s": round(time.time() - newest_us / 1e6, 3),
     }
 
 

@@ -57,8 +57,7 @@ def features_describe(name: Name, as_json: AsJson = False) -> None:
         table.add_row("view, service", f"{one['view']}, {one['service']}")
         table.add_row("read by", ", ".join(one["read_by"]) or "nobody")
         table.add_row("expires", one["ttl"] or "never")
-        statistics = one["statistics"] or {"rows": "none yet"}
-        for figure, value in statistics.items():
+        for figure, value in (one["statistics"] or {"rows": "none yet"}).items():
             table.add_row(figure.replace("_", " "), _shown(value))
         out.print(table)
 
