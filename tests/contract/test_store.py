@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import sqlite3
 import threading
@@ -350,6 +351,19 @@ def test_a_row_counts_to_the_end_of_its_ttl_and_no_longer(
     assert (mixed["user_views_count_1h"], mixed["item_sum_1h"]) == (0, 150)
 
 
+def asked_async(plain: FeatureStore, feature: str, rows: list[dict[str, object]]) -> Any:
+    """Values by Feast's asynchronous read."""
+
+    async def ask() -> Any:
+        try:
+            found = await plain.get_online_features_async([feature], rows)
+            return found.to_dict()[feature.partition(":")[2]]
+        finally:
+            await plain.provider.online_store._client_async.aclose()
+
+    return asyncio.run(ask())
+
+
 def test_plain_feast_honours_the_ttl_as_well(store: Store, kiosk: LineSpec, plain: FeatureStore):
     view, now_us = "kiosk_by_user_id", pd.Timestamp.now("UTC").value // 1000
     store.push(kiosk, view, rows(kiosk, view, now_us - kiosk.feature_ttl - 1, [("past",)], 8))
@@ -364,6 +378,8 @@ def test_plain_feast_honours_the_ttl_as_well(store: Store, kiosk: LineSpec, plai
         assert list(answer.proto.results[place].statuses)[:2] == [4, 1]  # OUTSIDE_MAX_AGE, PRESENT
     long = plain.get_online_features([f"{view}:{names[0]}"], users, full_feature_names=True)
     assert long.to_dict()[f"{view}__{names[0]}"] == [None, 9, None]
+    if plain.provider.async_supported.online.read:  # Redis
+        assert asked_async(plain, f"{view}:{names[0]}", users) == [None, 9, None]
     service = plain.get_feature_service("kiosk_v3")
     row = {"user_id": "past", "item": 1, "user_id__request": "past", "item__request": 1}
     row |= {"price": 1.0, "request_at": now_us - 1}  # within: the request's time counts, not now
