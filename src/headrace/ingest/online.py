@@ -12,7 +12,7 @@ from headrace.ingest.tick import TickState
 from headrace.sample import read_tick
 from headrace.settings import Settings
 
-PARTS_AT_ONCE: Final = 100
+PARTS_AT_ONCE: Final = 20  # of 10 k events each, they fill a pipeline of some 100 MB
 
 
 class Online(Protocol):

@@ -71,8 +71,8 @@ def online_faults(settings: Settings) -> Iterator[None]:
         yield
     except RedisError as problem:
         raise EnvironmentFault(
-            f"online store {settings.online_store_name}: {problem}; start Redis there or correct "
-            "HEADRACE_ONLINE_STORE"
+            f"online store {settings.online_store_name}: {str(problem).rstrip('.')}; start Redis "
+            "there or correct HEADRACE_ONLINE_STORE"
         ) from problem
 
 
