@@ -31,6 +31,7 @@ check: setup ## ruff, mypy, import-linter
 	@.venv/bin/lint-imports
 
 test-fast: setup ## Unit, contract, golden, parity and architecture tests (under two minutes)
+	@bash infra/setup/redis.sh
 	@.venv/bin/pytest -n 2 --dist loadfile -m "not ($(SLOW))"
 
 test: test-fast ## All tests
@@ -44,6 +45,7 @@ golden: setup ## Write the golden files anew (compiled pipelines, OpenAPI)
 
 bench: ## Benchmarks with peers, which it installs; JSON in out/bench
 	@bash infra/setup/install.sh bench
+	@bash infra/setup/redis.sh
 	@.venv/bin/python -m bench
 
 results: setup ## Renew docs/results.md from the files in out/

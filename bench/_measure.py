@@ -99,9 +99,9 @@ def equality(name: str, holds: bool) -> dict[str, Any]:
     return _claim(name, float(holds), "", 1, holds)
 
 
-def not_measured(name: str, package: str) -> dict[str, Any]:
+def not_measured(name: str, package: str, remedy: str = PEERS_GROUP) -> dict[str, Any]:
     """Claim that could not be checked, for want of a peer: it does not hold."""
-    return _claim(f"{name}: not measured, {package} is absent", 0.0, "x", PEERS_GROUP, False)
+    return _claim(f"{name}: not measured, {package} is absent", 0.0, "x", remedy, False)
 
 
 def _claim(name: str, value: float, unit: str, goal: Any, holds: bool) -> dict[str, Any]:

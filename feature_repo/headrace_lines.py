@@ -11,6 +11,7 @@ none at all, but parity has to recompute a row at the very tick that wrote it.
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 from feast import (
@@ -95,7 +96,7 @@ def _view(
             *(Field(name=feature.name, dtype=Int64) for feature in features),
         ],
         source=PushSource(name=f"{name}_push", batch_source=parts),
-        ttl=None,
+        ttl=None if spec.feature_ttl is None else timedelta(microseconds=spec.feature_ttl),
         online=True,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,14 @@ from typing import Any
 import httpx
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from headrace.declaration import LineSpec
 from headrace.events import event_schema, served_schema
 from headrace.ingest.limits import Limits
+from headrace.ingest.online import Online
 from headrace.ingest.service import run
 from headrace.log.files import FileLog
 from headrace.log.stamp import clock_us
@@ -43,17 +45,27 @@ SPEC = line()
 
 
 class Pushed:
-    """A push that remembers, in place of Feast's online store."""
+    """An online store that remembers who called, in place of Feast's."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, pa.Table]] = []
         self.online: dict[tuple[str, Any], dict[str, Any]] = {}
+        self.marks: dict[str, int] = {}
 
-    def __call__(self, view: str, rows: pa.Table) -> None:
+    def push(self, view: str, rows: pa.Table) -> None:
         self.calls.append((view, rows))
         key = SPEC.views[view][0].key
         for row in rows.to_pylist():
             self.online[view, tuple(row[name] for name in key)] = row
+        self.marks[view] = pc.max(rows["event_timestamp"].cast(pa.int64())).as_py()
+
+    def mark_us(self, view: str) -> int | None:
+        return self.marks.get(view)
+
+    def clear(self, view: str) -> None:
+        self.marks.pop(view)
+        for place in [place for place in self.online if place[0] == view]:
+            del self.online[place]
 
 
 def history(seconds: int, per_second: int = 20, seed: int = 1) -> pa.Table:
@@ -88,19 +100,16 @@ def tree(home: Path) -> dict[str, bytes]:
     }
 
 
-Push = Callable[[str, pa.Table], None]
-
-
 @contextmanager
 def ingesting(
-    settings: Settings, spec: LineSpec, push: Push, limits: Limits | None = None
+    settings: Settings, spec: LineSpec, online: Online, limits: Limits | None = None
 ) -> Iterator[httpx.Client]:
     """The service in a thread, until the block ends; a client that reaches it."""
     stop, failed = threading.Event(), []
 
     def target() -> None:
         try:
-            run(settings, spec, stop, push, limits)
+            run(settings, spec, stop, online, limits)
         except Exception as problem:  # noqa: BLE001
             failed.append(problem)
 

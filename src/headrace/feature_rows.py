@@ -129,7 +129,9 @@ def line_tags(spec: LineSpec) -> dict[str, str]:
 
     The on-demand view calls this package by name, so a registry of another version is stale.
     """
-    declared = spec.model_dump_json(include=_OF_FEATURES)
+    # Digests of lines without a TTL stay what they were before there were any.
+    counted = _OF_FEATURES | ({"feature_ttl"} if spec.feature_ttl else set())
+    declared = spec.model_dump_json(include=counted)
     digest = hashlib.sha256(declared.encode()).hexdigest()
     return {
         "headrace_line": spec.line,

@@ -154,6 +154,8 @@ def _check_freshness(findings: _Findings, settings: Settings, spec: LineSpec, vi
     known["newest_us"] = known["time_us"]
     joined = pd.merge_asof(asked, known, on="time_us", by="key").sort_values("row")
     newest = joined["newest_us"].fillna(0).to_numpy().astype(np.int64)
+    if spec.feature_ttl is not None:  # an expired row is passed over, whatever was written last
+        newest[newest < _us(served["served_at"]) - spec.feature_ttl] = 0
     wrong = newest > _us(served[f"{view}__at"])
     expected = pa.array(newest).cast(served.schema.field(f"{view}__at").type)
     findings.add("stale", f"{view}__at", wrong, expected)

@@ -7,9 +7,11 @@ Settings are read once into a frozen value; a line's YAML becomes a `LineSpec` o
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import ValidationError
@@ -18,6 +20,8 @@ from headrace.declaration import LineSpec
 from headrace.errors import DeclarationError
 
 PROJECT = Path(__file__).resolve().parents[2]
+_REDIS_DATABASE = re.compile(r"(/\d*)?")
+_NOT_IN_A_URL = re.compile(r"[\s'\"$\\]")
 
 
 @dataclass(frozen=True)
@@ -37,10 +41,19 @@ class Settings:
     min_free_bytes: int
     kfp_endpoint: str | None
     kfp_token: str | None = field(repr=False)
+    online_store: str | None = field(default=None, repr=False)  # a Redis URL; None is SQLite
 
     def line_home(self, line: str) -> Path:
         """Folder of everything that belongs to one line: logs, ticks, samples, versions."""
         return self.home / "lines" / line
+
+    @property
+    def online_store_name(self) -> str:
+        """The online store as it may be shown: without user and password."""
+        if self.online_store is None:
+            return f"sqlite:///{self.home / 'feast' / 'online.db'}"
+        parts = urlsplit(self.online_store)
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
     @property
     def server_url(self) -> str:
@@ -87,7 +100,29 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         min_free_bytes=megabytes("HEADRACE_MIN_FREE_MB", 256),
         kfp_endpoint=env.get("HEADRACE_KFP_ENDPOINT") or None,
         kfp_token=env.get("HEADRACE_KFP_TOKEN") or None,
+        online_store=_redis_url(env.get("HEADRACE_ONLINE_STORE") or None),
     )
+
+
+def _redis_url(url: str | None) -> str | None:
+    """The URL if it is one of Redis; an error shows its host, never its password."""
+    if url is None:
+        return None
+    try:
+        parts = urlsplit(url)
+        fits = parts.scheme in ("redis", "rediss") and bool(parts.hostname) and parts.port != 0
+        fits = fits and not parts.query and not parts.fragment
+    except ValueError:  # a port that is no number, an address that is none
+        fits = False
+    if not fits or not _REDIS_DATABASE.fullmatch(parts.path) or _NOT_IN_A_URL.search(url):
+        _, at, shown = url.rpartition("@")
+        shown = f"…@{shown}" if at else shown.partition("?")[0]
+        raise DeclarationError(
+            f"HEADRACE_ONLINE_STORE={shown!r} is not the URL of a Redis; write "
+            "redis://HOST:PORT/DATABASE, rediss:// for TLS, a password as redis://:PASSWORD@HOST… "
+            "percent-encoded; or leave the variable out for SQLite"
+        )
+    return url
 
 
 def java_command(environ: Mapping[str, str] | None = None) -> str:

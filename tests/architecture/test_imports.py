@@ -13,7 +13,7 @@ SOURCE = PROJECT / "src" / "headrace"
 
 # A library that has one owner: everything else goes through that module.
 OWNERS = {
-    "feast": {"store", "feature_repo"},
+    "feast": {"store", "feature_repo", "bench"},
     "kfp": {"launch", "components", "pipelines"},
     "kfp_server_api": {"launch"},
     "great_expectations": {"quality"},
@@ -22,6 +22,7 @@ OWNERS = {
     "tensorflow": {"model"},
     "keras": set(),
     "duckdb": {"source", "bench"},
+    "redis": {"store"},
     "circus": {"stack"},
     "airflow": {"dags"},
 }

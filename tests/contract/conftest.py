@@ -1,12 +1,14 @@
-"""One applied Feast repository for the contract tests of the store and the server."""
+"""Applied Feast repositories for the contract tests of the store and the server."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from bench._redis import ABSENT, RedisServer, installed
 from headrace.declaration import LineSpec
 from headrace.settings import PROJECT, Settings, find_line, load_settings
 from headrace.store import Store
@@ -48,12 +50,15 @@ model:
 """
 
 
-@pytest.fixture(scope="session")
-def applied(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    """Settings of a home in which the lines `shop` and `coupons` are registered with Feast."""
-    root = tmp_path_factory.mktemp("applied")
+# The same features, whose rows expire: as long as the longest window, the shortest TTL there is.
+KIOSK = SHOP.replace("line: shop", "line: kiosk\nfeature_ttl: 1h")
+
+
+def _apply(root: Path, **environ: str) -> Settings:
+    """Settings of a home in which `shop`, `kiosk` and `coupons` are registered with Feast."""
     (root / "lines").mkdir()
     (root / "lines" / "shop.yaml").write_text(SHOP, encoding="utf-8")
+    (root / "lines" / "kiosk.yaml").write_text(KIOSK, encoding="utf-8")
     shutil.copy(PROJECT / "lines" / "coupons.yaml", root / "lines")
     settings = load_settings(
         {
@@ -61,9 +66,33 @@ def applied(tmp_path_factory: pytest.TempPathFactory) -> Settings:
             "HEADRACE_LINES_DIR": str(root / "lines"),
             "HEADRACE_FEATURE_REPO": str(Path(PROJECT) / "feature_repo"),
         }
+        | environ
     )
     Store(settings).apply()
     return settings
+
+
+@pytest.fixture(scope="session")
+def apply_lines() -> Callable[..., Settings]:
+    """Registers the lines in a home below an empty folder; `HEADRACE_*` by keyword."""
+    return _apply
+
+
+@pytest.fixture(scope="session")
+def applied(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """Settings of an applied home, with SQLite as its online store."""
+    return _apply(tmp_path_factory.mktemp("applied"))
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A Redis that runs as long as the tests, with a password."""
+    if not installed():
+        pytest.skip(ABSENT)
+    server = RedisServer(tmp_path_factory.mktemp("redis"), "h@sh")
+    server.start()
+    yield server
+    server.stop()
 
 
 @pytest.fixture(scope="session")

@@ -70,10 +70,10 @@ def test_posted_events_become_samples_and_every_event_is_accounted_for(settings)
     counts = account(settings, SPEC)
     expected = {"appended": 5, "pending": 4, "duplicate_impression": 1, "malformed": 6, "lost": 0}
     assert {name: counts[name] for name in expected} == expected
-    again = Pushed()
-    with ingesting(settings, SPEC, again):
+    calls = len(pushed.calls)
+    with ingesting(settings, SPEC, pushed):
         pass
-    assert [view for view, _ in again.calls] == list(ticks(home)[-1].features)
+    assert len(pushed.calls) == calls  # the store holds all of it
 
 
 def test_windows_slide_when_traffic_stops(settings):

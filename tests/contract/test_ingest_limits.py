@@ -85,16 +85,21 @@ def logged(home: Path) -> list[str]:
     return [str(which) for which in log.read(0, log.head)["impression_id"].to_pylist()]
 
 
+class Slow(Pushed):
+    """An online store that takes its time."""
+
+    def push(self, view: str, rows: pa.Table) -> None:
+        time.sleep(0.05)
+        super().push(view, rows)
+
+
 def test_a_crowd_before_a_slow_store_is_slowed_down_and_every_event_is_stored_once(settings):
     home = settings.line_home(SPEC.line)
     limits = Limits(queue_rows=300, tick_events=200, behind_events=400)
 
-    def slow_push(view: str, rows: pa.Table) -> None:
-        time.sleep(0.05)
-
     names = ("headrace_ingest_queue_rows", "headrace_ingest_events_behind")
     with (
-        ingesting(settings, SPEC, slow_push, limits) as client,
+        ingesting(settings, SPEC, Slow(), limits) as client,
         watched(str(client.base_url), *names) as most,
     ):
         crowd = Crowd(f"{client.base_url}/v1/events", senders=12, batches=4, events=40)
@@ -242,25 +247,27 @@ class Outage(Pushed):
         super().__init__()
         self.back, self.tries = threading.Event(), 0
 
-    def __call__(self, view: str, rows: pa.Table) -> None:
+    def push(self, view: str, rows: pa.Table) -> None:
         self.tries += 1
         if not self.back.is_set():
             raise ConnectionError("store unreachable")
-        super().__call__(view, rows)
+        super().push(view, rows)
 
 
 def test_an_outage_of_the_online_store_delays_ticks_and_loses_no_row(settings):
-    home, push = settings.line_home(SPEC.line), Outage()
-    with ingesting(settings, SPEC, push) as client:
+    home, online = settings.line_home(SPEC.line), Outage()
+    with ingesting(settings, SPEC, online) as client:
         client.post("/v1/events", json={"events": [posted("a")]})
-        wait_for(lambda: push.tries > 1)
+        wait_for(lambda: online.tries > 1)
         assert client.post("/v1/events", json={"events": [posted("b")]}).status_code == 200
         page = client.get("/metrics").text
         assert value_of(page, "headrace_ingest_push_failures_total") >= 1
         assert value_of(page, "headrace_ingest_events_behind") == 1
-        push.back.set()
+        online.back.set()
         wait_for(lambda: value_of(client.get("/metrics").text, "headrace_ingest_ticks_total") == 2)
-    assert [view for view, _ in push.calls] == [v for tick in ticks(home) for v in tick.features]
+    pushed = [(view, rows[f"{view}__at"][0].as_py()) for view, rows in online.calls]
+    assert set(pushed) == {(view, tick.at_us) for tick in ticks(home) for view in tick.features}
+    assert [at_us for _, at_us in pushed] == sorted(at_us for _, at_us in pushed)
 
 
 def test_a_stop_in_an_outage_says_so_and_the_next_start_pushes(settings):
@@ -285,7 +292,7 @@ def test_a_stop_in_an_outage_says_so_and_the_next_start_pushes(settings):
     again = Pushed()
     with ingesting(settings, SPEC, again):
         pass
-    assert [view for view, _ in again.calls] == list(ticks(home)[-1].features)
+    assert {view for view, _ in again.calls} == ticks(home)[-1].features.keys()
 
 
 def posts(client: httpx.Client) -> bool:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
-import os
-import subprocess
-import sys
+import sqlite3
 import threading
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,8 +20,11 @@ from headrace.declaration import MISSING, LineSpec
 from headrace.errors import EnvironmentFault
 from headrace.events import ARROW_TYPES, TIME
 from headrace.feature_rows import feature_part, feature_schema
-from headrace.settings import Settings
+from headrace.settings import Settings, find_line
 from headrace.store import Store
+
+if TYPE_CHECKING:
+    from feast import FeatureStore
 
 T0 = 1_750_000_000_123_457  # not a whole second: Feast's SQLite store would cut it
 BIG = 2**62 + 1  # a float64 would round it
@@ -51,9 +55,52 @@ def asked(spec: LineSpec, at_us: list[int], **columns: list[object]) -> pa.Table
     return pa.table(given | {"request_at": pa.array(at_us, pa.int64())})
 
 
+def bits(found: pa.Table) -> dict[str, list[object]]:
+    """Columns as they are compared: floats by their bits."""
+    return {
+        name: column.to_numpy().view("int64").tolist()
+        if pa.types.is_floating(column.type)
+        else column.to_pylist()
+        for name, column in zip(found.column_names, found.columns, strict=True)
+    }
+
+
+@pytest.fixture(scope="module", params=["sqlite", "redis"])
+def applied(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    applied: Settings,
+    apply_lines: Callable[..., Settings],
+) -> Settings:
+    """Settings of an applied home, over each online store."""
+    if request.param == "sqlite":
+        return applied
+    url = request.getfixturevalue("redis_server").url
+    return apply_lines(tmp_path_factory.mktemp("redis_home"), HEADRACE_ONLINE_STORE=url)
+
+
+@pytest.fixture(scope="module")
+def shop(applied: Settings) -> LineSpec:
+    return find_line(applied, "shop")
+
+
+@pytest.fixture(scope="module")
+def kiosk(applied: Settings) -> LineSpec:
+    return find_line(applied, "kiosk")
+
+
 @pytest.fixture(scope="module")
 def store(applied: Settings) -> Store:
     return Store(applied)
+
+
+@pytest.fixture
+def plain(applied: Settings, monkeypatch: pytest.MonkeyPatch) -> FeatureStore:
+    """Feast's own SDK on the home, as anybody opens it."""
+    from feast import FeatureStore
+
+    monkeypatch.setenv("HEADRACE_ONLINE_STORE", applied.online_store or "")
+    return FeatureStore(repo_path=str(applied.home / "feast"))
 
 
 def test_pushed_rows_are_read_with_their_exact_time_and_values(store: Store, shop: LineSpec):
@@ -106,8 +153,6 @@ def test_no_rows_ask_and_give_nothing(store: Store, shop: LineSpec):
 
 
 def test_history_before_the_first_tick_is_all_zeros(store: Store, applied: Settings):
-    from headrace.settings import find_line
-
     coupons = find_line(applied, "coupons")
     found = store.read_history(coupons, asked(coupons, [T0], user_id=["u"], item_id=["i"]))
     assert [found[feature.name].to_pylist() for feature in coupons.windows] == [[0]] * 8
@@ -142,20 +187,13 @@ def test_history_equals_what_was_online_bit_for_bit(
     history = store.read_history(shop, everything)
     expected = pa.concat_tables([found for _, found in reversed(online)]).combine_chunks()
     assert history.num_rows == 15
-    for name in expected.column_names:
-        left, right = history[name], expected[name]
-        if pa.types.is_floating(left.type):
-            left, right = (pa.array(c.to_numpy().view("int64")) for c in (left, right))
-        assert left.to_pylist() == right.to_pylist(), name
+    assert bits(history) == bits(expected)
 
 
 def test_the_plain_feast_sdk_reads_the_feature_service(
-    store: Store, shop: LineSpec, applied: Settings
+    store: Store, shop: LineSpec, plain: FeatureStore
 ):
-    from feast import FeatureStore
-
     store.push(shop, "shop_by_user_id", rows(shop, "shop_by_user_id", T0, [("sdk",)], 40))
-    plain = FeatureStore(repo_path=str(applied.home / "feast"))
     found = plain.get_online_features(
         features=plain.get_feature_service("shop_v3"),
         entity_rows=[
@@ -176,24 +214,6 @@ def test_the_plain_feast_sdk_reads_the_feature_service(
     for feature in shop.request_features:
         mine = [None if x != x else x for x in ours[feature.name].to_pylist()]  # Feast's NaN
         assert found[feature.name] == mine
-
-
-def test_the_feast_command_line_applies_the_repository(applied: Settings, tmp_path: Path):
-    environ = os.environ | {
-        "HEADRACE_HOME": str(tmp_path),
-        "HEADRACE_LINES_DIR": str(applied.lines_dir),
-    }
-    feast = Path(sys.executable).with_name("feast")
-    done = subprocess.run(
-        [feast, "-c", str(applied.feature_repo), "apply"],
-        env=environ,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Created feature service shop_v3" in done.stdout
-    assert {path.name for path in (tmp_path / "feast").iterdir()} == {"online.db", "registry.db"}
 
 
 def test_reading_and_writing_at_once_sees_whole_rows(applied: Settings, shop: LineSpec):
@@ -218,12 +238,152 @@ def test_reading_and_writing_at_once_sees_whole_rows(applied: Settings, shop: Li
     assert problems == []
 
 
-def test_a_store_that_was_not_applied_says_so(applied: Settings, shop: LineSpec, tmp_path: Path):
-    with pytest.raises(EnvironmentFault, match="headrace up"):
-        Store(replace(applied, home=tmp_path)).read_online(shop, asked(shop, [T0]))
+def stored(settings: Settings) -> dict[Any, Any]:
+    """All that the online store holds but the marks, as it lies there."""
+    if settings.online_store is None:
+        with sqlite3.connect(settings.home / "feast" / "online.db") as connection:
+            names = "SELECT name FROM sqlite_master WHERE type = 'table' AND name LIKE '%_by_%'"
+            return {
+                (table, *row[:2]): row[2:]
+                for (table,) in connection.execute(names).fetchall()
+                for row in connection.execute(f"SELECT * FROM {table}")
+            }
+    from redis import Redis
+
+    client = Redis.from_url(settings.online_store)
+    keys = client.scan_iter()
+    return {key: client.hgetall(key) for key in keys if not key.startswith(b"headrace:mark:")}
 
 
-def test_a_line_changed_since_it_was_applied_is_refused(applied: Settings, shop: LineSpec):
-    changed = shop.model_copy(update={"timezone": "Asia/Tokyo"})
-    with pytest.raises(EnvironmentFault, match="another declaration"):
-        Store(applied).read_online(changed, asked(shop, [T0], user_id=["a"], item=[1]))
+def test_a_push_stores_the_bytes_that_feast_would_store(
+    store: Store, shop: LineSpec, applied: Settings, plain: FeatureStore
+):
+    for view in shop.views:
+        store.clear(view)
+    before = stored(applied)
+    keys = {"user_id": [("ann",), ("zoë",)], "item": [(5,), (-BIG,)]}
+    keys["user_id_item"] = [("ann", 5), ("zoë", -BIG)]
+    parts = {
+        f"shop_by_{name}": rows(shop, f"shop_by_{name}", T0, given, 3)
+        for name, given in keys.items()
+    }
+    for view, part in parts.items():
+        plain.push(f"{view}_push", feature_part(shop, view, part).to_pandas())
+    feasts = stored(applied)
+    assert feasts != before
+    for view in shop.views:
+        store.clear(view)
+    assert stored(applied) == before
+    for view, part in parts.items():
+        store.push(shop, view, part)
+    assert stored(applied) == feasts
+
+
+def test_the_last_write_wins_even_when_its_time_is_older(
+    store: Store, shop: LineSpec, plain: FeatureStore
+):
+    view, key = "shop_by_user_id", [("old",)]
+    question = asked(shop, [T0 + 9], user_id=["old"], item=[1])
+    for at_us, value in ((T0 + 2, 3), (T0 + 1, 4), (T0 + 1, 5)):
+        store.push(shop, view, rows(shop, view, at_us, key, value))
+        assert store.read_online(shop, question)["user_views_count_1h"].to_pylist() == [value]
+    part = feature_part(shop, view, rows(shop, view, T0, key, 6))
+    plain.push(f"{view}_push", part.to_pandas())
+    assert store.read_online(shop, question)["user_views_count_1h"].to_pylist() == [6]
+
+
+def test_a_store_that_lost_rows_is_found_at_the_next_push(applied: Settings, shop: LineSpec):
+    writer, view = Store(applied), "shop_by_item"
+    writer.push(shop, view, rows(shop, view, T0 + 7_000_000, [(1,)], 1))
+    assert writer.mark_us(view) == Store(applied).mark_us(view) == T0 + 7_000_000
+    Store(applied).clear(view)  # as a Redis that restarts without its data
+    with pytest.raises(EnvironmentFault, match=r"shop_by_item .* lost rows"):
+        writer.push(shop, view, rows(shop, view, T0 + 8_000_000, [(2,)], 2))
+    assert writer.mark_us(view) is None  # so the next start pushes all of it
+    writer.push(shop, view, rows(shop, view, T0 + 8_000_000, [(2,)], 2))
+    assert writer.mark_us(view) == T0 + 8_000_000
+    found = writer.read_online(shop, asked(shop, [T0] * 2, user_id=["x"] * 2, item=[1, 2]))
+    assert found["item_sum_1h"].to_pylist() == [0, 2]
+
+
+def test_a_view_that_feast_drops_loses_its_mark_with_its_rows(
+    store: Store, shop: LineSpec, plain: FeatureStore
+):
+    view = "shop_by_user_id_item"
+    store.push(shop, view, rows(shop, view, T0, [("ann", 1)], 1))
+    assert store.mark_us(view) is not None
+    registered, online = plain.get_feature_view(view), plain.provider.online_store
+    online.update(plain.config, [registered], [], [], [], partial=False)
+    assert store.mark_us(view) is None
+    online.update(plain.config, [], [registered], [], [], partial=False)
+    question = asked(shop, [T0], user_id=["ann"], item=[1])
+    assert store.read_online(shop, question)[f"{view}__at"].to_pylist() == [None]
+
+
+def test_a_row_counts_to_the_end_of_its_ttl_and_no_longer(
+    store: Store, kiosk: LineSpec, applied: Settings, plain: FeatureStore
+):
+    ttl, end = kiosk.feature_ttl, T0 + kiosk.feature_ttl
+    written = {"kiosk_by_user_id": [("ann",)], "kiosk_by_item": [(9,)]}
+    for view, keys in written.items():
+        part = rows(kiosk, view, T0, keys, 140)
+        folder = applied.line_home("kiosk") / "features" / view
+        pq.write_table(feature_part(kiosk, view, part), folder / "b=0.parquet")
+        store.push(kiosk, view, part)
+    later = rows(kiosk, "kiosk_by_item", end, [(9,)], 150)
+    question = asked(
+        kiosk, [T0, end, end + 1, end + ttl], user_id=["ann"] * 4, item=[9] * 4, price=[1.0] * 4
+    )
+    found = store.read_online(kiosk, question)
+    history = store.read_history(kiosk, question)
+    assert bits(found) == bits(history)
+    for view in written:
+        at = found[f"{view}__at"].cast(pa.int64()).to_pylist()
+        assert at == [T0, T0, None, None]
+    assert found["user_views_count_1h"].to_pylist() == [140, 140, 0, 0]
+    assert found["item_max_1h"].to_pylist() == [143, 143, MISSING, MISSING]
+    assert found["user_ctr"].to_pylist() == [142 / 150, 142 / 150, 0.1, 0.1]
+    assert [math.isnan(age) for age in found["item_click_age"].to_pylist()] == [False] * 2 + [
+        True
+    ] * 2
+    store.push(kiosk, "kiosk_by_item", later)  # one view alive, one expired
+    mixed = store.read_online(kiosk, question.slice(2, 1)).to_pylist()[0]
+    assert (mixed["user_views_count_1h"], mixed["item_sum_1h"]) == (0, 150)
+
+
+def asked_async(plain: FeatureStore, feature: str, rows: list[dict[str, object]]) -> Any:
+    """Values by Feast's asynchronous read."""
+
+    async def ask() -> Any:
+        try:
+            found = await plain.get_online_features_async([feature], rows)
+            return found.to_dict()[feature.partition(":")[2]]
+        finally:
+            await plain.provider.online_store._client_async.aclose()
+
+    return asyncio.run(ask())
+
+
+def test_plain_feast_honours_the_ttl_as_well(store: Store, kiosk: LineSpec, plain: FeatureStore):
+    view, now_us = "kiosk_by_user_id", pd.Timestamp.now("UTC").value // 1000
+    store.push(kiosk, view, rows(kiosk, view, now_us - kiosk.feature_ttl - 1, [("past",)], 8))
+    store.push(kiosk, view, rows(kiosk, view, now_us - 1_000_000, [("young",)], 9))
+    users = [{"user_id": name} for name in ("past", "young", "nobody")]
+    names = ["user_views_count_1h", f"{view}__at"]
+    for wanted in (names, names[:1]):  # with the row's time, and without
+        answer = plain.get_online_features([f"{view}:{name}" for name in wanted], users)
+        assert answer.to_dict()["user_views_count_1h"] == [None, 9, None]
+        assert answer.to_dict().keys() == {"user_id", *wanted}
+        place = list(answer.proto.metadata.feature_names.val).index("user_views_count_1h")
+        assert list(answer.proto.results[place].statuses)[:2] == [4, 1]  # OUTSIDE_MAX_AGE, PRESENT
+    long = plain.get_online_features([f"{view}:{names[0]}"], users, full_feature_names=True)
+    assert long.to_dict()[f"{view}__{names[0]}"] == [None, 9, None]
+    if plain.provider.async_supported.online.read:  # Redis
+        assert asked_async(plain, f"{view}:{names[0]}", users) == [None, 9, None]
+    service = plain.get_feature_service("kiosk_v3")
+    row = {"user_id": "past", "item": 1, "user_id__request": "past", "item__request": 1}
+    row |= {"price": 1.0, "request_at": now_us - 1}  # within: the request's time counts, not now
+    assert plain.get_online_features(service, [row]).to_dict()["user_ctr"] == [10 / 18]
+    row["request_at"] = now_us
+    assert plain.get_online_features(service, [row]).to_dict()["user_ctr"] == [0.1]
+    assert plain.get_feature_view(view).ttl == timedelta(hours=1)

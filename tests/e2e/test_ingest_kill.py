@@ -18,7 +18,8 @@ import pytest
 from headrace.declaration import LineSpec
 from headrace.events import event_schema, served_schema
 from headrace.ingest import checkpoint
-from headrace.ingest.tick import TickState, push_newest, run_tick
+from headrace.ingest.online import catch_up
+from headrace.ingest.tick import TickState, run_tick
 from headrace.log.files import FileLog
 from headrace.sample import head_tick, read_tick, ticks
 from headrace.settings import PROJECT, load_line
@@ -51,11 +52,19 @@ class Online:
         self._rows.execute("CREATE TABLE IF NOT EXISTS rows (key PRIMARY KEY, row)")
         self._rows.execute("CREATE TABLE IF NOT EXISTS pushes (at, view)")
 
-    def __call__(self, view: str, rows: pa.Table) -> None:
+    def push(self, view: str, rows: pa.Table) -> None:
         with self._rows:
             self._rows.executemany("INSERT OR REPLACE INTO rows VALUES (?, ?)", keyed(view, rows))
             at_us = rows[f"{view}__at"][0].as_py()
             self._rows.execute("INSERT INTO pushes VALUES (?, ?)", (at_us, view))
+
+    def mark_us(self, view: str) -> int | None:
+        newest = self._rows.execute("SELECT max(at) FROM pushes WHERE view = ?", (view,))
+        found: int | None = newest.fetchone()[0]
+        return found
+
+    def clear(self, view: str) -> None:
+        raise AssertionError(f"{view} holds the rows of another past")
 
     def rows(self) -> dict[str, str]:
         """The stored row of each key."""
@@ -96,11 +105,11 @@ def live(folder: str) -> None:
     checkpoint.prune(home)
     (home.parent / f"{home.name}.restored").touch()
     with closing(Online(home.parent / f"{home.name}.db")) as online:
-        push_newest(state, online)
+        catch_up(state, online)
         while state.events_to < state.logs.events.head:
             plan = state.plan(state.events_to + PER_TICK)
             assert plan is not None
-            run_tick(state, plan, online, CHECKPOINT_EVERY)
+            run_tick(state, plan, online.push, CHECKPOINT_EVERY)
 
 
 def stage(home: Path) -> str:

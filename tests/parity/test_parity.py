@@ -235,6 +235,26 @@ def test_a_key_that_was_written_but_not_found_is_stale(lived, spec):
     assert windows == told
 
 
+def test_a_row_that_expired_is_not_missed(lived, spec):
+    settings, served = lived
+    row, view = 215, "coupons_by_item_id"
+    empty = {feature.name: feature.empty for feature in spec.views[view]}
+    expired = served
+    for name, value in ({f"{view}__at": None} | empty).items():
+        expired = _with(expired, row, name, value)
+    names = [*spec.columns, *(feature.name for feature in spec.windows)]
+    asked = expired.select(names).append_column("request_at", expired["served_at"].cast("int64"))
+    inputs = requests.transform(spec, asked)
+    for one in input_fields(spec):
+        expired = _with(expired, row, one.name, inputs[one.name][row].as_py())
+    written_us = served[f"{view}__at"][row].as_py()
+    age = served["served_at"][row].as_py() - written_us
+    for ttl_us, stale in ((age.seconds * SECOND + age.microseconds, 1), (6 * SECOND, 0)):
+        with_ttl = spec.model_copy(update={"feature_ttl": ttl_us})
+        report = parity.check(settings, with_ttl, expired)
+        assert report.by_feature == ({f"{view}__at": 1} if stale else {})
+
+
 def test_bootstrap_rows_are_left_out(lived, spec):
     settings, served = lived
     wrong = _with(served, 3, "item_clicks_count_10m", 10**6)

@@ -10,6 +10,7 @@ import yaml
 
 from headrace.declaration import LineSpec, parse_duration_us, words_of
 from headrace.errors import DeclarationError
+from headrace.feature_rows import line_tags
 from headrace.settings import load_line, load_lines, load_settings
 
 LINES = Path(__file__).resolve().parents[2] / "lines"
@@ -69,6 +70,31 @@ def test_a_window_without_a_unit_is_named(tmp_path: Path) -> None:
     message = refusal(tmp_path, line)
     assert "windows.0.window" in message
     assert "30s" in message
+
+
+def test_features_may_not_expire_before_their_window_ends(tmp_path: Path) -> None:
+    line = raw()
+    line["feature_ttl"] = "29m"  # the longest window of the line is 30m
+    message = refusal(tmp_path, line)
+    assert "feature_ttl of 1740s is shorter than the 1800s of window 'user_category_imp" in message
+    assert "lengthen feature_ttl" in message
+    line["feature_ttl"] = "1800500ms"
+    assert "1800.5s is not a whole number" in refusal(tmp_path, line)
+    line["feature_ttl"] = 1800
+    assert "feature_ttl: 1800 is not a duration" in refusal(tmp_path, line)
+    line["feature_ttl"] = "30m"
+    assert LineSpec.model_validate(line).feature_ttl == 1_800_000_000
+
+
+def test_a_ttl_is_part_of_what_was_registered() -> None:
+    line = raw()
+    none, hour, day = (
+        line_tags(LineSpec.model_validate(line | ttl))["headrace_digest"]
+        for ttl in ({}, {"feature_ttl": "1h"}, {"feature_ttl": "1d"})
+    )
+    assert len({none, hour, day}) == 3
+    spelled = line_tags(LineSpec.model_validate(line | {"feature_ttl": "60m"}))
+    assert spelled["headrace_digest"] == hour
 
 
 def test_the_label_may_not_become_a_feature(tmp_path: Path) -> None:

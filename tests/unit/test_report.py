@@ -15,8 +15,8 @@ from headrace.cycle import Cycle
 from headrace.declaration import LineSpec
 from headrace.demo.claims import claims
 from headrace.events import event_schema, served_schema
+from headrace.ingest.plan import Logs
 from headrace.ingest.service import advance, import_history, resume
-from headrace.ingest.tick import Logs
 from headrace.line import Champion, LineStore, Version
 from headrace.log.files import FileLog
 from headrace.log.stamp import EventWriter
@@ -155,6 +155,16 @@ def spec() -> LineSpec:
     return load_line(PROJECT / "lines" / "coupons.yaml")
 
 
+class Nowhere:
+    """An online store that nobody reads."""
+
+    def push(self, view: str, rows: pa.Table) -> None: ...
+
+    def mark_us(self, view: str) -> int | None: ...
+
+    def clear(self, view: str) -> None: ...
+
+
 @pytest.fixture(scope="module")
 def lived(spec: LineSpec, tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """A home with a history, 40 live impressions, a base and one promoted and one refused cycle."""
@@ -162,7 +172,7 @@ def lived(spec: LineSpec, tmp_path_factory: pytest.TempPathFactory) -> Settings:
     home = settings.line_home(spec.line)
     end_us = now_us() - 120 * S
     past = history(spec, SimulatorConfig(users=50, history_s=20), end_us)
-    import_history(settings, spec, past, 5 * S, push=lambda *_: None)
+    import_history(settings, spec, past, 5 * S, online=Nowhere())
     store = LineStore(home, spec.line)
     _publish(store, spec, None, 0, head_tick(home), end_us)
     base = store.advance(None, "v000001", "promote", "base")

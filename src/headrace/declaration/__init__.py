@@ -32,6 +32,7 @@ from headrace.declaration.source import (
     names_of,
     words_of,
 )
+from headrace.declaration.words import in_words, write_duration
 
 __all__ = [
     "MISSING",
@@ -59,7 +60,9 @@ __all__ = [
     "TimePart",
     "TimeSpec",
     "WindowFeature",
+    "in_words",
     "names_of",
     "parse_duration_us",
     "words_of",
+    "write_duration",
 ]

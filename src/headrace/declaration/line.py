@@ -130,7 +130,11 @@ class CadenceSpec(Declared):
 
 
 class LineSpec(Declared):
-    """One line: a named model with its events, features, label, gates and cadence."""
+    """One line: a named model with its events, features, label, gates and cadence.
+
+    `feature_ttl`: a view's row counts for a request iff `<view>__at >= request_at - feature_ttl`;
+    otherwise its windows read as empty (docs/adr/0014). None: rows never expire.
+    """
 
     line: Name
     version: int = Field(1, ge=1)
@@ -141,6 +145,7 @@ class LineSpec(Declared):
     source: Annotated[LiveSource | FileSource, Field(discriminator="kind")]
     label: LabelSpec
     windows: tuple[WindowFeature, ...] = ()
+    feature_ttl: DurationUs | None = None
     request_features: tuple[RequestFeature, ...] = ()
     model: ModelSpec
     gates: GateSpec = GateSpec()
@@ -154,6 +159,25 @@ class LineSpec(Declared):
         except (KeyError, ValueError, OSError):  # OSError: a name that is a folder of zones
             raise ValueError("not a time zone; use UTC or a name such as Europe/Berlin") from None
         return name
+
+    @model_validator(mode="after")
+    def _ttl_outlives_windows(self) -> Self:
+        if self.feature_ttl is None:
+            return self
+        ttl_s = self.feature_ttl / 1e6
+        if not ttl_s.is_integer():
+            raise ValueError(
+                f"feature_ttl of {ttl_s:g}s is not a whole number of seconds, and Feast's stores "
+                "know no fractions; round it up"
+            )
+        longest = max(self.windows, key=lambda feature: feature.window, default=None)
+        if longest is not None and self.feature_ttl < longest.window:
+            raise ValueError(
+                f"feature_ttl of {ttl_s:g}s is shorter than the {longest.window / 1e6:g}s of "
+                f"window {longest.name!r}: a row would expire while the window still counts its "
+                "events; lengthen feature_ttl or shorten the window"
+            )
+        return self
 
     @property
     def feature_service(self) -> str:

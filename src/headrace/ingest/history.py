@@ -7,26 +7,24 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from headrace.atomic import disk_faults
 from headrace.declaration import LineSpec
 from headrace.errors import InputError
 from headrace.events import IMPRESSION, TIME, served_schema
+from headrace.ingest.online import FeastOnline, Online, catch_up
 from headrace.ingest.plan import Logs
-from headrace.ingest.push import Push, feast_push
 from headrace.ingest.tick import TickState, advance, resume
 from headrace.log.files import FileLog
 from headrace.log.stamp import EventWriter
 from headrace.requests import transform
-from headrace.sample import ticks
 from headrace.settings import Settings
 
 BOOTSTRAP = "bootstrap"
 
 
 def import_history(
-    settings: Settings, spec: LineSpec, events: pa.Table, tick_us: int, push: Push | None = None
+    settings: Settings, spec: LineSpec, events: pa.Table, tick_us: int, online: Online | None = None
 ) -> int:
     """Take a past in, as if it had been lived: ticks of `tick_us`, with the vectors of then.
 
@@ -38,13 +36,13 @@ def import_history(
     that do not fit behind the log.
     """
     _check_history(spec, events, tick_us)
-    push = push or feast_push(settings, spec)
+    online = online or FeastOnline(settings, spec)
     home = settings.line_home(spec.line)
     with disk_faults(home):
-        return _import(spec, home, events, tick_us, push)
+        return _import(spec, home, events, tick_us, online)
 
 
-def _import(spec: LineSpec, home: Path, events: pa.Table, tick_us: int, push: Push) -> int:
+def _import(spec: LineSpec, home: Path, events: pa.Table, tick_us: int, online: Online) -> int:
     writer = EventWriter(home / "log" / "events", spec)
     served = FileLog(home / "log" / "served", served_schema(spec), writer=True)
     try:
@@ -58,7 +56,7 @@ def _import(spec: LineSpec, home: Path, events: pa.Table, tick_us: int, push: Pu
                 served.append(bootstrap_vectors(state, impressions))
                 served.join()
             advance(state, None, cut)
-        _push_last_rows(state, push)
+        catch_up(state, online)
         return state.next_tick
     finally:
         served.close()
@@ -119,15 +117,3 @@ def _store_history(writer: EventWriter, events: pa.Table) -> int:
             raise InputError("the log ends at the same time with other events; use an empty home")
         return first
     return writer.append_stamped(events)
-
-
-def _push_last_rows(state: TickState, push: Push) -> None:
-    last: dict[str, pa.Table] = {}
-    for manifest in ticks(state.home):
-        for view, path in manifest.features.items():
-            rows = pq.read_table(state.home / path, partitioning=None)
-            last[view] = pa.concat_tables([last[view], rows]) if view in last else rows
-    for view, rows in last.items():
-        key = [name for name in rows.column_names if name in state.spec.columns]
-        newest = ~rows.select(key).to_pandas().duplicated(keep="last").to_numpy()
-        push(view, rows.filter(pa.array(newest)))

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
 from headrace.declaration import LineSpec
 from headrace.ingest.limits import REASONS
-from headrace.ingest.push import Push
+from headrace.ingest.online import Online
 from headrace.labels.state import FATES
 from headrace.sample import TickManifest
 
@@ -94,15 +94,14 @@ class IngestMetrics:
         """Ticks have read everything that arrived before this moment."""
         self._watermark.set(at_us / 1e6)
 
-    def counted(self, push: Push) -> Push:
-        """The same push, with its rows and its time counted."""
+    def counted(self, online: Online) -> Online:
+        """The same online store; what it takes is counted."""
+        return _Counted(online, self)
 
-        def push_and_count(view: str, rows: pa.Table) -> None:
-            push(view, rows)
-            self._rows_pushed.labels(view).inc(rows.num_rows)
-            self._last_push.set_to_current_time()
-
-        return push_and_count
+    def pushed(self, view: str, rows: int) -> None:
+        """The online store has taken rows of a view, just now."""
+        self._rows_pushed.labels(view).inc(rows)
+        self._last_push.set_to_current_time()
 
     def page(self) -> bytes:
         """All of it in Prometheus' text format."""
@@ -117,3 +116,20 @@ class IngestMetrics:
     def _histogram(self, name: str, text: str, *labels: str) -> Histogram:
         name = f"{_PREFIX}_{name}"
         return Histogram(name, text, labels, registry=self.registry, buckets=_BUCKETS)
+
+
+class _Counted:
+    """An online store that counts what another one takes."""
+
+    def __init__(self, online: Online, metrics: IngestMetrics) -> None:
+        self._online, self._metrics = online, metrics
+
+    def push(self, view: str, rows: pa.Table) -> None:
+        self._online.push(view, rows)
+        self._metrics.pushed(view, rows.num_rows)
+
+    def mark_us(self, view: str) -> int | None:
+        return self._online.mark_us(view)
+
+    def clear(self, view: str) -> None:
+        self._online.clear(view)

@@ -14,9 +14,9 @@ from headrace.events import served_schema
 from headrace.ingest.history import import_history
 from headrace.ingest.limits import Admission, Limits, free_bytes, low_disk
 from headrace.ingest.metrics import IngestMetrics
+from headrace.ingest.online import FeastOnline, Online, catch_up, patient
 from headrace.ingest.plan import Logs
-from headrace.ingest.push import Push, feast_push, patient
-from headrace.ingest.tick import TickState, advance, push_newest, resume, run_tick
+from headrace.ingest.tick import Push, TickState, advance, resume, run_tick
 from headrace.log.files import FileLog
 from headrace.log.stamp import EventWriter, clock_us
 from headrace.sample import check_ticks
@@ -31,36 +31,37 @@ def run(
     settings: Settings,
     spec: LineSpec,
     stop: threading.Event,
-    push: Push | None = None,
+    online: Online | None = None,
     limits: Limits | None = None,
 ) -> None:
     """Collect events over HTTP and run a tick each `cadence.tick` until `stop` is set.
 
-    Finishes what was cut short before, pushes the newest tick again, then goes on. On `stop`
+    Finishes what was cut short before, pushes what the online store lacks, then goes on. On `stop`
     new requests are refused, accepted events are stored and answered, and last ticks read them,
     of which none begins more than `CATCH_UP_S` after that: less than 10 s in all, a second of
     them without slow senders and backlog. Raises `EnvironmentFault` when the port
-    or the log is taken, or the disk has too little room. `push` defaults to Feast's online store.
+    or the log is taken, the disk has too little room, or the online store is away at the start;
+    nothing is lost by it. `online` defaults to Feast's online store.
     """
-    push = push or feast_push(settings, spec)
+    online = online or FeastOnline(settings, spec)
     home = settings.line_home(spec.line)
     home.mkdir(parents=True, exist_ok=True)
     free = free_bytes(home)
     if free < settings.min_free_bytes:
         raise EnvironmentFault(low_disk(home, free, settings.min_free_bytes))
     with disk_faults(home):
-        Resident(settings, spec, home, push, limits or Limits()).run(stop)
+        Resident(settings, spec, home, online, limits or Limits()).run(stop)
 
 
 class Resident:
     """The ticks of one line beside its collector."""
 
     def __init__(
-        self, settings: Settings, spec: LineSpec, home: Path, push: Push, limits: Limits
+        self, settings: Settings, spec: LineSpec, home: Path, online: Online, limits: Limits
     ) -> None:
         self._settings, self._spec, self._home, self._limits = settings, spec, home, limits
         self._metrics = IngestMetrics(spec)
-        self._push = self._metrics.counted(push)
+        self._online = self._metrics.counted(online)
 
     def run(self, stop: threading.Event) -> None:
         """Everything from the lock of the log to the last tick."""
@@ -70,16 +71,18 @@ class Resident:
             served = FileLog(self._home / "log" / "served", served_schema(self._spec))
             state = resume(self._spec, self._home, Logs(writer, served))
             self._metrics.moved_to(state.at_us)
-            push_newest(state, self._push)
-            self._push = patient(self._push, stop, self._metrics.push_failures.inc)
-            self._collect(state, writer, stop)
+            catch_up(state, self._online)
+            push = patient(self._online, state, stop, self._metrics.push_failures.inc)
+            self._collect(state, writer, stop, push)
             deadline = time.monotonic() + CATCH_UP_S
-            while time.monotonic() < deadline and self._tick(state):
+            while time.monotonic() < deadline and self._tick(state, push):
                 pass
         finally:
             writer.close()
 
-    def _collect(self, state: TickState, writer: EventWriter, stop: threading.Event) -> None:
+    def _collect(
+        self, state: TickState, writer: EventWriter, stop: threading.Event, push: Push
+    ) -> None:
         from headrace.ingest.collector import Collector
 
         admission = Admission(
@@ -96,16 +99,16 @@ class Resident:
             while not stop.wait(max(due - time.monotonic(), 0.0)):
                 due = max(due + cadence_s, time.monotonic())
                 collector.check()
-                if not self._tick(state) and slides(state, clock_us()):
+                if not self._tick(state, push) and slides(state, clock_us()):
                     writer.mark()
-                    self._tick(state)
+                    self._tick(state, push)
                 if admission.behind() >= self._limits.tick_events:
                     due = time.monotonic()
         finally:
             collector.stop()
 
-    def _tick(self, state: TickState) -> bool:
-        manifest = advance(state, self._push, most=self._limits.tick_events)
+    def _tick(self, state: TickState, push: Push) -> bool:
+        manifest = advance(state, push, most=self._limits.tick_events)
         if manifest is not None:
             self._metrics.tick(manifest, state.spent_s)
         return manifest is not None

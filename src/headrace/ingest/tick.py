@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from headrace.atomic import write_json, write_parquet
 from headrace.declaration import LineSpec
@@ -23,12 +22,12 @@ from headrace.errors import IntegrityError
 from headrace.events import TIME
 from headrace.ingest import checkpoint
 from headrace.ingest.plan import TICK_EVENTS, Logs, Plan, last_append, last_vector
-from headrace.ingest.push import Push
 from headrace.labels.state import Emitted, LabelState
 from headrace.log.stamp import last_arrival_us
 from headrace.sample import TickManifest, head_tick, read_tick, ticks
 from headrace.windows import WindowState
 
+Push = Callable[[str, pa.Table], None]  # a view and the rows of its changed keys
 CHECKPOINT_EVERY: Final = 20
 
 
@@ -245,14 +244,6 @@ def resume(spec: LineSpec, home: Path, logs: Logs | None = None) -> TickState:
     state.save()
     checkpoint.prune(home)
     return state
-
-
-def push_newest(state: TickState, push: Push) -> None:
-    """Push the newest tick's rows again: a kill between commit and push must not lose them."""
-    if state.next_tick:
-        manifest = read_tick(state.home, state.next_tick - 1)
-        for view, path in manifest.features.items():
-            push(view, pq.read_table(state.home / path, partitioning=None))
 
 
 def _counts(plan: Plan, emitted: Emitted, features: dict[str, pa.Table]) -> dict[str, int]:

@@ -104,6 +104,7 @@ def _environment(settings: Settings) -> Iterator[None]:
         "HEADRACE_SERVER_PORT": settings.server_port,
         "HEADRACE_COLLECTOR_PORT": settings.collector_port,
         "HEADRACE_AIRFLOW_PORT": settings.airflow_port,
+        "HEADRACE_ONLINE_STORE": settings.online_store or "",
         "PYTHONPATH": os.pathsep.join((str(PROJECT / "src"), str(PROJECT))),
         "TF_CPP_MIN_LOG_LEVEL": "2",
     }

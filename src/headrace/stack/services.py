@@ -118,6 +118,7 @@ def stack_environ(settings: Settings, stack_id: str) -> dict[str, str]:
         "HEADRACE_MIN_FREE_MB": str(settings.min_free_bytes // 2**20),
         "HEADRACE_KFP_ENDPOINT": settings.kfp_endpoint or "",
         "HEADRACE_KFP_TOKEN": settings.kfp_token or "",
+        "HEADRACE_ONLINE_STORE": settings.online_store or "",
         "AIRFLOW_HOME": str(airflow_folder(settings)),
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
         "PYTHONPATH": os.pathsep.join(paths),

@@ -8,8 +8,6 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
-import sqlite3
-import string
 import threading
 import warnings
 from collections.abc import Callable
@@ -31,9 +29,10 @@ from headrace.feature_rows import (
     typed,
 )
 from headrace.settings import Settings, load_lines
+from headrace.store.config import online_faults, open_config, render
 
 if TYPE_CHECKING:
-    from feast import FeatureService, FeatureStore
+    from feast import FeatureService, FeatureStore, FeatureView
 
 _ROW: Final = "row__"
 
@@ -44,6 +43,7 @@ class Store:
     Safe to share between threads: calls are serialised, because Feast keeps one SQLite
     connection for each store and a read on it would see a write's open transaction. Between
     processes SQLite's write-ahead log lets the server read while the ingest process writes.
+    One process pushes, any number reads. All raise `EnvironmentFault` while Redis is away.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -51,20 +51,20 @@ class Store:
         self._lock = threading.Lock()
         self._feast: FeatureStore | None = None
         self._services: dict[str, FeatureService] = {}
+        self._views: dict[str, FeatureView] = {}
+        self._marks_us: dict[str, int | None] = {}
 
     def apply(self) -> None:
         """Register every line with Feast and prepare its folders; safe to repeat.
 
         Writes `<home>/feast/feature_store.yaml`, so that `FeatureStore(repo_path=<home>/feast)`
-        needs no environment, and an empty part for each view, so that history can be asked
-        before the first tick. Raises `DeclarationError` for a wrong line.
+        needs no environment (with Redis, HEADRACE_ONLINE_STORE), and an empty part for each view,
+        so that history can be asked before the first tick. Raises `DeclarationError` for a
+        wrong line, `EnvironmentFault` where Redis does not answer.
         """
         folder = self._settings.home / "feast"
         folder.mkdir(parents=True, exist_ok=True)
-        template = self._settings.feature_repo / "feature_store.yaml"
-        text = string.Template(template.read_text(encoding="utf-8")).safe_substitute(
-            HEADRACE_HOME=self._settings.home
-        )
+        text = render(self._settings)
         _replace(
             folder / "feature_store.yaml",
             lambda partial: partial.write_text(text, encoding="utf-8"),
@@ -73,9 +73,11 @@ class Store:
             for view in spec.views:
                 _write_seed(self._settings.line_home(spec.line) / "features" / view, spec, view)
         objects = list(self._definitions().objects(self._settings).values())
-        with self._lock:
+        with self._lock, online_faults(self._settings):
             self._feast = None
             self._services.clear()
+            self._views.clear()
+            self._online().check(self._store().config)
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "On demand feature view is an experimental")
                 self._store().apply(objects)
@@ -83,13 +85,32 @@ class Store:
     def push(self, spec: LineSpec, view: str, rows: pa.Table) -> None:
         """Write rows to the online store: key columns, `event_timestamp` and window features.
 
-        A key's row is replaced as a whole, whatever its timestamp: push ticks in order.
+        A key's row is replaced as a whole, whatever its timestamp: push ticks in order. Raises
+        `EnvironmentFault` when the store has lost what this process or one before it pushed.
         """
         if rows.num_rows == 0:
             return
-        frame = feature_part(spec, view, rows).to_pandas()
-        with self._lock:
-            self._store().push(f"{view}_push", frame)
+        part = feature_part(spec, view, rows)
+        with self._lock, online_faults(self._settings):
+            self._service(spec)  # registered from this declaration
+            config = self._store().config
+            if view not in self._marks_us:
+                self._marks_us[view] = self._online().mark_us(config, view)
+            self._marks_us[view] = self._online().write_rows(
+                config, self._view(view), part, self._marks_us[view]
+            )
+
+    def mark_us(self, view: str) -> int | None:
+        """Time of the newest row pushed to a view (knowledge time, us); None where none was."""
+        with self._lock, online_faults(self._settings):
+            self._marks_us[view] = self._online().mark_us(self._store().config, view)
+            return self._marks_us[view]
+
+    def clear(self, view: str) -> None:
+        """Delete a view's rows from the online store."""
+        with self._lock, online_faults(self._settings):
+            self._online().clear(self._store().config, self._view(view))
+            self._marks_us[view] = None
 
     def read_online(self, spec: LineSpec, asked: pa.Table) -> pa.Table:
         """Features of each row now, in one Feast call.
@@ -101,7 +122,7 @@ class Store:
         if asked.num_rows == 0:
             return feature_schema(spec).empty_table()
         rows = {name: column.to_pylist() for name, column in entity_columns(spec, asked).items()}
-        with self._lock:
+        with self._lock, online_faults(self._settings):
             response = self._store().get_online_features(
                 features=self._service(spec), entity_rows=rows
             )
@@ -149,16 +170,18 @@ class Store:
 
     def _store(self) -> FeatureStore:
         if self._feast is None:
-            folder = self._settings.home / "feast"
-            if not (folder / "feature_store.yaml").exists():
-                raise EnvironmentFault(
-                    f"{folder} holds no feature_store.yaml; start the stack once (`headrace up`)"
-                )
             from feast import FeatureStore
 
-            self._feast = FeatureStore(repo_path=str(folder))
-            _share_sqlite(self._feast.config.online_store)
+            self._feast = FeatureStore(config=open_config(self._settings))
         return self._feast
+
+    def _online(self) -> Any:
+        return self._store().provider.online_store
+
+    def _view(self, name: str) -> FeatureView:
+        if name not in self._views:
+            self._views[name] = self._store().get_feature_view(name)
+        return self._views[name]
 
     def _service(self, spec: LineSpec) -> FeatureService:
         known = self._services.get(spec.feature_service)
@@ -203,16 +226,6 @@ def _write_seed(folder: Path, spec: LineSpec, view: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     empty = part_schema(spec, view).empty_table()
     _replace(folder / "seed.parquet", lambda partial: pq.write_table(empty, partial))
-
-
-def _share_sqlite(online_store: Any) -> None:
-    """Turn the write-ahead log on (the file remembers it): readers never wait for the writer."""
-    if online_store.type == "sqlite":
-        connection = sqlite3.connect(online_store.path)
-        try:
-            connection.execute("PRAGMA journal_mode=WAL")
-        finally:
-            connection.close()
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
