@@ -22,7 +22,15 @@ from headrace.log.stamp import EventWriter, clock_us
 from headrace.sample import check_ticks
 from headrace.settings import Settings
 
-__all__ = ["TickState", "advance", "import_history", "resume", "run", "run_tick"]
+__all__ = [
+    "TickState",
+    "advance",
+    "feast_push",
+    "import_history",
+    "resume",
+    "run",
+    "run_tick",
+]
 
 CATCH_UP_S: Final = 3.0  # after a stop; what is left then waits in the log for the next start
 
