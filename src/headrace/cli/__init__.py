@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from headrace.cli import parity
 from headrace.cli.line import line_app, quarantine_app
 from headrace.cli.options import AsJson, LineName, LinePath, open_line, out, show
 from headrace.errors import GateRejected, HeadraceError
@@ -33,6 +34,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+app.command("parity")(parity.parity)
 app.add_typer(line_app, name="line")
 app.add_typer(quarantine_app, name="quarantine")
 
@@ -247,22 +249,6 @@ def replay(
     out.print(_counted(result["counts"]), highlight=False, markup=False)
     if result.get("explanation"):
         out.print(result["explanation"])
-
-
-@app.command()
-def parity(line: LineName = "coupons", as_json: AsJson = False) -> None:
-    """Recompute every served row from the log and compare it bit by bit; exit 6 on a mismatch."""
-    from headrace.errors import IntegrityError
-    from headrace.parity import check
-
-    settings, spec = open_line(line)
-    report = check(settings, spec)
-    if as_json:
-        show(report)
-    else:
-        out.print(f"{spec.line}: {report.rows} served rows, {report.mismatches} mismatches")
-    if report.mismatches:
-        raise IntegrityError(f"{report.mismatches} mismatches; the first: {report.first[:3]}")
 
 
 @app.command()
