@@ -279,7 +279,7 @@ def test_the_verb_exits_with_6_and_its_json_names_every_mismatch(
 def test_the_verb_s_table_names_row_values_and_cause(
     life: Life, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("headrace.cli.parity.out", Console(width=200))
+    monkeypatch.setattr("headrace.cli.proof.out", Console(width=200))
     assert run(life, monkeypatch, "--from-offset", "16") == 6
     shown = capsys.readouterr().out
     assert "proof: 4 served rows, 7 mismatches" in shown

@@ -21,10 +21,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from headrace.cli import parity
 from headrace.cli.line import line_app, quarantine_app
 from headrace.cli.options import AsJson, LineName, LinePath, open_line, out, show
-from headrace.errors import GateRejected, HeadraceError
+from headrace.cli.proof import parity
+from headrace.errors import GateRejected, HeadraceError, IntegrityError
 from headrace.settings import load_line, load_lines, load_settings
 
 app = typer.Typer(
@@ -34,7 +34,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-app.command("parity")(parity.parity)
+app.command()(parity)
 app.add_typer(line_app, name="line")
 app.add_typer(quarantine_app, name="quarantine")
 
@@ -247,8 +247,15 @@ def replay(
         table.add_row(name, *("-" if value is None else f"{value:.4f}" for value in figures))
     out.print(table)
     out.print(_counted(result["counts"]), highlight=False, markup=False)
+    proof = result["parity"]
+    told = (
+        f"{proof['rows']:,} vectors computed again in batch, {proof['mismatches']:,} values differ"
+    )
+    out.print(told, highlight=False)
     if result.get("explanation"):
         out.print(result["explanation"])
+    if proof["mismatches"]:
+        raise IntegrityError(f"{told}; the first: {proof['first'][:3]}")
 
 
 @app.command()
