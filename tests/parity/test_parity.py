@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from headrace import parity, requests
+from headrace.bits import bits
 from headrace.declaration import LineSpec
 from headrace.errors import IntegrityError
 from headrace.events import TIME, event_schema, input_fields, served_schema
@@ -244,6 +245,14 @@ def test_missing_is_one_value_and_zero_another(lived, spec):
     report = check(settings, spec, _with(served, row, "item_top_number", 0.0))
     assert (report.by_feature, report.by_cause) == ({"item_top_number": 1}, {"formula": 1})
     assert (report.first[0].served, report.first[0].log) == (0.0, None)
+
+
+def test_bits_tell_what_equality_hides():
+    other_nan = np.array([0x7FF8000000000001], np.uint64).view(np.float64)[0]
+    found = bits(pa.array([0.0, -0.0, None, math.nan, other_nan], from_pandas=False))
+    assert found[0] != found[1]
+    assert len(set(found[2:].tolist())) == 1
+    assert bits(pa.array([2**62 + 1])).tolist() == [2**62 + 1]
 
 
 def test_a_row_that_online_had_left_behind_is_told_once(lived, spec):

@@ -203,8 +203,11 @@ class Store:
                 raise EnvironmentFault(
                     f"{folder} holds no feature_store.yaml; start the stack once (`headrace up`)"
                 )
+            import ibis
             from feast import FeatureStore
 
+            # a long join would draw its progress into what a verb prints, JSON too
+            ibis.get_backend().con.execute("SET enable_progress_bar = false")
             self._feast = FeatureStore(repo_path=str(folder))
             _share_sqlite(self._feast.config.online_store)
         return self._feast
