@@ -280,6 +280,16 @@ def test_a_key_that_was_written_but_not_found_is_told(lived, spec):
     assert report.by_cause == {"store": report.mismatches}
 
 
+def test_a_row_may_be_younger_than_its_request(lived, spec):
+    settings, served = lived
+    rows = served.slice(served.num_rows - 6)
+    at_us, _ = _read_us(rows, "coupons_by_item_id")
+    asked_us = pa.array(np.full(6, at_us.max() - SECOND)).cast(TIME)  # the tick came in between
+    place = rows.schema.get_field_index("served_at")
+    rows = _again(spec, rows.set_column(place, rows.schema.field(place), asked_us))
+    assert check(settings, spec, rows).mismatches == 0
+
+
 @pytest.fixture
 def copied(lived, tmp_path: Path) -> tuple[Settings, pa.Table]:
     """The same home, to be damaged."""

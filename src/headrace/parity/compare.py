@@ -60,17 +60,17 @@ class Batch:
         self._served_us = _us(served["served_at"])
         self._due_us = self._served_us - spec.cadence.tick - GRACE_US
         self._at_us = {view: _us(served[f"{view}__at"]) for view in spec.views}
-        self._ticks = self._read_ticks(history)
+        # a row may be younger than its request, whose clock is read before the store
+        last_us = int(max(times.max() for times in (self._served_us, *self._at_us.values())))
+        self._ticks = self._read_ticks(history, last_us)
         self._tick_us = self._ticks.newest(self._due_us)
-        self._log = LogWindows.read(
-            spec, self._home, self._first_moment_us(), int(self._served_us.max())
-        )
+        self._log = LogWindows.read(spec, self._home, self._first_moment_us(), last_us)
         self._history = self._open_history(settings, history)
 
-    def _read_ticks(self, history: Source) -> TickTimes:
+    def _read_ticks(self, history: Source, last_us: int) -> TickTimes:
         reach_us = self._spec.longest_window_us if history == "parts" else 0
         first_us = int(self._due_us.min()) - max(reach_us, self._ttl_us or 0)
-        return TickTimes(self._home, first_us, int(self._served_us.max()))
+        return TickTimes(self._home, first_us, last_us)
 
     def _open_history(self, settings: Settings, history: Source) -> History:
         if history == "feast":
