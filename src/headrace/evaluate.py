@@ -140,7 +140,7 @@ def _evidence(
     )
     calibration_low, calibration_high = metrics.calibration_interval(labels, predicted)
     served = _served(spec, later.rows)
-    report = parity.check(settings, spec, served) if served.num_rows else None
+    proof = parity.check(settings, spec, served, history="parts", shown=1)
     home = settings.line_home(spec.line)
     return Evidence(
         line=spec.line,
@@ -162,9 +162,11 @@ def _evidence(
         calibration_high=calibration_high,
         auc=metrics.auc(labels, predicted),
         finite=finite,
-        parity_rows=0 if report is None else report.rows,
+        parity_rows=proof.rows,
         parity_expected=served.num_rows,
-        parity_mismatches=0 if report is None else report.mismatches,
+        parity_mismatches=proof.mismatches,
+        parity_causes=proof.by_cause,
+        parity_history=proof.history,
         data_passed=quality.passed(home, version.from_tick, version.to_tick, version.excluded),
         eval_rows_plausible=_plausible(spec, labels),
         made_at_us=time.time_ns() // 1_000,

@@ -26,7 +26,9 @@ class Evidence:
 
     Ticks are half-open `[from, to)`. Log losses are means in nats over the same `rows`;
     `logloss_diff_*` is candidate minus champion. `parity_expected` counts the checked rows that
-    a server answered (bootstrapped rows were never served and have nothing to compare).
+    a server answered (bootstrapped rows were never served and have nothing to compare);
+    `parity_history` says by which join history was read beside the log, `parity_causes` counts
+    the mismatches by cause.
     """
 
     line: str | None = None
@@ -51,6 +53,8 @@ class Evidence:
     parity_rows: int | None = None
     parity_expected: int | None = None
     parity_mismatches: int | None = None
+    parity_causes: dict[str, int] | None = None
+    parity_history: str | None = None
     data_passed: bool | None = None
     eval_rows_plausible: bool | None = None
     made_at_us: int | None = None
@@ -163,13 +167,21 @@ def weights_finite(evidence: Evidence) -> Reason:
 
 
 def parity_holds(evidence: Evidence) -> Reason:
-    """Every served row that was checked recomputes bit for bit, and every one was checked."""
+    """Every served row that was checked recomputes bit for bit, from the log and from history,
+    and every one was checked.
+    """
     rows, expected = evidence.parity_rows, evidence.parity_expected
     if rows is None or expected is None or rows < expected:
         return f"parity_holds: {rows} of {expected} served rows checked, must be all"
+    if evidence.parity_history is None:
+        return "parity_holds: served rows were not compared with history, must be"
     if evidence.parity_mismatches == 0:
         return None
-    return f"parity_holds: {evidence.parity_mismatches} mismatches in {rows} rows, must be 0"
+    causes = ", ".join(f"{n} {cause}" for cause, n in (evidence.parity_causes or {}).items())
+    return (
+        f"parity_holds: {evidence.parity_mismatches} mismatches in {rows} rows "
+        f"({causes or 'cause unknown'}), must be 0"
+    )
 
 
 def logloss_not_worse(evidence: Evidence, max_increase: float) -> Reason:

@@ -86,7 +86,7 @@ def _demo(files: Sequence[Path]) -> str:
          f"{loss['served']:.4f}, {loss['frozen_base']:.4f}, {loss['oracle']:.4f}"),
         ("click rate served, frozen base (estimate), oracle",
          f"{clicks['served']:.4f}, {clicks['frozen_base_estimate']:.4f}, {clicks['oracle']:.4f}"),
-        ("served rows compared, mismatches",
+        ("served rows recomputed from the log and from Feast's history, mismatches",
          f"{report['parity']['rows']:,}, {report['parity']['mismatches']}"),
         ("scoring requests, errors, p50, p99",
          f"{serving['requests']:,}, {serving['errors']}, {serving['p50_ms']:.1f} ms, "

@@ -28,7 +28,7 @@ OWNERS = {
 }
 PURE = (
     *("declaration", "errors", "events", "requests", "runs", "windows"),
-    *("labels", "metrics", "gates", "feature_rows"),
+    *("labels", "metrics", "gates", "feature_rows", "bits"),
 )
 IO_MODULES = {"os", "io", "pathlib", "time", "socket", "subprocess", "threading", "httpx", "shutil"}
 

@@ -31,11 +31,11 @@ columns: {user_id: string, item_id: string}
 source: {kind: live}
 label: {engagement: click, attribution_window: 10m, provisional_after: 10s}
 windows:
-  - {name: item_clicks_count_1h, key: [item_id], event: click, aggregate: count, window: 1h}
+  - {name: item_clicks_count_1ms, key: [item_id], event: click, aggregate: count, window: 1ms}
 request_features:
   - {name: user, kind: hash, of: user_id}
   - {name: item, kind: hash, of: item_id}
-  - {name: clicks_log, kind: log1p, of: item_clicks_count_1h}
+  - {name: clicks_log, kind: log1p, of: item_clicks_count_1ms}
 model:
   categorical: [user, item]
   numeric: [clicks_log]
@@ -54,7 +54,10 @@ START_US = 1_700_000_000_000_000
 
 @dataclass
 class Line:
-    """A line whose ticks the test writes itself: impressions, one click event for each click."""
+    """A line whose ticks the test writes itself: impressions, one click event for each click.
+
+    Its window is so short that it is empty at every tick, as the rows say.
+    """
 
     settings: Settings
     spec: LineSpec
@@ -90,7 +93,7 @@ class Line:
                 "user_id": [f"u{u}" for u in generator.integers(0, 20, ROWS)],
                 "item_id": [f"i{i}" for i in items],
                 "request_at": np.full(ROWS, START_US + tick * 1_000_000),
-                "item_clicks_count_1h": np.zeros(ROWS, np.int64),
+                "item_clicks_count_1ms": np.zeros(ROWS, np.int64),
             }
         )
         first, stop = self._log(tick, ids, columns, np.flatnonzero(labels))
@@ -122,7 +125,7 @@ class Line:
         path = f"samples/b={tick:08d}.parquet"
         (self.home / "samples").mkdir(parents=True, exist_ok=True)
         pq.write_table(samples, self.home / path)
-        at_us = START_US + tick * 1_000_000 + 1
+        at_us = START_US + tick * 1_000_000 + 2_000
         manifest = TickManifest(tick, at_us, events, (0, 0), path, None, {}, {})
         write_json(self.home / "ticks" / f"{tick:08d}.json", manifest.to_json())
 
@@ -293,6 +296,23 @@ def test_without_later_rows_the_candidate_is_rejected_but_its_window_kept(line: 
     assert any(r.startswith("enough_rows: 0 later rows") for r in ended.reasons)
     assert Quarantine(line.home).intervals() == []
     assert cycle.plan(line.settings, line.spec) == Interval(34, 40)
+
+
+def test_a_served_row_that_does_not_recompute_blocks_the_promotion(line: Line) -> None:
+    line.tick(3, version="v000001")
+    trained = line.learn()
+    line.tick(4, version="v000001")
+    path = line.home / "samples" / "b=00000044.parquet"
+    samples = pq.read_table(path, partitioning=None)
+    place = samples.schema.get_field_index("clicks_log")
+    off = pa.array([5e-324, *[0.0] * (ROWS - 1)])  # the smallest number above 0
+    pq.write_table(samples.set_column(place, samples.schema.field(place), off), path)
+    ended = line.finish(trained)
+    assert (ended.outcome, line.champion) == ("rejected", "v000001")
+    assert ended.reasons == (
+        f"parity_holds: 1 mismatches in {4 * ROWS} rows (1 formula), must be 0",
+    )
+    assert Quarantine(line.home).intervals() == []
 
 
 def test_a_candidate_whose_parent_was_rolled_away_is_rejected(line: Line) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import json
+import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,7 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
+from headrace import cli
 from headrace.declaration import LineSpec
 from headrace.errors import InputError
 from headrace.replay import stream as replay_module
@@ -21,6 +25,7 @@ from headrace.replay.results import read, render
 from headrace.replay.scoreboard import comparisons, explanation
 from headrace.replay.stream import replay
 from headrace.results import write
+from headrace.windows import WindowState
 
 Row = dict[str, Any]
 START = datetime(2024, 1, 1, tzinfo=UTC)
@@ -124,6 +129,41 @@ def test_all_rows_are_scored_by_all_policies_and_accounted_for(result: dict[str,
     gates = result["training"]["gates"]["fresh"]
     assert gates["suite_checks"] > 0
     assert gates["suite_disagreements"] == 0
+
+
+def test_every_streamed_vector_equals_a_batch_computation(result: dict[str, Any]) -> None:
+    nothing = {"mismatches": 0, "by_feature": {}, "first": []}
+    assert result["parity"] == {"rows": 300 * DAYS, **nothing}
+
+
+class Ahead(WindowState):
+    """Windows that know the next hour."""
+
+    def values(self, keys: pa.Table, at_us: Any, view: str | None = None) -> pa.Table:
+        return super().values(keys, at_us + 3_600_000_000, view)
+
+
+def test_a_stream_that_looks_ahead_is_found_and_ends_the_verb_with_6(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(replay_module, "WindowState", Ahead)
+    line, target = tmp_path / "toy.yaml", tmp_path / "toy.json"
+    line.write_text(yaml.safe_dump(declare().model_dump(mode="json", exclude_unset=True)))
+    save(tmp_path, world(60))
+    options = ["--line", str(line), "--data", str(tmp_path), "--json", str(target)]
+    monkeypatch.setattr(sys, "argv", ["headrace", "replay", *options])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 6
+    found = json.loads(target.read_text(encoding="utf-8"))["parity"]
+    assert found["rows"] == 60 * DAYS
+    assert set(found["by_feature"]) == {"n", "h", "rate"}
+    assert found["mismatches"] == sum(found["by_feature"].values())
+    one = found["first"][0]
+    assert one["feature"] == "n"
+    assert one["streamed"] > one["batch"]
+    written = capsys.readouterr()
+    assert f"360 vectors computed again in batch, {found['mismatches']} values" in written.err
 
 
 def test_frozen_is_daily_until_the_freeze_and_daily_starts_untrained(

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from headrace import requests
+from headrace.bits import bits as bits_of
 from headrace.declaration import MISSING, LineSpec
 from headrace.errors import EnvironmentFault
 from headrace.events import ARROW_TYPES, TIME
@@ -188,6 +189,27 @@ def test_history_equals_what_was_online_bit_for_bit(
     expected = pa.concat_tables([found for _, found in reversed(online)]).combine_chunks()
     assert history.num_rows == 15
     assert bits(history) == bits(expected)
+
+
+def test_a_view_alone_and_the_on_demand_view_alone_give_what_the_service_gives(
+    store: Store, shop: LineSpec, applied: Settings
+):
+    view = "shop_by_item"
+    part = rows(shop, view, T0, [(77,), (78,)], BIG)
+    path = applied.line_home("shop") / "features" / view / "b=00000099.parquet"
+    pq.write_table(feature_part(shop, view, part), path)
+    moments = [T0 - 1, T0, T0 + 5, T0 + 5]
+    question = asked(shop, moments, item=[77, 77, 78, None], price=[1.5, None, 0.0, 2.0])
+    whole = store.read_history(shop, question)
+    alone = store.read_view_history(shop, view, question)
+    assert alone["at"].to_pylist() == [0, T0, T0, 0]
+    for feature in shop.views[view]:
+        assert alone[feature.name].to_pylist() == whole[feature.name].to_pylist()
+    for feature in shop.windows:
+        question = question.append_column(feature.name, whole[feature.name])
+    inputs = store.transform(shop, question)
+    for name in inputs.column_names:
+        assert bits_of(inputs[name]).tolist() == bits_of(whole[name]).tolist(), name
 
 
 def test_the_plain_feast_sdk_reads_the_feature_service(

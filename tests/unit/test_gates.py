@@ -39,11 +39,14 @@ GOOD = Evidence(
     parity_rows=400,
     parity_expected=400,
     parity_mismatches=0,
+    parity_causes={},
+    parity_history="parts",
     data_passed=True,
     eval_rows_plausible=True,
     made_at_us=NOW_US - 1_000_000,
 )
-JUDGED = [f.name for f in fields(Evidence) if f.name not in ("parent", "auc", "train_from_tick")]
+TOLD = ("parent", "auc", "train_from_tick", "parity_causes")
+JUDGED = [f.name for f in fields(Evidence) if f.name not in TOLD]
 
 
 def judged(evidence: Evidence | None, **other: Any) -> Verdict:
@@ -114,6 +117,11 @@ def test_a_full_candidate_needs_no_parent() -> None:
 
 def test_a_bootstrapped_line_has_no_served_rows_to_compare() -> None:
     assert judged(replace(GOOD, parity_rows=0, parity_expected=0)).passed
+
+
+def test_a_parity_mismatch_is_told_with_its_cause() -> None:
+    verdict = judged(replace(GOOD, parity_mismatches=3, parity_causes={"late_push": 3}))
+    assert verdict.reasons == ("parity_holds: 3 mismatches in 400 rows (3 late_push), must be 0",)
 
 
 def test_evidence_survives_json_with_nan_as_missing() -> None:

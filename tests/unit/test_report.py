@@ -29,6 +29,7 @@ from headrace.simulate.campaign import SimulatorConfig, history
 from headrace.simulate.outbox import now_us
 from headrace.simulate.truth import TruthLog
 from headrace.simulate.world import EXAMINATION
+from headrace.store import Store
 
 S = 1_000_000
 
@@ -169,6 +170,7 @@ class Nowhere:
 def lived(spec: LineSpec, tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """A home with a history, 40 live impressions, a base and one promoted and one refused cycle."""
     settings = load_settings({"HEADRACE_HOME": str(tmp_path_factory.mktemp("home"))})
+    Store(settings).apply()
     home = settings.line_home(spec.line)
     end_us = now_us() - 120 * S
     past = history(spec, SimulatorConfig(users=50, history_s=20), end_us)
@@ -269,7 +271,9 @@ def test_measure_has_the_keys_of_the_report(measured: dict[str, Any]) -> None:
     assert {"run", "promoted", "rejected"} <= set(measured["cycles"])
     assert {"served", "frozen_base", "oracle"} <= set(measured["logloss"])
     assert {"served", "frozen_base_estimate", "oracle"} <= set(measured["click_rate"])
-    assert {"rows", "mismatches"} <= set(measured["parity"])
+    parity = measured["parity"]
+    assert (parity["history"], parity["rows"], len(parity["first"])) == ("feast", 41, 5)
+    assert parity["by_cause"] == {"late_push": 123}  # rows of the history's start, as if read now
     assert {"requests", "errors", "p50_ms", "p99_ms"} <= set(measured["serving"])
     names = {"appended", "learned", "pending", "quarantined", "malformed", "lost"}
     assert names <= set(measured["events"])

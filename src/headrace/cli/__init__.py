@@ -24,7 +24,8 @@ from rich.table import Table
 from headrace.cli.features import features_app
 from headrace.cli.line import line_app, quarantine_app
 from headrace.cli.options import AsJson, LineName, LinePath, open_line, out, show
-from headrace.errors import GateRejected, HeadraceError
+from headrace.cli.proof import parity
+from headrace.errors import GateRejected, HeadraceError, IntegrityError
 from headrace.settings import load_line, load_lines, load_settings
 
 app = typer.Typer(
@@ -34,6 +35,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+app.command()(parity)
 app.add_typer(line_app, name="line")
 app.add_typer(quarantine_app, name="quarantine")
 app.add_typer(features_app, name="features")
@@ -247,24 +249,15 @@ def replay(
         table.add_row(name, *("-" if value is None else f"{value:.4f}" for value in figures))
     out.print(table)
     out.print(_counted(result["counts"]), highlight=False, markup=False)
+    proof = result["parity"]
+    told = (
+        f"{proof['rows']:,} vectors computed again in batch, {proof['mismatches']:,} values differ"
+    )
+    out.print(told, highlight=False)
     if result.get("explanation"):
         out.print(result["explanation"])
-
-
-@app.command()
-def parity(line: LineName = "coupons", as_json: AsJson = False) -> None:
-    """Recompute every served row from the log and compare it bit by bit; exit 6 on a mismatch."""
-    from headrace.errors import IntegrityError
-    from headrace.parity import check
-
-    settings, spec = open_line(line)
-    report = check(settings, spec)
-    if as_json:
-        show(report)
-    else:
-        out.print(f"{spec.line}: {report.rows} served rows, {report.mismatches} mismatches")
-    if report.mismatches:
-        raise IntegrityError(f"{report.mismatches} mismatches; the first: {report.first[:3]}")
+    if proof["mismatches"]:
+        raise IntegrityError(f"{told}; the first: {proof['first'][:3]}")
 
 
 @app.command()

@@ -23,9 +23,9 @@ def claims(measured: Mapping[str, Any]) -> list[dict[str, Any]]:
         ),
         ("poisoned window rejected", _poison(poison), rejected),
         (
-            "parity without a mismatch",
-            f"{parity['mismatches']} in {parity['rows']} rows",
-            parity["rows"] > 0 and parity["mismatches"] == 0,
+            "served rows equal the event log and Feast's history, bit for bit",
+            _parity(parity),
+            parity["rows"] > 0 and parity["mismatches"] == 0 and parity["history"] == "feast",
         ),
         ("no event lost", f"{events['lost']} of {events['appended']}", events["lost"] == 0),
         (
@@ -45,6 +45,12 @@ def claims(measured: Mapping[str, Any]) -> list[dict[str, Any]]:
         ),
     ]
     return [{"name": name, "found": text, "holds": holds} for name, text, holds in found]
+
+
+def _parity(parity: Mapping[str, Any]) -> str:
+    causes = ", ".join(f"{count} {cause}" for cause, count in parity["by_cause"].items())
+    told = f" ({causes})" if causes else ""
+    return f"{parity['mismatches']} mismatches{told} in {parity['rows']} rows"
 
 
 def _poison(poison: Mapping[str, Any] | None) -> str:

@@ -25,7 +25,6 @@ from headrace.settings import Settings
 __all__ = [
     "TickState",
     "advance",
-    "feast_push",
     "import_history",
     "resume",
     "run",

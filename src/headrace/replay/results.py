@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from headrace.errors import InputError
 from headrace.replay.scoreboard import POLICIES
+
+_KEYS: Final = {"line", "policies", "counts", "parity"}
 
 
 def render(results: Sequence[dict[str, Any]]) -> str:
@@ -25,7 +27,7 @@ def read(path: Path) -> dict[str, Any]:
         result = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as problem:
         raise InputError(f"{path}: not a replay result: {problem}; run headrace replay") from None
-    if not isinstance(result, dict) or not {"line", "policies", "counts"} <= result.keys():
+    if not isinstance(result, dict) or not result.keys() >= _KEYS:
         raise InputError(f"{path}: not a replay result; write it with headrace replay --json")
     return result
 
@@ -76,7 +78,8 @@ def _line(result: dict[str, Any]) -> list[str]:
     ]
     if result.get("explanation"):
         parts += ["", result["explanation"]]
-    parts += ["", *_periods(result, period, name), "", _accounts(result), "", _missing(result)]
+    parts += ["", *_periods(result, period, name), "", _accounts(result), "", _parity(result)]
+    parts += ["", _missing(result)]
     return parts
 
 
@@ -115,6 +118,16 @@ def _accounts(result: dict[str, Any]) -> str:
         f"{gates['steps']:,} incremental steps refused ({gates['refused_rows']:,} "
         "rows); the full data suite agreed in "
         f"{gates['suite_checks'] - gates['suite_disagreements']} of {gates['suite_checks']} checks."
+    )
+
+
+def _parity(result: dict[str, Any]) -> str:
+    found = result["parity"]
+    features = ", ".join(f"{name} {count:,}" for name, count in found["by_feature"].items())
+    told = f" ({features})" if features else ""
+    return (
+        f"Parity: {found['rows']:,} streamed vectors computed again in batch from the whole log, "
+        f"{found['mismatches']:,} values differ{told}."
     )
 
 

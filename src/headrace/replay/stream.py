@@ -32,6 +32,7 @@ from headrace.errors import InputError
 from headrace.events import IMPRESSION, TIME, input_fields, served_schema
 from headrace.labels.state import LabelState
 from headrace.replay.learning import GatedLearner, window_reasons
+from headrace.replay.parity import Streamed
 from headrace.replay.scoreboard import POLICIES, comparisons, explanation, scores
 from headrace.requests import transform
 from headrace.source import SourceCounts, read_events
@@ -47,6 +48,7 @@ _SUITE_CHECKS: Final = 12
 def replay(spec: LineSpec, data_dir: Path, progress: Progress | None = None) -> dict[str, Any]:
     """Stream the line's files and score the three policies; returns the JSON of DESIGN.md.
 
+    `parity` in it compares every vector with a batch computation from the whole log.
     `progress(done, total, note)` is told after each day, in log records. Raises `InputError`
     for files that do not fit the declaration, and when no row gets a label.
     """
@@ -88,6 +90,7 @@ class _Run:
         self.served_rows = 0
         self.waiting_fresh: list[pa.Table] = []
         self.waiting_daily: list[pa.Table] = []
+        self.streamed = Streamed(spec)
         self.no_vectors = served_schema(spec).empty_table()
         zone = ZoneInfo(spec.timezone)
         self.first_day = _local(self.arrival_us[0], zone)
@@ -205,6 +208,7 @@ class _Run:
             table = table.append_column(name, values[name])
         inputs = transform(self.spec, table)
         self._count_missing(rows.num_rows, declared, inputs)
+        self.streamed.add(shown, values, inputs)
         at = pa.array(at_us).cast(TIME)
         given: dict[str, Any] = {
             "impression_id": rows["impression_id"],
@@ -259,6 +263,7 @@ class _Run:
             "comparisons": compared,
             "explanation": explanation(policies, compared),
             "training": self._training(),
+            "parity": self.streamed.compared(self.events),
             "features": {
                 name: {"missing_share": count / max(1, self.served_rows)}
                 for name, count in sorted(self.missing.items())

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -47,6 +47,7 @@ from headrace.settings import Settings
 from headrace.simulate.truth import read_json, read_truth
 
 Ints = NDArray[np.int64]
+PARITY_SHOWN: Final = 5
 Judge = Callable[[Mapping[str, Any]], list[dict[str, Any]]]
 
 
@@ -112,7 +113,7 @@ def figures(settings: Settings, found: Artifacts) -> tuple[dict[str, Any], Score
 
     spec = found.spec
     rows = _scored(found)
-    parity = check(settings, spec)
+    parity = check(settings, spec, shown=PARITY_SHOWN)
     clicks = click_rates(rows, spec.seed)
     return {
         "line": spec.line,
@@ -122,11 +123,7 @@ def figures(settings: Settings, found: Artifacts) -> tuple[dict[str, Any], Score
         "logloss": log_losses(rows),
         "click_rate": clicks,
         "uplift": clicks["uplift"],
-        "parity": {
-            "rows": parity.rows,
-            "mismatches": parity.mismatches,
-            "first": list(parity.first[:5]),
-        },
+        "parity": parity.to_dict(),
         "serving": _serving(found.requests),
         "rollback_ms": found.drills.get("rollback", {}).get("ms"),
         "poison": _poison(found),

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from headrace.declaration import LineSpec
 from headrace.errors import EnvironmentFault, InputError
-from headrace.events import TIME
+from headrace.events import TIME, input_fields
 from headrace.feature_rows import (
+    MISSING_KEY,
     entity_columns,
     feature_part,
     feature_schema,
@@ -149,29 +151,79 @@ class Store:
         """
         if asked.num_rows == 0:
             return feature_schema(spec).empty_table()
+        with self._lock:
+            service = self._service(spec)
+        found = self._point_in_time(entity_columns(spec, asked), asked["request_at"], service)
+        return typed(spec, found)
+
+    def read_view_history(self, spec: LineSpec, view: str, asked: pa.Table) -> pa.Table:
+        """One view's rows as of each row's `request_at`, by Feast's point-in-time join.
+
+        `asked` holds the view's key columns and `request_at` (int64 us). Returns, row for row,
+        `at` (int64 us; 0 where the key had no row) and the window features (`empty` there).
+        """
+        features = spec.views[view]
+        names = [f"{view}__at", *(feature.name for feature in features)]
+        entities = {
+            name: pc.fill_null(asked[name], MISSING_KEY[spec.columns[name]])
+            for name in features[0].key
+        }
+        found = self._point_in_time(entities, asked["request_at"], [f"{view}:{n}" for n in names])
+        empty = [0, *(feature.empty for feature in features)]
+        return pa.table(
+            [
+                pc.fill_null(found[name].cast(pa.int64()), value)
+                for name, value in zip(names, empty, strict=True)
+            ],
+            names=["at", *names[1:]],
+        )
+
+    def transform(self, spec: LineSpec, asked: pa.Table) -> pa.Table:
+        """Model inputs by the registered on-demand view, as reading online and history call it.
+
+        `asked` holds the declared columns, `request_at` (int64 us) and the window features.
+        """
+        with self._lock:
+            self._service(spec)  # refuses a registry of another declaration
+            view = self._store().get_on_demand_feature_view(f"{spec.line}_inputs")
+        given = pa.table(
+            entity_columns(spec, asked) | {f.name: asked[f.name] for f in spec.windows}
+        )
+        found = view.feature_transformation.transform_arrow(given, view.features)
+        fields = input_fields(spec)
+        return pa.table([found[f.name].cast(f.type) for f in fields], schema=pa.schema(fields))
+
+    def _point_in_time(
+        self,
+        entities: dict[str, pa.ChunkedArray],
+        at_us: pa.ChunkedArray,
+        features: FeatureService | list[str],
+    ) -> pa.Table:
+        """What Feast's historical retrieval gives for these entity rows, in their order."""
         frame = pa.table(
-            entity_columns(spec, asked)
+            entities
             | {
-                "event_timestamp": asked["request_at"].cast(pa.int64()).cast(TIME),
-                _ROW: pa.array(range(asked.num_rows), pa.int64()),
+                "event_timestamp": at_us.cast(pa.int64()).cast(TIME),
+                _ROW: pa.array(range(len(at_us)), pa.int64()),
             }
         ).to_pandas(types_mapper=_nullable)
         with self._lock:
-            job = self._store().get_historical_features(
-                entity_df=frame, features=self._service(spec)
-            )
+            job = self._store().get_historical_features(entity_df=frame, features=features)
             found = job.to_arrow()
-        if found.num_rows != asked.num_rows:
+        if found.num_rows != len(at_us):
             raise InputError(
-                f"Feast returned {found.num_rows} rows for {asked.num_rows} asked of "
-                f"{spec.feature_service}; its parts hold rows that it cannot join"
+                f"Feast returned {found.num_rows} rows for {len(at_us)} asked; the parts of "
+                "history hold rows that it cannot join"
             )
-        return typed(spec, found.sort_by(_ROW))
+        return found.sort_by(_ROW)
 
     def _store(self) -> FeatureStore:
         if self._feast is None:
+            import ibis
             from feast import FeatureStore
 
+            # a long join would draw its progress into what a verb prints, JSON too
+            ibis.get_backend().con.execute("SET enable_progress_bar = false")
             self._feast = FeatureStore(config=open_config(self._settings))
         return self._feast
 
