@@ -18,6 +18,7 @@ from headrace.declaration import LineSpec
 from headrace.errors import DeclarationError
 
 PROJECT = Path(__file__).resolve().parents[2]
+OFFLINE_STORES = ("duckdb", "spark")
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Settings:
     airflow_port: int
     kfp_endpoint: str | None
     kfp_token: str | None = field(repr=False)
+    offline_store: str = "duckdb"
 
     def line_home(self, line: str) -> Path:
         """Folder of everything that belongs to one line: logs, ticks, samples, versions."""
@@ -76,7 +78,17 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         airflow_port=port("HEADRACE_AIRFLOW_PORT", 8080),
         kfp_endpoint=env.get("HEADRACE_KFP_ENDPOINT") or None,
         kfp_token=env.get("HEADRACE_KFP_TOKEN") or None,
+        offline_store=_offline_store(env.get("HEADRACE_OFFLINE_STORE") or "duckdb"),
     )
+
+
+def _offline_store(name: str) -> str:
+    if name not in OFFLINE_STORES:
+        raise DeclarationError(
+            f"HEADRACE_OFFLINE_STORE={name!r} is not an offline store; set one of "
+            f"{', '.join(OFFLINE_STORES)}, or leave the variable out for duckdb"
+        )
+    return name
 
 
 def java_command(environ: Mapping[str, str] | None = None) -> str:

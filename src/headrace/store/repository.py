@@ -16,8 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 
 from headrace.declaration import LineSpec
 from headrace.errors import EnvironmentFault, InputError
@@ -65,6 +67,10 @@ class Store:
         text = string.Template(template.read_text(encoding="utf-8")).safe_substitute(
             HEADRACE_HOME=self._settings.home
         )
+        if self._settings.offline_store == "spark":
+            overlay = template.with_name("offline_spark.yaml").read_text(encoding="utf-8")
+            config = yaml.safe_load(text) | yaml.safe_load(overlay)
+            text = yaml.safe_dump(config, sort_keys=False)
         _replace(
             folder / "feature_store.yaml",
             lambda partial: partial.write_text(text, encoding="utf-8"),
@@ -128,13 +134,15 @@ class Store:
         """
         if asked.num_rows == 0:
             return feature_schema(spec).empty_table()
+        import pandas as pd
+
         frame = pa.table(
             entity_columns(spec, asked)
             | {
                 "event_timestamp": asked["request_at"].cast(pa.int64()).cast(TIME),
-                _ROW: pa.array(range(asked.num_rows), pa.int64()),
+                _ROW: pa.array(np.arange(asked.num_rows)),
             }
-        ).to_pandas(types_mapper=_nullable)
+        ).to_pandas(types_mapper=pd.ArrowDtype)  # Feast wants pandas; Arrow stays underneath
         with self._lock:
             job = self._store().get_historical_features(
                 entity_df=frame, features=self._service(spec)
@@ -145,7 +153,9 @@ class Store:
                 f"Feast returned {found.num_rows} rows for {asked.num_rows} asked of "
                 f"{spec.feature_service}; its parts hold rows that it cannot join"
             )
-        return typed(spec, found.sort_by(_ROW))
+        if not np.array_equal(found[_ROW].to_numpy(), np.arange(asked.num_rows)):
+            found = found.sort_by(_ROW)  # Feast promises no order
+        return typed(spec, found)
 
     def _store(self) -> FeatureStore:
         if self._feast is None:
@@ -190,13 +200,6 @@ class Store:
         module = importlib.util.module_from_spec(found)
         found.loader.exec_module(module)
         return module
-
-
-def _nullable(kind: pa.DataType) -> Any:
-    """Pandas type that keeps nulls of an Arrow type; 64-bit integers must not become floats."""
-    import pandas as pd
-
-    return {pa.int64(): pd.Int64Dtype(), pa.float64(): pd.Float64Dtype()}.get(kind)
 
 
 def _write_seed(folder: Path, spec: LineSpec, view: str) -> None:
