@@ -33,9 +33,13 @@ from feast.data_format import ParquetFormat
 from feast.infra.offline_stores.contrib.spark_offline_store.spark_source import SparkSource
 from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
 from feast.transformation.pandas_transformation import PandasTransformation
+from feast.transformation.python_transformation import PythonTransformation
 from feast.types import Int64, String
 
+from headrace.declaration import LineSpec
 from headrace.errors import InputError
+from headrace.settings import Settings
+from headrace.store import history
 
 TIME = pa.timestamp("us", tz="UTC")
 T0 = 1_750_000_000_000_000
@@ -273,6 +277,14 @@ def test_every_row_gets_what_a_patient_reader_finds(repo: Repository, as_known: 
     assert [row["item"] for row in found] == [row["item"] for row in asked]
 
 
+def test_rows_before_the_first_moment_asked_are_read_as_far_as_the_ttl(repo: Repository) -> None:
+    asked = [{**row, "at": T0 + 30} for row in asked_rows()]
+    found = told(repo.feast.get_historical_features(frame(asked), ["by_pair:price"]))
+    wanted = [expected(repo.rows, row)["price"] for row in asked]
+    assert [row["price"] for row in found] == wanted
+    assert len(set(wanted)) > 3
+
+
 def test_a_join_key_map_renames_one_key_and_keeps_the_other(repo: Repository) -> None:
     asked = asked_rows()
     job = repo.feast.get_historical_features(
@@ -378,6 +390,28 @@ def test_a_saved_dataset_holds_on_demand_features_too(local: Repository) -> None
     again = saved.to_df()
     wanted = sorted(expected(local.rows, row)["weighed"] for row in asked)
     assert sorted(again["weighed"].tolist()) == wanted
+
+
+def test_a_line_s_inputs_are_computed_on_arrow_columns_with_the_same_bits(
+    applied: Settings, shop: LineSpec
+) -> None:
+    feast = FeatureStore(repo_path=str(applied.home / "feast"))
+    refs = [f"shop_inputs:{feature.name}" for feature in shop.request_features]
+    views = history.requested_on_demand(refs, feast.project, feast.registry)
+    ours = views[0].feature_transformation
+    assert type(ours).transform_arrow is not PythonTransformation.transform_arrow
+    columns = {
+        "user_id__request": pa.array(["a", None, "b"]),
+        "item__request": pa.array([BIG, 3, None]),
+        "price": pa.array([0.5, None, 20.0]),
+        "request_at": pa.array([T0, T0 + 1, T0 + 2]),
+    } | {feature.name: pa.array([BIG, None, 1]) for feature in shop.windows}
+    asked = pa.table(columns)
+    theirs = PythonTransformation.transform_arrow(ours, asked, views[0].features)
+    found = ours.transform_arrow(asked, views[0].features)
+    assert found.column_names == theirs.column_names
+    for name in found.column_names:
+        assert found[name].to_numpy().tobytes() == theirs[name].to_numpy().tobytes(), name
 
 
 def test_history_without_rows_and_a_source_without_its_column_are_refused(

@@ -16,7 +16,7 @@ from headrace.errors import InputError
 US = pa.timestamp("us", tz="UTC")
 Key = tuple[Any, ...]
 keys = st.tuples(st.sampled_from(["a", "b", "ab", None]), st.sampled_from([1, 2**62 + 1, None]))
-moments = st.integers(0, 12)
+moments = st.integers(0, 4)
 rows = st.lists(st.tuples(keys, moments, st.none() | moments), max_size=25)
 questions = st.lists(st.tuples(keys, st.none() | moments), max_size=25)
 
@@ -86,10 +86,10 @@ def joined(
 @given(
     rows,
     questions,
-    st.none() | st.integers(0, 5),
+    st.none() | st.integers(0, 3),
     st.booleans(),
     st.booleans(),
-    st.integers(1, 30),
+    st.integers(1, 6),
     st.integers(0, 2),
 )
 def test_the_newest_visible_row_is_found_however_rows_are_cut_into_blocks(
@@ -109,6 +109,15 @@ def test_the_newest_visible_row_is_found_however_rows_are_cut_into_blocks(
     assert joined(stored, asked, width, ttl, created, as_known, block) == expected
 
 
+@pytest.mark.parametrize("block", [1, 2, 9])
+@pytest.mark.parametrize("made", [None, 3])
+def test_of_rows_of_equal_time_the_last_one_wins(block: int, made: int | None) -> None:
+    stored = [((), 4, made), ((), 7, 1), ((), 7, 3), ((), 7, made), ((), 2, 9)]
+    wanted = 3 if made == 3 else 2
+    assert joined(stored, [((), 7), ((), 6)], 0, None, True, False, block) == [wanted, 0]
+    assert joined(stored, [((), 7), ((), 6)], 0, None, False, False, block) == [3, 0]
+
+
 def test_many_keys_are_numbered_anew_and_rows_out_of_use_are_dropped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -116,7 +125,7 @@ def test_many_keys_are_numbered_anew_and_rows_out_of_use_are_dropped(
     monkeypatch.setattr(asof, "BLOCK_ROWS", 8)
     rng = np.random.default_rng(3)
     names, numbers = rng.choice(["a", "b", "c", "d"], 400), rng.integers(0, 5, 400)
-    drawn = [(str(name), int(number)) for name, number in zip(names, numbers, strict=True)]
+    drawn = [(str(name), int(number) or None) for name, number in zip(names, numbers, strict=True)]
     stored = [(key, place // 3, None) for place, key in enumerate(drawn[:300])]
     asked = [(key, int(at)) for key, at in zip(drawn[300:], rng.integers(0, 100, 100), strict=True)]
     expected = [naive(stored, key, at, None, False, False) for key, at in asked]
