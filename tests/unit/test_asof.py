@@ -82,7 +82,7 @@ def joined(
     return join.found(pa.schema([("place", pa.int64())]))["place"].to_pylist()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     rows,
     questions,
