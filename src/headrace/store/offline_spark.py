@@ -14,7 +14,6 @@ from __future__ import annotations
 import atexit
 from collections.abc import Callable
 from contextlib import ExitStack
-from datetime import timedelta
 from functools import wraps
 from typing import Any
 
@@ -144,7 +143,8 @@ def _asked(
     else:
         frame = session.sql(entity_df) if isinstance(entity_df, str) else entity_df
         at = history.event_timestamp(dict(frame.limit(0).toPandas().dtypes))
-        times = frame.select(F.min(_column(at)), F.max(_column(at))).toArrow()
+        moment = _column(at).cast("timestamp")
+        times = frame.select(F.min(moment), F.max(moment)).toArrow()
     return frame, history.metadata(feature_refs, frame.columns, at, times), at
 
 
@@ -161,7 +161,7 @@ def _stored(session: SparkSession, view: AskedView, metadata: Any) -> DataFrame:
         rows = session.read.parquet(source.path)
         place = F.struct("_metadata.file_path", "_metadata.row_index")
     else:
-        rows = session.table(source.table) if source.table else session.sql(source.query)
+        rows = session.sql(f"SELECT * FROM {source.get_table_query_string()}")
         place = F.lit(None)
     columns = view.renamed(rows.columns)
     at = _column(columns[view.at]).cast("timestamp")
@@ -213,7 +213,7 @@ def _joined(
     rows = rows.withColumn("newest", newest).where(is_asked)
     fits = F.lit(True)
     if view.ttl is not None:
-        fits = F.col("newest.at") >= F.col("at") - F.lit(timedelta(0) + view.ttl)
+        fits = F.col("newest.at") >= F.col("at") - F.lit(view.ttl)
     features = [
         F.when(fits, F.col(f"newest.f{i}")).alias(name) for i, name in enumerate(view.features)
     ]
