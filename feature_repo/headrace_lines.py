@@ -11,7 +11,9 @@ none at all, but parity has to recompute a row at the very tick that wrote it.
 
 from __future__ import annotations
 
+import warnings
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from feast import (
@@ -26,6 +28,7 @@ from feast import (
     ValueType,
 )
 from feast.data_format import ParquetFormat
+from feast.infra.offline_stores.contrib.spark_offline_store.spark_source import SparkSource
 from feast.transformation.python_transformation import PythonTransformation
 from feast.transformation.udf_rehydrate import rehydrate_udf_from_source
 from feast.types import Float64, Int64, String
@@ -81,12 +84,7 @@ def _view(
     entities: dict[str, Entity],
 ) -> FeatureView:
     key = features[0].key
-    parts = FileSource(
-        name=f"{name}_parts",
-        path=str(settings.line_home(spec.line) / "features" / name),
-        timestamp_field="event_timestamp",
-        file_format=ParquetFormat(),
-    )
+    parts = _parts(settings, f"{name}_parts", settings.line_home(spec.line) / "features" / name)
     return FeatureView(
         name=name,
         entities=[entities[column] for column in key],
@@ -98,6 +96,25 @@ def _view(
         source=PushSource(name=f"{name}_push", batch_source=parts),
         ttl=None if spec.feature_ttl is None else timedelta(microseconds=spec.feature_ttl),
         online=True,
+    )
+
+
+def _parts(settings: Settings, name: str, folder: Path) -> FileSource | SparkSource:
+    """The folder of a view's parts, as the offline store in the settings reads it."""
+    if settings.offline_store == "spark":
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The spark data source API is an experimental")
+            return SparkSource(
+                name=name,
+                path=str(folder),
+                file_format="parquet",
+                timestamp_field="event_timestamp",
+            )
+    return FileSource(
+        name=name,
+        path=str(folder),
+        timestamp_field="event_timestamp",
+        file_format=ParquetFormat(),
     )
 
 

@@ -104,24 +104,33 @@ def typed(spec: LineSpec, found: pa.Table) -> pa.Table:
     return pa.table(columns, schema=feature_schema(spec)).combine_chunks()
 
 
-def request_inputs(line: str, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """Body of the on-demand view: Python columns from Feast → model inputs as Python columns.
+def request_inputs(line: str, columns: dict[str, Any]) -> dict[str, Any]:
+    """Body of the on-demand view: Feast's columns → model inputs, as Python lists.
 
     `line` is the declaration as JSON. Window features of an absent key are null in Feast and
-    have their `empty` value, online and in history alike.
+    have their `empty` value, online and in history alike. Given Arrow columns (chunked arrays,
+    as our offline stores do) it returns Arrow columns with the same bits.
     """
     spec = _parse(line)
-    table: dict[str, pa.Array] = {}
+    size = len(columns["request_at"])
+    table: dict[str, pa.Array | pa.ChunkedArray] = {}
     for name, kind in spec.columns.items():
         sent = columns.get(_request_name(spec, name))
-        size = len(columns["request_at"])
-        table[name] = pa.array([None] * size if sent is None else sent, ARROW_TYPES[kind])
-    table["request_at"] = pa.array(columns["request_at"], pa.int64())
+        table[name] = _column([None] * size if sent is None else sent, ARROW_TYPES[kind])
+    table["request_at"] = _column(columns["request_at"], pa.int64())
     for feature in spec.windows:
-        values = pa.array(columns[feature.name], pa.int64())
-        table[feature.name] = pc.fill_null(values, feature.empty)
-    inputs: dict[str, list[Any]] = requests.transform(spec, pa.table(table)).to_pydict()
-    return inputs
+        table[feature.name] = pc.fill_null(
+            _column(columns[feature.name], pa.int64()), feature.empty
+        )
+    inputs = requests.transform(spec, pa.table(table))
+    if isinstance(columns["request_at"], pa.ChunkedArray):
+        return dict(zip(inputs.column_names, inputs.columns, strict=True))
+    values: dict[str, Any] = inputs.to_pydict()
+    return values
+
+
+def _column(values: Any, kind: pa.DataType) -> pa.Array | pa.ChunkedArray:
+    return values.cast(kind) if isinstance(values, pa.ChunkedArray) else pa.array(values, kind)
 
 
 def line_tags(spec: LineSpec) -> dict[str, str]:

@@ -22,6 +22,7 @@ from headrace.errors import DeclarationError
 PROJECT = Path(__file__).resolve().parents[2]
 _REDIS_DATABASE = re.compile(r"(/\d*)?")
 _NOT_IN_A_URL = re.compile(r"[\s'\"$\\]")
+OFFLINE_STORES = ("duckdb", "spark")
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Settings:
     kfp_endpoint: str | None
     kfp_token: str | None = field(repr=False)
     online_store: str | None = field(default=None, repr=False)  # a Redis URL; None is SQLite
+    offline_store: str = "duckdb"
 
     def line_home(self, line: str) -> Path:
         """Folder of everything that belongs to one line: logs, ticks, samples, versions."""
@@ -101,6 +103,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         kfp_endpoint=env.get("HEADRACE_KFP_ENDPOINT") or None,
         kfp_token=env.get("HEADRACE_KFP_TOKEN") or None,
         online_store=_redis_url(env.get("HEADRACE_ONLINE_STORE") or None),
+        offline_store=_offline_store(env.get("HEADRACE_OFFLINE_STORE") or "duckdb"),
     )
 
 
@@ -123,6 +126,15 @@ def _redis_url(url: str | None) -> str | None:
             "percent-encoded; or leave the variable out for SQLite"
         )
     return url
+
+
+def _offline_store(name: str) -> str:
+    if name not in OFFLINE_STORES:
+        raise DeclarationError(
+            f"HEADRACE_OFFLINE_STORE={name!r} is not an offline store; set one of "
+            f"{', '.join(OFFLINE_STORES)}, or leave the variable out for duckdb"
+        )
+    return name
 
 
 def java_command(environ: Mapping[str, str] | None = None) -> str:

@@ -21,18 +21,23 @@ if TYPE_CHECKING:
 
 FILE: Final = "feature_store.yaml"
 REDIS_OVERLAY: Final = "online_redis.yaml"
+SPARK_OVERLAY: Final = "offline_spark.yaml"
 
 
 def render(settings: Settings) -> str:
-    """Text of `<home>/feast/feature_store.yaml`: the repository's, with Redis where it is set."""
+    """Text of `<home>/feast/feature_store.yaml`: the repository's, with the stores that are set."""
     template = settings.feature_repo / FILE
     text = string.Template(template.read_text(encoding="utf-8")).safe_substitute(
         HEADRACE_HOME=settings.home
     )
-    if settings.online_store is None:
+    overlays = [REDIS_OVERLAY] if settings.online_store else []
+    overlays += [SPARK_OVERLAY] if settings.offline_store == "spark" else []
+    if not overlays:
         return text
-    overlay = (settings.feature_repo / REDIS_OVERLAY).read_text(encoding="utf-8")
-    return yaml.safe_dump(yaml.safe_load(text) | yaml.safe_load(overlay), sort_keys=False)
+    config = yaml.safe_load(text)
+    for name in overlays:
+        config |= yaml.safe_load((settings.feature_repo / name).read_text(encoding="utf-8"))
+    return yaml.safe_dump(config, sort_keys=False)
 
 
 def open_config(settings: Settings) -> RepoConfig:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -200,13 +201,15 @@ class Store:
         features: FeatureService | list[str],
     ) -> pa.Table:
         """What Feast's historical retrieval gives for these entity rows, in their order."""
+        import pandas as pd
+
         frame = pa.table(
             entities
             | {
                 "event_timestamp": at_us.cast(pa.int64()).cast(TIME),
-                _ROW: pa.array(range(len(at_us)), pa.int64()),
+                _ROW: pa.array(np.arange(len(at_us))),
             }
-        ).to_pandas(types_mapper=_nullable)
+        ).to_pandas(types_mapper=pd.ArrowDtype)  # Feast wants pandas; Arrow stays underneath
         with self._lock:
             job = self._store().get_historical_features(entity_df=frame, features=features)
             found = job.to_arrow()
@@ -215,7 +218,9 @@ class Store:
                 f"Feast returned {found.num_rows} rows for {len(at_us)} asked; the parts of "
                 "history hold rows that it cannot join"
             )
-        return found.sort_by(_ROW)
+        if not np.array_equal(found[_ROW].to_numpy(), np.arange(len(at_us))):
+            found = found.sort_by(_ROW)  # Feast promises no order
+        return found
 
     def _store(self) -> FeatureStore:
         if self._feast is None:
@@ -265,13 +270,6 @@ class Store:
         module = importlib.util.module_from_spec(found)
         found.loader.exec_module(module)
         return module
-
-
-def _nullable(kind: pa.DataType) -> Any:
-    """Pandas type that keeps nulls of an Arrow type; 64-bit integers must not become floats."""
-    import pandas as pd
-
-    return {pa.int64(): pd.Int64Dtype(), pa.float64(): pd.Float64Dtype()}.get(kind)
 
 
 def _write_seed(folder: Path, spec: LineSpec, view: str) -> None:
