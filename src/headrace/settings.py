@@ -33,6 +33,7 @@ class Settings:
     airflow_port: int
     kfp_endpoint: str | None
     kfp_token: str | None = field(repr=False)
+    kafka_jars: Path
 
     def line_home(self, line: str) -> Path:
         """Folder of everything that belongs to one line: logs, ticks, samples, versions."""
@@ -76,6 +77,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         airflow_port=port("HEADRACE_AIRFLOW_PORT", 8080),
         kfp_endpoint=env.get("HEADRACE_KFP_ENDPOINT") or None,
         kfp_token=env.get("HEADRACE_KFP_TOKEN") or None,
+        kafka_jars=path("HEADRACE_KAFKA_JARS", PROJECT / "out" / "kafka" / "spark"),
     )
 
 

@@ -40,7 +40,7 @@ def run(
     accepted events are stored and a last tick reads them. Raises `EnvironmentFault` when the
     port or the log is taken. `push` defaults to Feast's online store.
     """
-    push = push or _feast_push(settings, spec)
+    push = push or feast_push(settings, spec)
     home = settings.line_home(spec.line)
     with disk_faults(home):
         _run(settings, spec, home, stop, push)
@@ -119,7 +119,7 @@ def import_history(
     that do not fit behind the log.
     """
     _check_history(spec, events, tick_us)
-    push = push or _feast_push(settings, spec)
+    push = push or feast_push(settings, spec)
     home = settings.line_home(spec.line)
     with disk_faults(home):
         return _import(spec, home, events, tick_us, push)
@@ -213,7 +213,8 @@ def _push_last_rows(state: TickState, push: Push) -> None:
         push(view, rows.filter(pa.array(newest)))
 
 
-def _feast_push(settings: Settings, spec: LineSpec) -> Push:
+def feast_push(settings: Settings, spec: LineSpec) -> Push:
+    """A push to Feast's online store."""
     from headrace.store import Store
 
     store = Store(settings)
