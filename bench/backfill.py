@@ -153,7 +153,7 @@ def _python(*arguments: str) -> tuple[str, float]:
         seconds: dict[str, float] = {}
         while process.poll() is None:  # a child's time is gone with it, so it is read meanwhile
             seconds |= _tree(process.pid)
-            time.sleep(0.02)
+            time.sleep(0.2)
         printed = process.communicate()[0]
         if process.returncode:
             errors.seek(0)
