@@ -36,6 +36,7 @@ test-fast: setup ## Unit, contract, golden, parity and architecture tests (under
 
 test: test-fast ## All tests
 	@bash infra/setup/browser.sh
+	@bash infra/setup/kafka.sh
 	@.venv/bin/pytest -m "$(SLOW)"
 
 golden: setup ## Write the golden files anew (compiled pipelines, OpenAPI)

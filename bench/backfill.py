@@ -3,21 +3,29 @@
 Each engine runs in a process of its own over the same Arrow file and leaves an Arrow file, so
 that CPU seconds (all threads, reading and writing included) and peak memory are its own. The
 peer is hand-written SQL with `RANGE BETWEEN w PRECEDING AND 1 PRECEDING`. Interleaved, medians.
+
+What Spark adds is measured on an event log: `headrace backfill` of all its impressions by either
+engine, CPU seconds of the whole tree of processes (JVM and workers), and the same of a log of
+1,000 events, which costs Spark little but its start.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -30,12 +38,17 @@ from bench._measure import (
     make_events,
     six_windows,
 )
-from headrace import backfill
 from headrace.atomic import write_arrow
+from headrace.backfill.features import features
+from headrace.backfill.interval import Engine, backfill
 from headrace.declaration import LineSpec
+from headrace.events import TIME, event_schema
+from headrace.log.files import FileLog
 
 CLICKS = 0.05
 GIB = 2**30
+START_US = 1_700_000_000_000_000
+TICKS_A_S = os.sysconf("SC_CLK_TCK")
 
 
 def run(*, quick: bool = False) -> dict[str, Any]:
@@ -59,7 +72,7 @@ def run(*, quick: bool = False) -> dict[str, Any]:
     ratio = statistics.median(
         a / b for a, b in zip(seconds["kernel"], seconds["duckdb"], strict=True)
     )
-    return {
+    result = {
         "what": "backfill, six windows on three keys at every impression",
         "rows": asked,
         "peers": {"duckdb": duckdb.__version__},
@@ -71,21 +84,97 @@ def run(*, quick: bool = False) -> dict[str, Any]:
             at_most("peak memory of the kernel", max(peak["kernel"]) / GIB, "GiB", 3.0),
         ],
     }
+    if not quick:
+        result["peers"]["spark"] = version("pyspark")
+        result["spark_cpu_s"], claims = _overhead_of_spark(rounds)
+        result["claims"] += claims
+    return result
+
+
+def _overhead_of_spark(rounds: int) -> tuple[dict[str, list[float]], list[dict[str, Any]]]:
+    """The verb by both engines over a log of 1 M impressions; and Spark over next to nothing."""
+    seconds: dict[str, list[float]] = {"local": [], "spark": [], "spark start": []}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        _write_log(folder / "small", 1_000)
+        _write_log(folder / "large", round(1_000_000 / (1 - CLICKS)))
+        for _ in range(rounds):
+            for engine, size in (("local", "large"), ("spark", "large"), ("spark", "small")):
+                taken = _python("-m", "bench.backfill", f"over_log_{engine}", str(folder / size))[1]
+                seconds[engine if size == "large" else "spark start"].append(taken)
+        local, other = (
+            {path.name: path.read_bytes() for path in (folder / "large" / engine).glob("*/*")}
+            for engine in ("local", "spark")
+        )
+    started = statistics.median(seconds["spark start"])
+    ratio = statistics.median(
+        (a - started) / b for a, b in zip(seconds["spark"], seconds["local"], strict=True)
+    )
+    return seconds, [
+        equality("Spark leaves the same bytes", bool(local) and local == other),
+        at_most("CPU under Spark without its start over in process, 1 M rows", ratio, "x", 6.0),
+        at_most("CPU of the start of Spark and its workers", started, "s", 40.0),
+    ]
+
+
+def _write_log(home: Path, rows: int) -> None:
+    """An event log: each click names the impression that came a hundred records before it."""
+    events, spec = make_events(rows, DAY_US, CLICKS), six_windows()
+    at = pa.array(events["knowledge_at"].to_numpy() + START_US).cast(TIME)
+    place = np.arange(rows)
+    named = np.where(events["event"].to_numpy() == "click", place - 100, place)
+    columns = {name: events[name] for name in ("event", "value", "user_id", "item_id")}
+    columns |= {"impression_id": pa.array(np.char.add("i", named.astype(str)))}
+    columns |= {"request_id": pa.nulls(rows, pa.string()), "event_at": at, "arrival_at": at}
+    schema = event_schema(spec)
+    table = pa.table([columns[name] for name in schema.names], names=schema.names).cast(schema)
+    log = FileLog(home / "log" / "events", schema, writer=True)
+    for first in range(0, rows, 100_000):
+        log.append(table.slice(first, 100_000))
+    log.close()
 
 
 def _in_a_process(engine: str, folder: Path) -> dict[str, Any]:
     """Run this file for one engine; the time to import is not counted, the memory is."""
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.backfill", engine, str(folder)],
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise RuntimeError(f"backfill by {engine} failed: {done.stderr.strip()[-2000:]}")
-    told: dict[str, Any] = json.loads(done.stdout)
+    told: dict[str, Any] = json.loads(_python("-m", "bench.backfill", engine, str(folder))[0])
     return told
+
+
+def _python(*arguments: str) -> tuple[str, float]:
+    """Run Python to its end; what it printed, and CPU seconds of it and all its descendants."""
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=Path(__file__).parents[1],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+        seconds: dict[str, float] = {}
+        while process.poll() is None:  # a child's time is gone with it, so it is read meanwhile
+            seconds |= _tree(process.pid)
+            time.sleep(0.2)
+        printed = process.communicate()[0]
+        if process.returncode:
+            errors.seek(0)
+            raise RuntimeError(f"{arguments} failed: {errors.read().strip()[-2000:]}")
+    return printed, sum(seconds.values())
+
+
+def _tree(root: int) -> dict[str, float]:
+    """CPU seconds so far of a process and its descendants, by id and start."""
+    stats = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            stats[int(path.parent.name)] = path.read_text().rpartition(")")[2].split()
+    found, family = {}, [root]
+    while family:
+        parent = family.pop()
+        if parent in stats:
+            told = stats[parent]
+            found[f"{parent} {told[19]}"] = (int(told[11]) + int(told[12])) / TICKS_A_S
+            family += [child for child, fields in stats.items() if int(fields[1]) == parent]
+    return found
 
 
 def _read(path: Path) -> pa.Table:
@@ -98,7 +187,7 @@ def _kernel(spec: LineSpec, events: pa.Table) -> pa.Table:
         pc.equal(events["event"], "impression")
     )
     queries = asked.rename_columns(["user_id", "item_id", "request_at"])
-    return backfill.features(spec, events, queries)
+    return features(spec, events, queries)
 
 
 def _range_frames(spec: LineSpec, events: pa.Table) -> pa.Table:
@@ -124,6 +213,11 @@ def _peak_bytes() -> int:
 
 
 def _main(engine: str, folder: Path) -> None:
+    if engine.startswith("over_log_"):
+        by: Engine = "spark" if engine.endswith("spark") else "local"
+        interval = (START_US, START_US + 2 * DAY_US)
+        backfill(six_windows(), folder, folder / by, interval, engine=by)
+        return
     started = time.process_time()
     answers = ENGINES[engine](six_windows(), _read(folder / "events.arrow"))
     write_arrow(folder / f"{engine}.arrow", answers)

@@ -44,6 +44,16 @@ def line(**changes: Any) -> LineSpec:
 SPEC = line()
 
 
+class Nowhere:
+    """An online store that nobody reads."""
+
+    def push(self, view: str, rows: pa.Table) -> None: ...
+
+    def mark_us(self, view: str) -> int | None: ...
+
+    def clear(self, view: str) -> None: ...
+
+
 class Pushed:
     """An online store that remembers who called, in place of Feast's."""
 

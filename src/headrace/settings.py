@@ -42,6 +42,7 @@ class Settings:
     min_free_bytes: int
     kfp_endpoint: str | None
     kfp_token: str | None = field(repr=False)
+    kafka_jars: Path
     online_store: str | None = field(default=None, repr=False)  # a Redis URL; None is SQLite
     offline_store: str = "duckdb"
 
@@ -102,6 +103,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         min_free_bytes=megabytes("HEADRACE_MIN_FREE_MB", 256),
         kfp_endpoint=env.get("HEADRACE_KFP_ENDPOINT") or None,
         kfp_token=env.get("HEADRACE_KFP_TOKEN") or None,
+        kafka_jars=path("HEADRACE_KAFKA_JARS", PROJECT / "out" / "kafka" / "spark"),
         online_store=_redis_url(env.get("HEADRACE_ONLINE_STORE") or None),
         offline_store=_offline_store(env.get("HEADRACE_OFFLINE_STORE") or "duckdb"),
     )

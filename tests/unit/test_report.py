@@ -30,6 +30,7 @@ from headrace.simulate.outbox import now_us
 from headrace.simulate.truth import TruthLog
 from headrace.simulate.world import EXAMINATION
 from headrace.store import Store
+from tests.campaign import Nowhere
 
 S = 1_000_000
 
@@ -154,16 +155,6 @@ def test_cycles_are_counted_by_outcome_and_the_base_is_not_one_of_them() -> None
 @pytest.fixture(scope="module")
 def spec() -> LineSpec:
     return load_line(PROJECT / "lines" / "coupons.yaml")
-
-
-class Nowhere:
-    """An online store that nobody reads."""
-
-    def push(self, view: str, rows: pa.Table) -> None: ...
-
-    def mark_us(self, view: str) -> int | None: ...
-
-    def clear(self, view: str) -> None: ...
 
 
 @pytest.fixture(scope="module")

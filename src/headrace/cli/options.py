@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,3 +35,11 @@ def show(value: Any) -> None:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
     sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")
+
+
+def until_signal(run: Callable[[threading.Event], None]) -> None:
+    """Call `run` with an event that SIGTERM and Ctrl-C set, so that it ends in good order."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    run(stop)

@@ -1,10 +1,10 @@
-"""From an HTTP body to rows of the event log, and to refusals with a reason. No I/O, no clock."""
+"""From JSON to rows of the event log, and to refusals with a reason. No I/O, no clock."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -60,6 +60,25 @@ class Intake:
             except Malformed as problem:
                 refused.append((str(problem), event))
         return rows, refused, True
+
+    def read_each(
+        self, values: Iterable[str | bytes | None], now_us: int
+    ) -> tuple[list[dict[str, Any]], list[Refused]]:
+        """The same of messages or lines that hold one JSON event each."""
+        rows: list[dict[str, Any]] = []
+        refused: list[Refused] = []
+        for value in values:
+            raw: Any = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+            try:
+                text = value.decode() if isinstance(value, bytes) else value
+                if text is None:
+                    raise Malformed("message: has no value")
+                rows.append(self.row(json.loads(text), now_us))
+            except Malformed as problem:
+                refused.append((str(problem), raw))
+            except (ValueError, RecursionError) as problem:
+                refused.append((f"message: not JSON in UTF-8 ({problem!r})", raw))
+        return rows, refused
 
     def row(self, event: object, now_us: int) -> dict[str, Any]:
         """One event as a row of the event log. Raises `Malformed`."""

@@ -37,6 +37,19 @@ class SideLog:
             os.fsync(self._file.fileno())
             self.count += len(lines)
 
+    @property
+    def size(self) -> int:
+        """Bytes so far."""
+        return self._file.seek(0, os.SEEK_END)
+
+    def rewind(self, size: int) -> None:
+        """Take back what was added behind the first `size` bytes."""
+        with self._guard:
+            self._file.truncate(size)
+            os.fsync(self._file.fileno())
+            self._file.seek(0)
+            self.count = sum(1 for line in self._file if line.strip())
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()

@@ -6,7 +6,7 @@ Pure. What `labels.LabelState` builds on; its docstring states the deadlines.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,7 @@ MARK: Final = "mark"
 FATE_SCHEMA: Final = pa.schema(
     [pa.field("offset", pa.int64(), nullable=False), pa.field("fate", pa.string(), nullable=False)]
 )
+_Column: TypeAlias = pa.ChunkedArray | pa.Array
 OPEN, NEGATIVE, DONE = 0, 1, 2  # nothing emitted, a (provisional) negative emitted, final
 FIELDS: Final = {
     "event_at": np.int64,
@@ -71,7 +72,13 @@ class Attribution:
         self._early_by_id: dict[str, list[int]] = {}
         self._fates: list[tuple[Int64s, str]] = []
         self._resolved_schema = pa.schema(
-            [("knowledge_at", pa.int64()), ("event", pa.string()), ("value", pa.int64()), *declared]
+            [
+                ("knowledge_at", pa.int64()),
+                ("event", pa.string()),
+                ("value", pa.int64()),
+                ("offset", pa.int64()),
+                *declared,
+            ]
         )
 
     def resolve(self, events: pa.Table) -> pa.Table:
@@ -89,7 +96,13 @@ class Attribution:
             parts.append(self._resolve_stretch(events.slice(start, stop - start)))
             start = stop
         self.last_arrival_us = int(arrival[-1])
-        return pa.concat_tables(parts).combine_chunks()
+        resolved = pa.concat_tables(parts).combine_chunks()
+        if len(parts) == 1:
+            return resolved
+        # Two stretches may share a stamp: ties stand by offset, however the log is cut or shared.
+        is_click = resolved["event"].to_numpy() != IMPRESSION
+        ties = (as_us(resolved, "offset"), is_click, as_us(resolved, "knowledge_at"))
+        return resolved.take(pa.array(np.lexsort(ties)))
 
     def _stretch(self, ids: list[str], arrival: Int64s, start: int) -> int:
         """End of the longest stretch in which no id outlives its impression's close.
@@ -124,12 +137,13 @@ class Attribution:
         clicks = self.impressions.take(places)
         resolved = pa.concat_tables(
             [
-                self._shape(IMPRESSION, kept, arrival, kept["value"]),
+                self._shape(IMPRESSION, kept, arrival, kept["value"], kept["offset"]),
                 self._shape(
                     self.spec.label.engagement,
                     clicks,
                     known,
                     pa.array(self.impressions["label"][places].astype(np.int64)),
+                    pa.array(self.impressions["engaged"][places]),
                 ),
             ]
         )
@@ -139,9 +153,9 @@ class Attribution:
         return resolved.take(pa.array(order))
 
     def _shape(
-        self, event: str, rows: pa.Table, known: Int64s, value: pa.ChunkedArray | pa.Array
+        self, event: str, rows: pa.Table, known: Int64s, value: _Column, offset: _Column
     ) -> pa.Table:
-        columns = [pa.array(known), pa.array([event] * rows.num_rows, pa.string()), value]
+        columns = [pa.array(known), pa.array([event] * rows.num_rows, pa.string()), value, offset]
         columns += [rows[name] for name in self.spec.columns]
         return pa.table(columns, schema=self._resolved_schema)
 

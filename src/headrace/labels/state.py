@@ -92,8 +92,9 @@ class LabelState:
     def resolve(self, events: pa.Table) -> pa.Table:
         """Join new events (event schema + `offset` int64, in log order) to their impressions.
 
-        Returns `knowledge_at` (int64 us), `event`, `value` and the declared columns: first
-        records of impressions and attributed engagements by the time both were known.
+        Returns `knowledge_at` (int64 us), `event`, `value`, `offset` (int64, of that record) and
+        the declared columns: first records of impressions and attributed engagements by the
+        time both were known.
         Raises `IntegrityError` when arrival stamps fall, `InputError` for an unknown event.
         """
         return self._join.resolve(events)

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from headrace import backfill
+from headrace.backfill.features import features as batch_features
 from headrace.bits import bits
 from headrace.declaration import LineSpec
 from headrace.events import input_fields
@@ -56,7 +56,7 @@ class Streamed:
         streamed = pa.concat_tables(self._vectors) if self._vectors else pa.table({})
         asked = events.select(["impression_id", *self._spec.columns]).take(pa.array(offsets))
         asked = asked.append_column("request_at", events["arrival_at"].take(pa.array(offsets)))
-        windows = backfill.features(self._spec, LabelState(self._spec).resolve(events), asked)
+        windows = batch_features(self._spec, LabelState(self._spec).resolve(events), asked)
         counts: Counter[str] = Counter()
         first: list[dict[str, Any]] = []
         for start in range(0, len(offsets), _SLICE_ROWS):

@@ -1,0 +1,130 @@
+"""Where a stream comes from: a folder of files or a Kafka topic, as a frame with one JSON column.
+
+Every row is one event as the collector takes it. A file must appear whole: write it under a name
+that begins with a dot, or outside of the folder, then rename it.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from headrace.declaration import LineSpec
+from headrace.errors import EnvironmentFault, InputError
+from headrace.settings import Settings
+
+if TYPE_CHECKING:
+    from headrace.spark import DataFrame, SparkSession
+
+_KAFKA: Final = re.compile(r"^kafka://(?P<brokers>[^/]+:\d+)/(?P<topic>[A-Za-z0-9._-]+)$")
+_TYPES: Final = {"string": "STRING", "int": "BIGINT", "float": "DOUBLE"}
+FILES_AT_ONCE: Final = 100
+MESSAGES_AT_ONCE: Final = 100_000
+
+
+@dataclass(frozen=True)
+class Files:
+    """A folder in which `*.jsonl` and `*.parquet` files arrive.
+
+    A line of a `.jsonl` file is an event. A Parquet file has columns of the event log without
+    stamp (`event_at` a timestamp); those that it lacks are null. A batch has up to `at_once`
+    files of each kind.
+    """
+
+    folder: Path
+    at_once: int = FILES_AT_ONCE
+
+    def __str__(self) -> str:
+        return f"files:{self.folder}"
+
+    def jars(self, _settings: Settings) -> list[Path]:
+        """Jars that Spark needs for it: none."""
+        return []
+
+    def check(self) -> None:
+        """Raise `InputError` when there is no such folder."""
+        if not self.folder.is_dir():
+            raise InputError(f"{self.folder} is not a folder; make it, then move event files in")
+
+    def frame(self, spark: SparkSession, spec: LineSpec) -> DataFrame:
+        """The streaming frame: `value`, text."""
+        lines = self._reader(spark, "*.jsonl").text(str(self.folder)).where("trim(value) != ''")
+        rows = self._reader(spark, "*.parquet").schema(_columns(spec)).parquet(str(self.folder))
+        others = ("event", "impression_id", "request_id", "value", *spec.columns)
+        names = ", ".join(f"`{name}`" for name in others)
+        event = f"to_json(struct(unix_micros(event_at) AS event_at, {names})) AS value"
+        return lines.union(rows.selectExpr(event))
+
+    def _reader(self, spark: SparkSession, names: str) -> DataFrame:
+        options = {"pathGlobFilter": names, "maxFilesPerTrigger": str(self.at_once)}
+        return spark.readStream.options(**options)
+
+
+@dataclass(frozen=True)
+class Kafka:
+    """A topic whose messages' values are events; a batch has up to `at_once` messages.
+
+    A first start reads from the earliest message; from then on Spark's checkpoint knows the
+    offsets of each partition. Messages that retention removed unread are an error.
+    """
+
+    brokers: str  # host:port, comma separated
+    topic: str
+    at_once: int = MESSAGES_AT_ONCE
+
+    def __str__(self) -> str:
+        return f"kafka://{self.brokers}/{self.topic}"
+
+    def jars(self, settings: Settings) -> list[Path]:
+        """Spark's Kafka source. Raises `EnvironmentFault` when it is not installed."""
+        found = sorted(settings.kafka_jars.glob("*.jar"))
+        if not found:
+            raise EnvironmentFault(
+                f"no jars of Spark's Kafka source in {settings.kafka_jars}; run "
+                "infra/setup/kafka.sh, or set HEADRACE_KAFKA_JARS to their folder"
+            )
+        return found
+
+    def check(self) -> None:
+        """Raise `EnvironmentFault` when no broker answers."""
+        problem: OSError | None = None
+        for broker in self.brokers.split(","):
+            host, _, port = broker.rpartition(":")
+            try:
+                socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            except OSError as refused:
+                problem = refused
+            else:
+                return
+        raise EnvironmentFault(
+            f"{self}: no broker answers ({problem}); start Kafka or correct the address"
+        )
+
+    def frame(self, spark: SparkSession, _spec: LineSpec) -> DataFrame:
+        """The streaming frame: `value`, bytes."""
+        options = {
+            "kafka.bootstrap.servers": self.brokers,
+            "subscribe": self.topic,
+            "startingOffsets": "earliest",
+            "maxOffsetsPerTrigger": str(self.at_once),
+        }
+        return spark.readStream.format("kafka").options(**options).load().select("value")
+
+
+def parse(text: str) -> Files | Kafka:
+    """`files:DIR` or `kafka://HOST:PORT[,HOST:PORT]/TOPIC`. Raises `InputError` for others."""
+    if text.startswith("files:") and len(text) > len("files:"):
+        return Files(Path(text.removeprefix("files:")).resolve())
+    if match := _KAFKA.match(text):
+        return Kafka(match["brokers"], match["topic"])
+    raise InputError(f"--from {text!r}: give files:DIR or kafka://HOST:PORT/TOPIC")
+
+
+def _columns(spec: LineSpec) -> str:
+    own = {"event": "STRING", "impression_id": "STRING", "request_id": "STRING"}
+    own |= {"event_at": "TIMESTAMP", "value": "BIGINT"}
+    declared = {name: _TYPES[kind] for name, kind in spec.columns.items()}
+    return ", ".join(f"`{name}` {kind}" for name, kind in (own | declared).items())

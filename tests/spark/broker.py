@@ -1,0 +1,100 @@
+"""A real Kafka broker (KRaft, one node) on loopback, from the jars of infra/setup/kafka.sh."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from headrace.settings import PROJECT
+
+JARS = PROJECT / "out" / "kafka" / "broker"
+CLUSTER = "MkU3OEVBNTcwNTJENDM2Qg"
+PROPERTIES = """\
+process.roles=broker,controller
+node.id=1
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+controller.listener.names=CONTROLLER
+controller.quorum.voters=1@127.0.0.1:{controller}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+log.dirs={folder}/data
+offsets.topic.replication.factor=1
+auto.create.topics.enable=false
+"""
+
+
+@contextmanager
+def running(folder: Path) -> Iterator[str]:
+    """Start a broker and give its address. Skips without Maven; fails without the jars."""
+    if not JARS.is_dir():
+        if shutil.which("mvn") is None:
+            pytest.skip("no Kafka: needs Maven (apt-get install maven), then infra/setup/kafka.sh")
+        pytest.fail(f"{JARS} is missing: run infra/setup/kafka.sh")
+    port, controller = free_ports(2)
+    settings = folder / "server.properties"
+    settings.write_text(PROPERTIES.format(port=port, controller=controller, folder=folder))
+    java = ["java", "-Xmx256m", "-XX:TieredStopAtLevel=1", "-cp", f"{JARS}/*"]
+    storage = ["kafka.tools.StorageTool", "format", "-t", CLUSTER, "-c", str(settings)]
+    subprocess.run([*java, *storage], check=True, capture_output=True)
+    with (folder / "broker.log").open("w") as log:
+        process = subprocess.Popen(
+            [*java, "kafka.Kafka", str(settings)], stdout=log, stderr=subprocess.STDOUT
+        )
+    try:
+        wait_for(port, process, folder / "broker.log")
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def topic(address: str, name: str, partitions: int) -> None:
+    """Create a topic."""
+    client = AdminClient({"bootstrap.servers": address})
+    for done in client.create_topics([NewTopic(name, partitions, 1)]).values():
+        done.result(30)
+
+
+def send(address: str, name: str, messages: list[tuple[str, bytes | None]]) -> None:
+    """Produce (key, value) messages, all acknowledged on return."""
+    refused: list[object] = []
+    producer = Producer({"bootstrap.servers": address, "enable.idempotence": True})
+    for key, value in messages:
+        producer.produce(
+            name, value, key, on_delivery=lambda problem, _: problem and refused.append(problem)
+        )
+    assert producer.flush(60) == 0
+    assert refused == []
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on."""
+    probes = [socket.socket() for _ in range(count)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    ports = [int(probe.getsockname()[1]) for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+def wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Return when the broker answers."""
+    for _ in range(300):
+        assert process.poll() is None, log.read_text()
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            time.sleep(0.2)
+        else:
+            return
+    pytest.fail(f"the broker does not answer: {log.read_text()}")
