@@ -30,7 +30,7 @@ def move_champion(line: str, params: dict[str, Any]) -> str:
     """Move the champion back; returns the version that serves now."""
     from headrace.line import LineStore
 
-    store = LineStore(load_settings().line_home(line), line)
+    store = LineStore(load_settings().line_store_url(line), line)
     champion = store.rollback(to=params["version"] or None, reason=params["reason"] or "by hand")
     log.info("%s serves instead of %s", champion.version, champion.previous)
     return champion.version

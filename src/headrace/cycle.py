@@ -90,7 +90,7 @@ def plan(settings: Settings, spec: LineSpec) -> Interval | None:
     `InputError` without a champion: the first version comes from a full training.
     """
     home = settings.line_home(spec.line)
-    store = LineStore(home, spec.line)
+    store = LineStore(settings.line_store_url(spec.line), spec.line)
     champion = store.champion()
     if champion is None:
         raise InputError(f"line {spec.line!r} has no champion to continue; run full_train first")

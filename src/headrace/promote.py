@@ -21,7 +21,7 @@ def promote(settings: Settings, spec: LineSpec, candidate: str) -> Verdict:
     evidence is learned again by the next cycle.
     """
     home = settings.line_home(spec.line)
-    store = LineStore(home, spec.line)
+    store = LineStore(settings.line_store_url(spec.line), spec.line)
     champion = store.champion()
     if champion is not None and champion.version == candidate:
         return Verdict(True, ())  # an earlier attempt got this far before it was killed

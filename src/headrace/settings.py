@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import ValidationError
@@ -31,12 +32,19 @@ class Settings:
     server_port: int
     collector_port: int
     airflow_port: int
+    line_store: str | None
     kfp_endpoint: str | None
     kfp_token: str | None = field(repr=False)
 
     def line_home(self, line: str) -> Path:
-        """Folder of everything that belongs to one line: logs, ticks, samples, versions."""
+        """Folder of what belongs to one line on this machine: logs, ticks, samples, records."""
         return self.home / "lines" / line
+
+    def line_store_url(self, line: str) -> str:
+        """Where the line's versions and champion are: below `line_store`, or in its home."""
+        if self.line_store is None:
+            return str(self.line_home(line))
+        return f"{self.line_store}/{line}"
 
     @property
     def server_url(self) -> str:
@@ -74,9 +82,28 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         server_port=port("HEADRACE_SERVER_PORT", 8500),
         collector_port=port("HEADRACE_COLLECTOR_PORT", 8501),
         airflow_port=port("HEADRACE_AIRFLOW_PORT", 8080),
+        line_store=_store_url(env.get("HEADRACE_LINE_STORE")),
         kfp_endpoint=env.get("HEADRACE_KFP_ENDPOINT") or None,
         kfp_token=env.get("HEADRACE_KFP_TOKEN") or None,
     )
+
+
+def _store_url(text: str | None) -> str | None:
+    """`file:///folder` or `s3://bucket/prefix`, without a slash at the end; None when not given."""
+    if not text:
+        return None
+    parts = urlsplit(text)
+    wanted = "give file:///folder or s3://bucket/prefix, or leave it empty for HEADRACE_HOME"
+    if parts.password or parts.username:
+        raise DeclarationError(
+            "HEADRACE_LINE_STORE holds credentials; give them by AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY"
+        )
+    if parts.scheme not in ("file", "s3") or not (
+        parts.netloc if parts.scheme == "s3" else parts.path.strip("/")
+    ):
+        raise DeclarationError(f"HEADRACE_LINE_STORE={text!r} names no store; {wanted}")
+    return text.rstrip("/")
 
 
 def java_command(environ: Mapping[str, str] | None = None) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from headrace.declaration import LineSpec
 from headrace.settings import PROJECT, Settings, find_line, load_settings
 from headrace.store import Store
+from tests.s3_server import s3_bucket
 
 SHOP = """
 line: shop
@@ -68,3 +71,10 @@ def applied(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 @pytest.fixture(scope="session")
 def shop(applied: Settings) -> LineSpec:
     return find_line(applied, "shop")
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """A bucket of its own for a module's tests, on a real S3 API."""
+    with s3_bucket(f"headrace-{uuid.uuid4().hex}") as url:
+        yield url

@@ -242,7 +242,7 @@ def test_the_next_window_is_learned_from_the_champion_and_promoted(line: Line) -
 def test_a_window_is_learned_in_the_same_bytes_again(line: Line) -> None:
     first = train.incremental(line.settings, line.spec, 34, 40)
     again = train.incremental(line.settings, line.spec, 34, 40)
-    assert line.store.get(first).state_sha256 == line.store.get(again).state_sha256
+    assert line.store.get(first).fingerprint == line.store.get(again).fingerprint
 
 
 def test_too_few_new_rows_end_the_cycle_idle(line: Line) -> None:
@@ -413,7 +413,7 @@ def test_weighted_learning_is_judged_by_true_labels_and_repeats_its_bytes(
     version = line.store.get(str(trained.version))
     assert version.metrics["label_rate"] == pytest.approx(truth.mean())
     again = train.incremental(line.settings, line.spec, 34, 54)
-    assert line.store.get(again).state_sha256 == version.state_sha256
+    assert line.store.get(again).fingerprint == version.fingerprint
     line.tick(25)
     correct_five(line, 56)
     ended = line.finish(trained)

@@ -9,10 +9,8 @@ from __future__ import annotations
 import errno
 import json
 import os
-import signal
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +20,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 from headrace.cli.line import line_app, quarantine_app
-from headrace.cli.options import AsJson, LineName, LinePath, open_line, out, show
+from headrace.cli.options import AsJson, LineName, LinePath, open_line, out, show, until_signal
 from headrace.errors import GateRejected, HeadraceError
 from headrace.settings import load_line, load_lines, load_settings
 
@@ -77,14 +75,6 @@ def main() -> None:
 def _end(message: str, code: int) -> None:
     sys.stderr.write(f"headrace: {message}\n")
     sys.exit(code)
-
-
-def _until_signal(run: Callable[[threading.Event], None]) -> None:
-    """Call `run` with an event that SIGTERM and Ctrl-C set, so that it ends in good order."""
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    run(stop)
 
 
 @app.command()
@@ -160,7 +150,7 @@ def ingest(line: LineName = "coupons") -> None:
     from headrace.ingest.service import run
 
     settings, spec = open_line(line)
-    _until_signal(lambda stop: run(settings, spec, stop))
+    until_signal(lambda stop: run(settings, spec, stop))
 
 
 @app.command()
@@ -189,7 +179,7 @@ def simulate(
             threading.Timer(minutes * 60, stop.set).start()
         simulate_run(settings, spec, SimulatorConfig(seed=seed), stop)
 
-    _until_signal(limited)
+    until_signal(limited)
 
 
 @app.command()

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +28,14 @@ def open_line(line: str) -> tuple[Settings, LineSpec]:
     """The settings and the declared line of that name."""
     settings = load_settings()
     return settings, find_line(settings, line)
+
+
+def until_signal(run: Callable[[threading.Event], None]) -> None:
+    """Call `run` with an event that SIGTERM and Ctrl-C set, so that it ends in good order."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    run(stop)
 
 
 def show(value: Any) -> None:

@@ -111,6 +111,7 @@ def stack_environ(settings: Settings, stack_id: str) -> dict[str, str]:
         "HEADRACE_HOME": str(settings.home),
         "HEADRACE_LINES_DIR": str(settings.lines_dir),
         "HEADRACE_FEATURE_REPO": str(settings.feature_repo),
+        "HEADRACE_LINE_STORE": settings.line_store or "",
         "HEADRACE_HOST": settings.host,
         "HEADRACE_SERVER_PORT": str(settings.server_port),
         "HEADRACE_COLLECTOR_PORT": str(settings.collector_port),
