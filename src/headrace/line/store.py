@@ -232,6 +232,20 @@ class LineStore:
             chain.append((manifest, self.stored(manifest)[-1]))
         return chain[::-1]
 
+    def path(self, since: str, to: str) -> list[Version] | None:
+        """The versions whose deltas lead from one to a later one, in order; None if none do."""
+        path = [self.get(to)]
+        while path[-1].kind == "delta" and path[-1].parent not in (None, since):
+            if len(path) > LONGEST_CHAIN:
+                return None
+            path.append(self.get(str(path[-1].parent)))
+        reached = path[-1].kind == "delta" and path[-1].parent == since
+        return path[::-1] if reached else None
+
+    def delta(self, version: Version) -> State:
+        """What a version that is a delta changes. Raises `IntegrityError` for damaged bytes."""
+        return states.read(self.files, self.stored(version)[0])
+
     def stored(self, version: Version) -> list[Stored]:
         """The file that was published, and after compaction a base of the same state."""
         ((name, digest),) = version.files.items()

@@ -151,6 +151,7 @@ def _protocol_routes(spec: LineSpec) -> APIRouter:
         return {
             "name": spec.line,
             "versions": [models.current().version.version] if models.ready else [],
+            "delivery": models.delivery(),
             "platform": f"headrace_{spec.model.family}",
             "inputs": [
                 {"name": name, "datatype": payload.DATATYPES[kind], "shape": [-1]}
