@@ -123,12 +123,20 @@ def line_promote(
 def line_rollback(
     to: Annotated[str | None, typer.Option(help="A version; default is the previous one.")] = None,
     reason: str = "by hand",
+    learn_again: Annotated[
+        bool, typer.Option("--learn-again", help="Let the next cycle learn the same ticks again.")
+    ] = False,
     line: LineName = "coupons",
     as_json: AsJson = False,
 ) -> None:
-    """Point the line back at an earlier version; servers follow within a second."""
-    _, store = lines_store(line)
-    _moved(line, store.rollback(to, reason=reason), as_json)
+    """Point the line back at an earlier version; servers follow within a second.
+
+    What was learned since goes to quarantine.
+    """
+    from headrace.promote import roll_back
+
+    settings, spec = open_line(line)
+    _moved(line, roll_back(settings, spec, to, reason, learn_again), as_json)
 
 
 @line_app.command("pin")

@@ -157,9 +157,18 @@ class LineStore:
     def rollback(self, to: str | None = None, reason: str = "") -> Champion:
         """Make an earlier version champion again, as a new generation.
 
+        `to`: as `rollback_target` chooses. Raises `InputError` when there is no such version,
+        `ConflictError` when another writer was faster.
+        """
+        present, target = self.rollback_target(to)
+        return self.advance(present, target, "rollback", reason)
+
+    def rollback_target(self, to: str | None = None) -> tuple[Champion, str]:
+        """The present champion and the version to return to.
+
         Without `to`: the version that served before the present one was promoted, so that a
         second rollback goes further back instead of returning to what was just left. Raises
-        `InputError` when there is no such version, `ConflictError` when another writer was faster.
+        `InputError` when there is no such version.
         """
         present = self.champion()
         if present is None:
@@ -170,7 +179,8 @@ class LineStore:
                 f"line {self.line!r} has had no champion but {present.version!r}; name a "
                 "version to roll back to"
             )
-        return self.advance(present, target, "rollback", reason)
+        self.require_files(target)
+        return present, target
 
     # files
 
