@@ -51,6 +51,8 @@ def run(*, quick: bool = False) -> dict[str, Any]:
     middle = {key: statistics.median(each[key] for each in found) for key in found[0]}
     raw = touched * 16 * 4
     ratio = swapped / still
+    delta_ms = middle["delta_write_ms"] + middle["delta_apply_ms"]
+    full_ms = middle["full_write_ms"] + middle["full_load_ms"]
     return {
         "what": f"{touched} of {1 << bits} rows x 16 float32 changed, to a model that serves",
         "rows": 1 << bits,
@@ -61,21 +63,17 @@ def run(*, quick: bool = False) -> dict[str, Any]:
         "p99_ms": {"without swaps": still, "with swaps": swapped, "swaps": swaps},
         "claims": [
             at_most("delta written", middle["delta_write_ms"], "ms", 100),
-            at_most("delta read, applied, warmed and flipped in", middle["delta_apply_ms"], "ms", 50),
+            at_most("delta applied and flipped in", middle["delta_apply_ms"], "ms", 50),
             at_most("bytes of a delta over its raw rows", middle["delta_bytes"] / raw, "x", 1.2),
-            at_most(
-                "delta over full, wall time from state to served",
-                (middle["delta_write_ms"] + middle["delta_apply_ms"])
-                / (middle["full_write_ms"] + middle["full_load_ms"]), "x", 0.2,
-            ),
+            at_most("delta over full, from state to served", delta_ms / full_ms, "x", 0.2),
             at_most("p99 of scoring with a swap every 200 ms over without", ratio, "x", 2),
             equality("base and deltas equal the published state, and the server has it", equal),
         ],
         "table": {
-            "head": ["", "delta", "full"],
+            "heads": ["", "delta", "full"],
             "rows": [
                 ["write, ms", f"{middle['delta_write_ms']:.1f}", f"{middle['full_write_ms']:.0f}"],
-                ["to served, ms", f"{middle['delta_apply_ms']:.1f}", f"{middle['full_load_ms']:.0f}"],
+                ["apply, ms", f"{middle['delta_apply_ms']:.1f}", f"{middle['full_load_ms']:.0f}"],
                 ["CPU, ms", f"{middle['delta_cpu_ms']:.0f}", f"{middle['full_cpu_ms']:.0f}"],
                 ["bytes", f"{middle['delta_bytes']:.0f}", f"{middle['full_bytes']:.0f}"],
             ],
@@ -175,16 +173,15 @@ class Delivery:
         swapped: list[float] = []
         swaps = 0
         for _ in range(pairs):
-            self._score(seconds, still, lambda: None)
+            self._score(seconds, still, [])
             # written beforehand: the trainer is another process, only the server is measured
             ahead = [self._increment() for _ in range(int(seconds / SWAP_S))]
             swaps += len(ahead)
-            self._score(seconds, swapped, lambda ahead=ahead: ahead and self._deliver(ahead.pop(0)))
-            for left in ahead:
-                self._deliver(left)
+            self._score(seconds, swapped, ahead)
         return float(np.percentile(still, 99)), float(np.percentile(swapped, 99)), swaps
 
-    def _score(self, seconds: float, into: list[float], beside: Callable[[], object]) -> None:
+    def _score(self, seconds: float, into: list[float], ahead: list[Version]) -> None:
+        """Score without pause for so long, or until the versions `ahead` are delivered."""
         schema = pa.schema(input_fields(self.spec))
         asked = pa.table(
             [pa.array(self._draw.integers(0, 1 << 40, 100)).cast(f.type) for f in schema],
@@ -202,8 +199,9 @@ class Delivery:
         asking = threading.Thread(target=ask)
         asking.start()
         until = time.perf_counter() + seconds
-        while time.perf_counter() < until:
-            beside()
+        while ahead or time.perf_counter() < until:
+            if ahead:
+                self._deliver(ahead.pop(0))
             time.sleep(SWAP_S)
         stop.set()
         asking.join()

@@ -33,6 +33,7 @@ class Settings:
     collector_port: int
     airflow_port: int
     line_store: str | None
+    mlflow_uri: str | None = field(repr=False)  # may hold a password
     kfp_endpoint: str | None
     kfp_token: str | None = field(repr=False)
 
@@ -83,6 +84,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         collector_port=port("HEADRACE_COLLECTOR_PORT", 8501),
         airflow_port=port("HEADRACE_AIRFLOW_PORT", 8080),
         line_store=_store_url(env.get("HEADRACE_LINE_STORE")),
+        mlflow_uri=_tracking_uri(env.get("HEADRACE_MLFLOW_URI")),
         kfp_endpoint=env.get("HEADRACE_KFP_ENDPOINT") or None,
         kfp_token=env.get("HEADRACE_KFP_TOKEN") or None,
     )
@@ -104,6 +106,23 @@ def _store_url(text: str | None) -> str | None:
     ):
         raise DeclarationError(f"HEADRACE_LINE_STORE={text!r} names no store; {wanted}")
     return text.rstrip("/")
+
+
+def _tracking_uri(text: str | None) -> str | None:
+    if not text:
+        return None
+    if urlsplit(text).scheme.split("+")[0] not in (
+        "sqlite",
+        "postgresql",
+        "mysql",
+        "http",
+        "https",
+    ):
+        raise DeclarationError(
+            "HEADRACE_MLFLOW_URI names no server and no database; give http://host:port, "
+            "sqlite:////folder/mlflow.db or postgresql://…, or leave it empty for no MLflow"
+        )
+    return text
 
 
 def java_command(environ: Mapping[str, str] | None = None) -> str:

@@ -1,4 +1,4 @@
-"""What a line's store needs beside the cycles: bases behind long chains, and old files removed.
+"""What a line's store needs beside the cycles: bases behind long chains, old files removed, MLflow.
 
 A process of its own (`headrace line upkeep`), so that none of it lies on the path of a promotion.
 It may be killed, run twice or not at all: a chain that nobody compacts is ended by a base at
@@ -10,7 +10,11 @@ from __future__ import annotations
 import logging
 import threading
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
 
+from headrace import tracking
+from headrace.atomic import write_json
 from headrace.declaration import LineSpec
 from headrace.errors import HeadraceError
 from headrace.line import LineStore, compaction, retention
@@ -21,12 +25,16 @@ LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Done:
-    """What a pass did: the version that got a base, and those whose files were given up."""
+    """What a pass did: the version that got a base, and those whose files were given up.
+
+    `unmirrored`: why MLflow could not be brought up to date, None when it was or is not used.
+    """
 
     compacted: str | None
     marked: list[str]
     restored: list[str]
     removed: list[str]
+    unmirrored: str | None = None
 
 
 def once(settings: Settings, spec: LineSpec) -> Done:
@@ -39,22 +47,36 @@ def once(settings: Settings, spec: LineSpec) -> Done:
         if compaction.due(store, version, spec.delivery) and compaction.compact(store, version):
             compacted = version.version
     pruned = retention.prune(store, spec.delivery)
-    return Done(compacted, **asdict(pruned))
+    problem = None
+    if settings.mlflow_uri is not None:
+        problem = tracking.mirror(store, spec, settings.mlflow_uri).problem
+    return Done(compacted, **asdict(pruned), unmirrored=problem)
 
 
 def run(
     settings: Settings, spec: LineSpec, stop: threading.Event, interval_s: float = 10.0
 ) -> None:
-    """Passes until `stop`; one that fails is told and tried again after `interval_s`."""
+    """Passes until `stop`; one that fails is told and tried again after `interval_s`.
+
+    `upkeep.json` in the line's home says when the last pass ended and what came of it.
+    """
     told = ""
     while not stop.is_set():
+        problem, done = "", None
         try:
             done = once(settings, spec)
-            told = ""
             if done != Done(None, [], [], []):
                 LOG.info("%s: %s", spec.line, asdict(done))
-        except HeadraceError as problem:
-            if str(problem) != told:
+        except HeadraceError as fault:
+            problem = str(fault)
+            if problem != told:
                 LOG.error("%s: upkeep: %s", spec.line, problem)
-            told = str(problem)
+        told = problem
+        body = {"at": datetime.now(UTC).isoformat(), "problem": problem or None}
+        write_json(beat(settings, spec.line), body | (asdict(done) if done else {}))
         stop.wait(interval_s)
+
+
+def beat(settings: Settings, line: str) -> Path:
+    """Where a running upkeep says that it is alive."""
+    return settings.line_home(line) / "upkeep.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from datetime import UTC, datetime, timedelta
@@ -239,4 +240,7 @@ def test_a_pass_of_the_upkeep_compacts_the_champion_and_then_rests(tmp_path: Pat
         time.sleep(0.01)
     stop.set()
     worker.join()
+    told = json.loads(upkeep.beat(settings, spec.line).read_text())
+    assert told["problem"] is None
+    assert datetime.fromisoformat(told["at"]) <= datetime.now(UTC)
     assert same_bits(store.load("v000008")[1], state(7))

@@ -45,13 +45,18 @@ def line_list(line: LineName = "coupons", as_json: AsJson = False) -> None:
 
 @line_app.command("show")
 def lineshow(version: str, line: LineName = "coupons") -> None:
-    """Show one version with its evidence and verdict (JSON)."""
+    """Show one version with its evidence, its verdict and where MLflow has it (JSON)."""
+    from headrace import tracking
+
     _, store = lines_store(line)
+    status = tracking.status(store)
     show({
         "version": dataclasses.asdict(store.get(version)),
         "evidence": store.evidence(version),
         "verdict": store.verdict(version),
         "pruned_at": store.pruned_at(version),
+        "mlflow": tracking.tracked(store, version),
+        "mlflow_status": status and dataclasses.asdict(status),
     })  # fmt: skip
 
 
