@@ -165,7 +165,7 @@ def conclude(settings: Settings, spec: LineSpec, cycle: Cycle, candidate: str) -
     cycle = replace(cycle, version=candidate, stage="promote")
     verdict = promote.promote(settings, spec, candidate)
     store = LineStore(settings.line_store_url(spec.line), spec.line)
-    mirror = tracking.status(store) if settings.mlflow_uri else None
+    mirrored = tracking.status(store) if settings.mlflow_uri else None
     lost_swap = "champion_unmoved" in verdict.failed
     return record(
         settings,
@@ -175,7 +175,7 @@ def conclude(settings: Settings, spec: LineSpec, cycle: Cycle, candidate: str) -
             outcome="promoted" if verdict.passed else "rejected",
             stage="promote" if verdict.passed or lost_swap else "model",
             reasons=verdict.reasons,
-            unmirrored=mirror and mirror.problem,
+            unmirrored=None if mirrored is None else mirrored.problem,
         ),
     )
 

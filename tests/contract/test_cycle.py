@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -67,7 +68,7 @@ class Line:
 
     @property
     def store(self) -> LineStore:
-        return LineStore(self.home, self.spec.line)
+        return LineStore(self.settings.line_store_url(self.spec.line), self.spec.line)
 
     def tick(
         self,
@@ -372,6 +373,21 @@ def test_a_rollback_may_leave_its_ticks_to_be_learned_again(line: Line) -> None:
     line.store.advance(line.store.champion(), trained.version, "force", "drill")
     promote.roll_back(line.settings, line.spec, reason="drill", learn_again=True)
     assert cycle.plan(line.settings, line.spec) == Interval(34, 40)
+
+
+def test_a_cycle_with_its_versions_on_s3_leaves_none_here(line: Line, bucket: str) -> None:
+    fs, path = fsspec.core.url_to_fs(f"{bucket}/lines/tiny")
+    for folder in ("versions", "champion"):
+        fs.put(str(line.home / folder), f"{path}/{folder}", recursive=True)
+        shutil.rmtree(line.home / folder)
+    there = Line(replace(line.settings, line_store=f"{bucket}/lines"), line.spec)
+    trained = there.learn()
+    there.tick(4)
+    ended = there.finish(trained)
+    assert (ended.outcome, ended.reasons) == ("promoted", ())
+    assert there.champion == "v000002"
+    assert fs.exists(f"{path}/versions/v000002/manifest.json")
+    assert not (line.home / "versions").exists()
 
 
 def test_evidence_against_an_earlier_champion_is_foreign(line: Line) -> None:

@@ -279,10 +279,10 @@ def test_under_load_every_answer_is_of_one_whole_version(
             with follower.use() as loaded:
                 answers.append((loaded.version.version, loaded.model.predict(asked)))
 
-    with ThreadPoolExecutor(3) as pool:
-        asking = [pool.submit(ask) for _ in range(3)]
+    with ThreadPoolExecutor(2) as pool:
+        asking = [pool.submit(ask) for _ in range(2)]
         try:
-            for number in range(12):
+            for number in range(9):
                 if number % 4 == 3:
                     writer.lines.rollback(reason="test")
                 else:

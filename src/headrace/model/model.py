@@ -144,10 +144,12 @@ class Model:
 
     def state(self) -> State:
         """A copy of everything that training changes, and the model's identity."""
-        arrays: State = {
-            name: np.array(variable.numpy(), copy=True)
-            for name, variable in self._graph.variables.items()
-        }
+        return {"table": np.array(self._graph.variables["table"].numpy()), **self._small()}
+
+    def _small(self) -> State:
+        """A copy of the state without its table."""
+        variables = self._graph.variables
+        arrays: State = {n: np.array(v.numpy()) for n, v in variables.items() if n != "table"}
         arrays["step"] = np.array([self._step], np.int64)
         arrays["moments"] = self._statistics.moments.copy()
         arrays["classes"] = self._statistics.classes.copy()
@@ -196,8 +198,8 @@ class Model:
         if rows is None or values is None:
             self.load_state(apply(self.state(), delta))
             return
-        small = {k: v for k, v in self.state().items() if k != "table"}
-        small = apply(small, {k: v for k, v in delta.items() if not k.endswith("s/table")})
+        beside = {k: v for k, v in delta.items() if not k.endswith("s/table")}
+        small = apply(self._small(), beside)
         table = self._graph.variables["table"]
         table.scatter_update(tf.IndexedSlices(values, rows))
         for name, variable in self._graph.variables.items():

@@ -23,7 +23,7 @@ from headrace.declaration import LineSpec
 from headrace.errors import EnvironmentFault, IntegrityError
 from headrace.events import input_fields
 from headrace.line import Champion, LineStore, Version
-from headrace.model import Model
+from headrace.model import Model, State
 from headrace.serving.resident import Resident
 
 LOG = logging.getLogger(__name__)
@@ -76,6 +76,7 @@ class Follower:
         self._current: Loaded | None = None
         self._fault: str | None = None
         self._delivery = Delivery()
+        self._newest_delta: tuple[str, State] | None = None
         self._released = threading.Condition()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -180,7 +181,7 @@ class Follower:
         try:
             path = None if held is None else self._lines.path(held.version, target)
             for version in path or ():
-                resident.advance(version, self._lines.delta(version))
+                resident.advance(version, self._delta(version))
                 self._count(deltas=1)
             if path is not None:
                 return
@@ -191,6 +192,12 @@ class Follower:
                 self._delivery = replace(self._delivery, last_refused=str(problem))
         resident.load(*self._lines.load(target))
         self._count(bases=1)
+
+    def _delta(self, version: Version) -> State:
+        """A delta from the store; the newest one is kept, the other model asks for it next."""
+        if self._newest_delta is None or self._newest_delta[0] != version.version:
+            self._newest_delta = (version.version, self._lines.delta(version))
+        return self._newest_delta[1]
 
     def _unused(self, resident: Resident) -> bool:
         """Wait until no request predicts with a model; false when the server stops first."""
