@@ -8,7 +8,7 @@ from headrace import gates
 from headrace.declaration import LineSpec
 from headrace.errors import ConflictError, HeadraceError
 from headrace.gates import PRIOR, Evidence, Verdict
-from headrace.line import Champion, LineStore
+from headrace.line import Champion, LineStore, Version
 from headrace.sample import Quarantine
 from headrace.settings import Settings
 
@@ -57,8 +57,9 @@ def roll_back(
 ) -> Champion:
     """Make an earlier version champion again, and keep out what the abandoned ones had learned.
 
-    The ticks between the two versions go to quarantine, so that the next increment does not
-    learn them into the line again; release them, or give `learn_again`, if they were good.
+    If the present version continues the other, the ticks between them go to quarantine, so that
+    the next increment does not learn them into the line again; release them, or give
+    `learn_again`, if they were good.
     Raises as `LineStore.rollback` does; nothing is quarantined then.
     """
     store = LineStore(settings.line_store_url(spec.line), spec.line)
@@ -67,7 +68,7 @@ def roll_back(
     start, end = back.to_tick, left.to_tick
     quarantine = Quarantine(settings.line_home(spec.line))
     new = not any((q["from"], q["to"]) == (start, end) for q in quarantine.intervals())
-    keeps_out = new and not learn_again and start < end
+    keeps_out = new and not learn_again and start < end and _continues(store, left, target)
     if keeps_out:  # before the champion moves: a cycle may plan right after
         quarantine.add(start, end, [f"rolled back from {left.version} to {target}: {reason}"])
     try:
@@ -76,6 +77,14 @@ def roll_back(
         if keeps_out:
             quarantine.release(start, end)
         raise
+
+
+def _continues(store: LineStore, version: Version, ancestor: str) -> bool:
+    while version.parent is not None:
+        if version.parent == ancestor:
+            return True
+        version = store.get(version.parent)
+    return False
 
 
 def _summary(evidence: Evidence | None) -> str:

@@ -367,6 +367,13 @@ def test_a_rollback_that_loses_the_race_quarantines_nothing(
     assert Quarantine(line.home).intervals() == []
 
 
+def test_a_rollback_from_a_full_training_quarantines_nothing(line: Line) -> None:
+    trained = train.full(line.settings, line.spec, 40)
+    line.store.advance(line.store.champion(), trained, "force", "drill")
+    assert promote.roll_back(line.settings, line.spec, reason="drill").version == "v000001"
+    assert Quarantine(line.home).intervals() == []
+
+
 def test_a_rollback_may_leave_its_ticks_to_be_learned_again(line: Line) -> None:
     trained = line.learn()
     assert trained.version is not None
