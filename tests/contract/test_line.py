@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 
 from headrace.errors import ConflictError, InputError, IntegrityError
-from headrace.line import LineStore, Version
-from headrace.line.store import LONGEST_CHAIN
-from headrace.model.delta import State, same_bits
+from headrace.line import LineStore, Version, compaction
+from headrace.line import store as line_store
+from headrace.line.fingerprint import fingerprint
+from headrace.model.delta import State, diff, same_bits
 
 
 def state(step: int = 0) -> State:
@@ -85,18 +86,54 @@ def test_a_base_and_its_deltas_load_as_published(root: str, store: LineStore) ->
     assert other.versions() == [first, second, third]
 
 
-def test_a_chain_that_nobody_compacts_is_ended_by_a_base(tmp_path: Path) -> None:
+def test_a_chain_that_nobody_compacts_is_ended_by_a_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = LineStore(tmp_path, "x")
+    monkeypatch.setattr(line_store, "LONGEST_CHAIN", 6)
+    monkeypatch.setattr(line_store, "RECOUNT", 3)
     versions = [publish(store)]
-    for step in range(1, LONGEST_CHAIN + 3):
-        before = state(step - 1)
-        versions.append(publish(store, step, versions[-1].version, before))
+    for step in range(1, 9):
+        versions.append(publish(store, step, versions[-1].version, state(step - 1)))
     bases = [index for index, version in enumerate(versions) if version.kind == "base"]
-    assert bases == [0, LONGEST_CHAIN + 1]
-    assert versions[bases[1]].parent == versions[bases[1] - 1].version
-    assert [v.chain_deltas for v in versions[-3:]] == [LONGEST_CHAIN, 0, 1]
-    assert same_bits(store.load(versions[-1].version)[1], state(LONGEST_CHAIN + 2))
-    assert same_bits(store.load(versions[-3].version)[1], state(LONGEST_CHAIN))
+    assert bases == [0, 7]
+    assert versions[7].parent == versions[6].version
+    assert [v.chain_deltas for v in versions[-3:]] == [6, 0, 1]
+    assert same_bits(store.load(versions[8].version)[1], state(8))
+    assert same_bits(store.load(versions[6].version)[1], state(6))
+
+
+def test_a_chain_grows_from_the_base_that_was_written_into_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = LineStore(tmp_path, "x")
+    monkeypatch.setattr(line_store, "LONGEST_CHAIN", 6)
+    monkeypatch.setattr(line_store, "RECOUNT", 3)
+    versions = [publish(store)]
+    for step in range(1, 12):
+        if step == 5:
+            compaction.compact(store, versions[3])
+        versions.append(publish(store, step, versions[-1].version, state(step - 1)))
+    assert [v.chain_deltas for v in versions] == [0, 1, 2, 3, 4, 2, 3, 4, 5, 6, 0, 1]
+
+
+def test_deltas_beyond_the_longest_chain_still_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = LineStore(tmp_path, "x")
+    monkeypatch.setattr(line_store, "LONGEST_CHAIN", 3)
+    newest = publish(store)
+    for step in range(1, 7):
+        changes = diff(state(step - 1), state(step))
+        about: dict[str, Any] = {
+            name: getattr(newest, name)
+            for name in ("from_tick", "to_tick", "excluded", "watermark_us", "event_at_us",
+                         "feature_service", "code", "rows", "metrics")
+        }  # fmt: skip
+        newest = store.publish_delta(
+            changes, parent=newest, fingerprint=fingerprint(state(step)), **about
+        )
+    assert same_bits(store.load(newest.version)[1], state(6))
 
 
 def test_a_delta_is_small(store: LineStore, root: str) -> None:

@@ -71,7 +71,8 @@ class LineStore:
         """Store what changed since `parent` as the next version, in time of the touched rows.
 
         changes: as `headrace.model.delta.diff` gives them. `fingerprint`: of the state that they
-        lead to (`fingerprint.carried`); who loads the version checks it.
+        lead to (`fingerprint.carried`); who loads the version checks it. No base is made however
+        long the chain: that is the upkeep's, or `publish` with the whole state.
         """
         raw = states.encode(changes)
         deltas, size = self._length(parent)
@@ -233,7 +234,7 @@ class LineStore:
         chain = [(version, self.stored(version)[-1])]
         while not chain[-1][1].whole:
             parent = chain[-1][0].parent
-            if parent is None or len(chain) > LONGEST_CHAIN:
+            if parent is None or parent >= chain[-1][0].version:
                 raise IntegrityError(f"{version.version}: its deltas end in no base; load another")
             try:
                 manifest = self.get(parent)
