@@ -181,11 +181,16 @@ class Model:
         if self.feedback == "esdfm":
             self._late = state["late"].copy()
 
-    def rows(self, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Rows of the table as they are now. Raises `IntegrityError` for one that it lacks."""
-        table = self._graph.variables["table"]
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Arrays of the state whose rows `rows` reads; too large to copy for a few of them."""
+        return ("table",)
+
+    def rows(self, name: str, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Rows of a table as they are now. Raises `IntegrityError` for one that it lacks."""
+        table = self._graph.variables[name]
         if numbers.size and not 0 <= int(numbers.min()) <= int(numbers.max()) < table.shape[0]:
-            raise IntegrityError(f"the table has rows 0 to {table.shape[0] - 1}; load a base")
+            raise IntegrityError(f"{name!r} has rows 0 to {table.shape[0] - 1}; load a base")
         rows: NDArray[np.float32] = table.sparse_read(numbers).numpy()
         return rows
 

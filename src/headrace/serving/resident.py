@@ -25,13 +25,13 @@ class Resident:
         self.model = Model(spec.model, spec.seed)
         self.version: Version | None = None
         self.users = 0  # requests that predict with the model at this moment
-        self._small: State = {}  # what was published beside the table
+        self._small: State = {}  # what was published beside the tables
 
     def load(self, version: Version, state: State) -> None:
         """Take over a whole state as the store has checked it."""
         self.version = None
         self.model.load_state(state)
-        self._small = {name: array for name, array in state.items() if name != "table"}
+        self._small = {n: array for n, array in state.items() if n not in self.model.tables}
         self.version = version
 
     def advance(self, version: Version, changes: State) -> None:
@@ -55,13 +55,13 @@ class Resident:
             )
         self.version = None
         self.model.apply(changes)
-        beside = {key: array for key, array in changes.items() if not key.endswith("s/table")}
+        tables = self.model.tables
+        beside = {key: a for key, a in changes.items() if key.partition("/")[2] not in tables}
         self._small = delta.apply(self._small, beside)
-        self._small.pop("table", None)
         self.version = version
 
     def _held(self, name: str, rows: NDArray[np.int64] | None) -> NDArray[Any] | None:
-        if name != "table":
+        if name not in self.model.tables:
             array = self._small.get(name)
             return array if array is None or rows is None else array[rows]
-        return self.model.state()["table"] if rows is None else self.model.rows(rows)
+        return self.model.state()[name] if rows is None else self.model.rows(name, rows)
