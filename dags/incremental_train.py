@@ -34,7 +34,7 @@ def plan(line: str) -> bool:
     from headrace.line import LineStore
 
     settings = load_settings()
-    if LineStore(settings.line_home(line), line).champion() is None:
+    if LineStore(settings.line_store_url(line), line).champion() is None:
         log.info("no champion to continue yet; run full_train_%s once", line)
         return False
     return cycle.plan(settings, find_line(settings, line)) is not None

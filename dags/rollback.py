@@ -2,13 +2,13 @@
 
 **Guarantee.** The champion moves by compare-and-swap, as a new generation with the reason in its
 history; nothing is deleted, so a rollback can be rolled forward by naming the newer version.
-The server follows within a second. `incremental_train` continues from the version named here.
+The server follows within a second. `incremental_train` continues from the version named here;
+what was learned since is quarantined, and `headrace quarantine release` lets it be learned again.
 
 **Schedule.** None. *Version* empty: the one that served before the present one.
 
 **At 3 a.m.** *Red*: the version does not exist (`headrace line list`), there is no earlier one,
-or a training promoted at the same moment; the log says which. For the last, press it again. To
-keep the next cycle from learning the same window again, pause `incremental_train` first.
+or a training promoted at the same moment; the log says which. For the last, press it again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 from airflow.sdk import DAG, Param, task
 
 from headrace.declaration import LineSpec
-from headrace.settings import load_lines, load_settings
+from headrace.settings import find_line, load_lines, load_settings
 
 log = logging.getLogger(__name__)
 
@@ -28,10 +28,11 @@ log = logging.getLogger(__name__)
 @task(retries=0)
 def move_champion(line: str, params: dict[str, Any]) -> str:
     """Move the champion back; returns the version that serves now."""
-    from headrace.line import LineStore
+    from headrace.promote import roll_back
 
-    store = LineStore(load_settings().line_home(line), line)
-    champion = store.rollback(to=params["version"] or None, reason=params["reason"] or "by hand")
+    settings = load_settings()
+    version, reason = params["version"] or None, params["reason"] or "by hand"
+    champion = roll_back(settings, find_line(settings, line), version, reason)
     log.info("%s serves instead of %s", champion.version, champion.previous)
     return champion.version
 

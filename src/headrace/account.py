@@ -34,7 +34,7 @@ def account(settings: Settings, spec: LineSpec) -> dict[str, int]:
     home = settings.line_home(spec.line)
     manifests = ticks(home)
     appended = FileLog(home / "log" / "events", event_schema(spec)).head
-    learned = _learned_ticks(home, spec, len(manifests))
+    learned = _learned_ticks(settings, spec, len(manifests))
     refused = _flags(
         [(body["from"], body["to"]) for body in Quarantine(home).intervals()], len(manifests)
     )
@@ -70,8 +70,8 @@ def _counted(places: dict[str, list[NDArray[np.int64]]], appended: int) -> dict[
     }
 
 
-def _learned_ticks(home: Path, spec: LineSpec, count: int) -> NDArray[np.bool_]:
-    store = LineStore(home, spec.line)
+def _learned_ticks(settings: Settings, spec: LineSpec, count: int) -> NDArray[np.bool_]:
+    store = LineStore(settings.line_store_url(spec.line), spec.line)
     champion = store.champion()
     learned = np.zeros(count, dtype=np.bool_)
     version = champion.version if champion else None

@@ -90,7 +90,7 @@ def plan(settings: Settings, spec: LineSpec) -> Interval | None:
     `InputError` without a champion: the first version comes from a full training.
     """
     home = settings.line_home(spec.line)
-    store = LineStore(home, spec.line)
+    store = LineStore(settings.line_store_url(spec.line), spec.line)
     champion = store.champion()
     if champion is None:
         raise InputError(f"line {spec.line!r} has no champion to continue; run full_train first")
@@ -160,10 +160,12 @@ def learn(settings: Settings, spec: LineSpec, cycle: Cycle) -> Cycle:
 
 def conclude(settings: Settings, spec: LineSpec, cycle: Cycle, candidate: str) -> Cycle:
     """Promote or reject the candidate and record the end of the cycle."""
-    from headrace import promote
+    from headrace import promote, tracking
 
     cycle = replace(cycle, version=candidate, stage="promote")
     verdict = promote.promote(settings, spec, candidate)
+    store = LineStore(settings.line_store_url(spec.line), spec.line)
+    mirrored = tracking.status(store) if settings.mlflow_uri else None
     lost_swap = "champion_unmoved" in verdict.failed
     return record(
         settings,
@@ -173,6 +175,7 @@ def conclude(settings: Settings, spec: LineSpec, cycle: Cycle, candidate: str) -
             outcome="promoted" if verdict.passed else "rejected",
             stage="promote" if verdict.passed or lost_swap else "model",
             reasons=verdict.reasons,
+            unmirrored=None if mirrored is None else mirrored.problem,
         ),
     )
 

@@ -55,7 +55,7 @@ def evaluate(settings: Settings, spec: LineSpec, candidate: str, wait_s: float =
     """
     from headrace.model import Model
 
-    store = LineStore(settings.line_home(spec.line), spec.line)
+    store = LineStore(settings.line_store_url(spec.line), spec.line)
     version, state = store.load(candidate)
     require_same_code(spec, version)
     model = Model(spec.model, spec.seed)

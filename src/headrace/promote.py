@@ -1,4 +1,4 @@
-"""Judge a candidate's evidence and move the champion, by compare-and-swap, only if it suffices."""
+"""Move the champion by compare-and-swap: forward if the evidence suffices, back when told to."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import time
 
 from headrace import gates
 from headrace.declaration import LineSpec
-from headrace.errors import ConflictError
+from headrace.errors import ConflictError, HeadraceError
 from headrace.gates import PRIOR, Evidence, Verdict
-from headrace.line import LineStore
+from headrace.line import Champion, LineStore, Version
 from headrace.sample import Quarantine
 from headrace.settings import Settings
 
@@ -21,7 +21,7 @@ def promote(settings: Settings, spec: LineSpec, candidate: str) -> Verdict:
     evidence is learned again by the next cycle.
     """
     home = settings.line_home(spec.line)
-    store = LineStore(home, spec.line)
+    store = LineStore(settings.line_store_url(spec.line), spec.line)
     champion = store.champion()
     if champion is not None and champion.version == candidate:
         return Verdict(True, ())  # an earlier attempt got this far before it was killed
@@ -46,6 +46,45 @@ def promote(settings: Settings, spec: LineSpec, candidate: str) -> Verdict:
         version = store.get(candidate)
         Quarantine(home).add(version.from_tick, version.to_tick, list(verdict.reasons))
     return verdict
+
+
+def roll_back(
+    settings: Settings,
+    spec: LineSpec,
+    to: str | None = None,
+    reason: str = "",
+    learn_again: bool = False,
+) -> Champion:
+    """Make an earlier version champion again, and keep out what the abandoned ones had learned.
+
+    If the present version continues the other, the ticks between them go to quarantine, so that
+    the next increment does not learn them into the line again; release them, or give
+    `learn_again`, if they were good.
+    Raises as `LineStore.rollback` does; nothing is quarantined then.
+    """
+    store = LineStore(settings.line_store_url(spec.line), spec.line)
+    present, target = store.rollback_target(to)
+    left, back = store.get(present.version), store.get(target)
+    start, end = back.to_tick, left.to_tick
+    quarantine = Quarantine(settings.line_home(spec.line))
+    new = not any((q["from"], q["to"]) == (start, end) for q in quarantine.intervals())
+    keeps_out = new and not learn_again and start < end and _continues(store, left, target)
+    if keeps_out:  # before the champion moves: a cycle may plan right after
+        quarantine.add(start, end, [f"rolled back from {left.version} to {target}: {reason}"])
+    try:
+        return store.advance(present, target, "rollback", reason)
+    except HeadraceError:
+        if keeps_out:
+            quarantine.release(start, end)
+        raise
+
+
+def _continues(store: LineStore, version: Version, ancestor: str) -> bool:
+    while version.parent is not None:
+        if version.parent == ancestor:
+            return True
+        version = store.get(version.parent)
+    return False
 
 
 def _summary(evidence: Evidence | None) -> str:

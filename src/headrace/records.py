@@ -28,7 +28,8 @@ class Cycle:
     """How far a cycle is or how it ended. `stage`: data, train, evaluate, model or promote.
 
     `outcome`: running; promoted; rejected (by a gate); idle (too few new rows to learn); failed
-    (an error, named in `reasons`). Times are int64 microseconds.
+    (an error, named in `reasons`). `unmirrored`: why MLflow lagged behind the line at the end, None
+    when it did not or is not used. Times are int64 microseconds.
     """
 
     run: str
@@ -40,6 +41,7 @@ class Cycle:
     outcome: Outcome = "running"
     stage: str = "data"
     reasons: tuple[str, ...] = ()
+    unmirrored: str | None = None
 
     @property
     def passed(self) -> bool:

@@ -40,6 +40,8 @@ class Settings:
     collector_port: int
     airflow_port: int
     min_free_bytes: int
+    line_store: str | None
+    mlflow_uri: str | None = field(repr=False)  # may hold a password
     kfp_endpoint: str | None
     kfp_token: str | None = field(repr=False)
     kafka_jars: Path
@@ -47,8 +49,14 @@ class Settings:
     offline_store: str = "duckdb"
 
     def line_home(self, line: str) -> Path:
-        """Folder of everything that belongs to one line: logs, ticks, samples, versions."""
+        """Folder of what belongs to one line on this machine: logs, ticks, samples, records."""
         return self.home / "lines" / line
+
+    def line_store_url(self, line: str) -> str:
+        """Where the line's versions and champion are: below `line_store`, or in its home."""
+        if self.line_store is None:
+            return str(self.line_home(line))
+        return f"{self.line_store}/{line}"
 
     @property
     def online_store_name(self) -> str:
@@ -101,6 +109,8 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         collector_port=port("HEADRACE_COLLECTOR_PORT", 8501),
         airflow_port=port("HEADRACE_AIRFLOW_PORT", 8080),
         min_free_bytes=megabytes("HEADRACE_MIN_FREE_MB", 256),
+        line_store=_store_url(env.get("HEADRACE_LINE_STORE")),
+        mlflow_uri=_tracking_uri(env.get("HEADRACE_MLFLOW_URI")),
         kfp_endpoint=env.get("HEADRACE_KFP_ENDPOINT") or None,
         kfp_token=env.get("HEADRACE_KFP_TOKEN") or None,
         kafka_jars=path("HEADRACE_KAFKA_JARS", PROJECT / "out" / "kafka" / "spark"),
@@ -137,6 +147,41 @@ def _offline_store(name: str) -> str:
             f"{', '.join(OFFLINE_STORES)}, or leave the variable out for duckdb"
         )
     return name
+
+
+def _store_url(text: str | None) -> str | None:
+    """`file:///folder` or `s3://bucket/prefix`, without a slash at the end; None when not given."""
+    if not text:
+        return None
+    parts = urlsplit(text)
+    wanted = "give file:///folder or s3://bucket/prefix, or leave it empty for HEADRACE_HOME"
+    if parts.password or parts.username:
+        raise DeclarationError(
+            "HEADRACE_LINE_STORE holds credentials; give them by AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY"
+        )
+    if parts.scheme not in ("file", "s3") or not (
+        parts.netloc if parts.scheme == "s3" else parts.path.strip("/")
+    ):
+        raise DeclarationError(f"HEADRACE_LINE_STORE={text!r} names no store; {wanted}")
+    return text.rstrip("/")
+
+
+def _tracking_uri(text: str | None) -> str | None:
+    if not text:
+        return None
+    if urlsplit(text).scheme.split("+")[0] not in (
+        "sqlite",
+        "postgresql",
+        "mysql",
+        "http",
+        "https",
+    ):
+        raise DeclarationError(
+            "HEADRACE_MLFLOW_URI names no server and no database; give http://host:port, "
+            "sqlite:////folder/mlflow.db or postgresql://…, or leave it empty for no MLflow"
+        )
+    return text
 
 
 def java_command(environ: Mapping[str, str] | None = None) -> str:

@@ -25,7 +25,7 @@ from headrace.sample import Quarantine, head_tick, read_samples
 from headrace.settings import Settings
 
 if TYPE_CHECKING:
-    from headrace.model import Model
+    from headrace.model import Model, State
 
 Ticks = tuple[int, int]
 
@@ -100,7 +100,7 @@ def incremental(settings: Settings, spec: LineSpec, from_tick: int, to_tick: int
     window was planned), `InputError` without samples, `DeclarationError` when the champion was
     trained under another declaration.
     """
-    store = LineStore(settings.line_home(spec.line), spec.line)
+    store = LineStore(settings.line_store_url(spec.line), spec.line)
     champion = store.champion()
     if champion is None:
         raise InputError(f"line {spec.line!r} has no champion to continue; run full_train first")
@@ -115,7 +115,7 @@ def incremental(settings: Settings, spec: LineSpec, from_tick: int, to_tick: int
     model = _model(spec, spec.label.delayed_feedback)
     model.load_state(state)
     rows = thin_negatives(spec, window.samples)
-    return _learn(settings, spec, model, rows, window=window, parent=parent, epochs=1)
+    return _learn(settings, spec, model, rows, window=window, parent=(parent, state), epochs=1)
 
 
 def full(settings: Settings, spec: LineSpec, to_tick: int | None = None) -> str:
@@ -145,7 +145,7 @@ def holdout_from(settings: Settings, spec: LineSpec) -> int:
     """
     home = settings.line_home(spec.line)
     head = head_tick(home)
-    store = LineStore(home, spec.line)
+    store = LineStore(settings.line_store_url(spec.line), spec.line)
     champion = store.champion()
     need = spec.gates.model.min_rows
     if champion is not None:
@@ -180,7 +180,7 @@ def _learn(
     rows: pa.Table,
     *,
     window: Window,
-    parent: Version | None,
+    parent: tuple[Version, State] | None,
     epochs: int,
 ) -> str:
     """Learn `rows` (of the window's samples, perhaps with other features); publish the state."""
@@ -195,12 +195,13 @@ def _learn(
     watermark_us = _watermark_us(settings, spec, samples)
     event_at_us = int(pc.max(samples["event_at"]).cast(pa.int64()).as_py())
     if parent is not None:
-        watermark_us = max(watermark_us, parent.watermark_us)
-        event_at_us = max(event_at_us, parent.event_at_us)
+        watermark_us = max(watermark_us, parent[0].watermark_us)
+        event_at_us = max(event_at_us, parent[0].event_at_us)
     labels = newest(samples)["label"].to_numpy()
-    version = LineStore(settings.line_home(spec.line), spec.line).publish(
+    version = LineStore(settings.line_store_url(spec.line), spec.line).publish(
         model.state(),
-        parent=None if parent is None else parent.version,
+        parent=None if parent is None else parent[0].version,
+        parent_state=None if parent is None else parent[1],
         from_tick=window.from_tick,
         to_tick=window.to_tick,
         excluded=[list(interval) for interval in window.excluded],

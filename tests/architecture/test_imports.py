@@ -80,7 +80,7 @@ def test_only_settings_reads_the_environment() -> None:
         and isinstance(node.value, ast.Name)
         and node.value.id == "os"
         # setting a variable for a library before its import is not reading one
-    } - {"settings", "model", "quality", "launch", "stack"}
+    } - {"settings", "model", "quality", "launch", "stack", "tracking"}
     assert readers == set()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from headrace.declaration import LineSpec
 from headrace.settings import PROJECT, Settings, find_line, load_settings
 from headrace.store import Store
 from tests.campaign import free_port
+from tests.s3_server import s3_bucket
 
 SHOP = """
 line: shop
@@ -106,3 +108,10 @@ def settings(tmp_path: Path) -> Settings:
     return load_settings(
         {"HEADRACE_HOME": str(tmp_path), "HEADRACE_COLLECTOR_PORT": str(free_port())}
     )
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """A bucket of its own for a module's tests, on a real S3 API."""
+    with s3_bucket(f"headrace-{uuid.uuid4().hex}") as url:
+        yield url

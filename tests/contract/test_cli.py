@@ -452,6 +452,45 @@ def test_a_rollback_to_nothing_is_named(place: Place) -> None:
     assert len(store.history()) == 1
 
 
+def test_a_version_is_promoted_by_force_compared_verified_and_pinned(place: Place) -> None:
+    store = place.store(versions=3, champions=1)
+    forced = place.headrace("line", "promote", "v000003", "--force", "--json", "--line", "toy")
+    assert json.loads(forced.out)["action"] == "force"
+    back = place.headrace("line", "rollback", "--json", "--line", "toy")
+    assert json.loads(back.out)["version"] == "v000001"
+    told = json.loads(
+        place.headrace("line", "diff", "v000001", "v000003", "--json", "--line", "toy").out
+    )
+    assert told["arrays"] == {"w": {"rows": 1, "of": 1}}
+    shown = place.headrace("line", "diff", "v000001", "v000003", "--line", "toy")
+    assert "w: 1 of 1 rows differ" in shown.out
+    assert place.headrace("line", "pin", "v000002", "--line", "toy").code == 0
+    assert store.files.exists("versions/v000002/pin.json")
+    assert place.headrace("line", "unpin", "v000002", "--line", "toy").code == 0
+    assert not store.files.exists("versions/v000002/pin.json")
+    done = json.loads(place.headrace("line", "upkeep", "--once", "--line", "toy").out)
+    assert done["compacted"] is None
+    listed = json.loads(place.headrace("line", "list", "--json", "--line", "toy").out)
+    assert [version["pruned"] for version in listed["versions"]] == [False] * 3
+    assert "3 versions hold" in place.headrace("line", "verify", "--line", "toy").out
+
+
+def test_a_damaged_version_is_named_by_verify(place: Place) -> None:
+    store = place.store(versions=2)
+    store.files.replace("versions/v000002/state.safetensors.zst", b"torn")
+    words = ["1 of 2 versions are damaged", "v000002", "SHA-256"]
+    place.refuses(6, words, "line", "verify", "--line", "toy")
+    told = json.loads(place.headrace("line", "verify", "--json", "--line", "toy").out)
+    assert [each["outcome"] for each in told] == ["sound", "damaged"]
+
+
+def test_a_near_miss_of_a_version_is_answered_with_its_neighbours(place: Place) -> None:
+    place.store(versions=2)
+    place.refuses(
+        3, ["'v000003'", "did you mean"], "line", "diff", "v000001", "v000003", "--line", "toy"
+    )
+
+
 def test_an_unknown_window_cannot_be_released(place: Place) -> None:
     Quarantine(place.home / "lines" / "toy").add(3, 5, ["why"])
     verb = ("quarantine", "release")

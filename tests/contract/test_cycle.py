@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,6 +25,7 @@ from headrace.events import TIME, event_schema, sample_schema
 from headrace.line import LineStore
 from headrace.log.files import FileLog
 from headrace.sample import Quarantine, TickManifest, head_tick, read_samples
+from headrace.serving.swap import Follower
 from headrace.settings import PROJECT, Settings, find_line, load_settings
 
 LINE = """
@@ -68,7 +71,7 @@ class Line:
 
     @property
     def store(self) -> LineStore:
-        return LineStore(self.home, self.spec.line)
+        return LineStore(self.settings.line_store_url(self.spec.line), self.spec.line)
 
     def tick(
         self,
@@ -245,7 +248,7 @@ def test_the_next_window_is_learned_from_the_champion_and_promoted(line: Line) -
 def test_a_window_is_learned_in_the_same_bytes_again(line: Line) -> None:
     first = train.incremental(line.settings, line.spec, 34, 40)
     again = train.incremental(line.settings, line.spec, 34, 40)
-    assert line.store.get(first).state_sha256 == line.store.get(again).state_sha256
+    assert line.store.get(first).fingerprint == line.store.get(again).fingerprint
 
 
 def test_too_few_new_rows_end_the_cycle_idle(line: Line) -> None:
@@ -324,6 +327,94 @@ def test_a_candidate_whose_parent_was_rolled_away_is_rejected(line: Line) -> Non
     assert ended.outcome == "rejected"
     assert any(r.startswith("descends_from_champion") for r in ended.reasons)
     assert line.champion == other
+
+
+def test_a_bad_version_promoted_by_force_is_rolled_back_in_a_second_and_stays_out(
+    line: Line,
+) -> None:
+    line.tick(8, click=np.logical_not)
+    good = line.champion
+    poisoned = line.learn()
+    assert poisoned.version is not None
+    follower = Follower(line.spec, LineStore(line.home, line.spec.line))
+    follower.start(prepare=lambda: None)
+    try:
+        await_version(follower, good, 60)
+        line.store.advance(line.store.champion(), poisoned.version, "force", "drill")
+        await_version(follower, poisoned.version, 60)
+        began = time.monotonic()
+        back = promote.roll_back(line.settings, line.spec, reason="drill")
+        await_version(follower, good, 1)
+        assert time.monotonic() - began < 1
+    finally:
+        follower.stop()
+    assert back.version == good
+    assert [(q["from"], q["to"]) for q in Quarantine(line.home).intervals()] == [(34, 48)]
+    line.tick(9)
+    healed = line.learn()
+    line.tick(4)
+    ended = line.finish(healed)
+    assert (ended.outcome, ended.reasons) == ("promoted", ())
+    version = line.store.get(line.champion)
+    assert (version.parent, version.from_tick, version.to_tick) == (good, 34, 57)
+    assert version.excluded == [[34, 48]]
+    assert version.rows == 9 * ROWS
+
+
+def await_version(follower: Follower, version: str, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not follower.ready or follower.current().version.version != version:
+        assert time.monotonic() < deadline, f"{version} did not serve within {seconds} s"
+        time.sleep(0.01)
+
+
+def test_a_rollback_that_loses_the_race_quarantines_nothing(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = line.learn()
+    assert trained.version is not None
+    present = line.store.advance(line.store.champion(), trained.version, "force", "drill")
+    target = LineStore.rollback_target
+
+    def overtaken(store: LineStore, to: str | None) -> Any:
+        found = target(store, to)
+        line.store.advance(present, "v000001", "promote", "another was faster")
+        return found
+
+    monkeypatch.setattr(LineStore, "rollback_target", overtaken)
+    with pytest.raises(ConflictError, match="another was faster"):
+        promote.roll_back(line.settings, line.spec, reason="drill")
+    assert Quarantine(line.home).intervals() == []
+
+
+def test_a_rollback_from_a_full_training_quarantines_nothing(line: Line) -> None:
+    trained = train.full(line.settings, line.spec, 40)
+    line.store.advance(line.store.champion(), trained, "force", "drill")
+    assert promote.roll_back(line.settings, line.spec, reason="drill").version == "v000001"
+    assert Quarantine(line.home).intervals() == []
+
+
+def test_a_rollback_may_leave_its_ticks_to_be_learned_again(line: Line) -> None:
+    trained = line.learn()
+    assert trained.version is not None
+    line.store.advance(line.store.champion(), trained.version, "force", "drill")
+    promote.roll_back(line.settings, line.spec, reason="drill", learn_again=True)
+    assert cycle.plan(line.settings, line.spec) == Interval(34, 40)
+
+
+def test_a_cycle_with_its_versions_on_s3_leaves_none_here(line: Line, bucket: str) -> None:
+    fs, path = fsspec.core.url_to_fs(f"{bucket}/lines/tiny")
+    for folder in ("versions", "champion"):
+        fs.put(str(line.home / folder), f"{path}/{folder}", recursive=True)
+        shutil.rmtree(line.home / folder)
+    there = Line(replace(line.settings, line_store=f"{bucket}/lines"), line.spec)
+    trained = there.learn()
+    there.tick(4)
+    ended = there.finish(trained)
+    assert (ended.outcome, ended.reasons) == ("promoted", ())
+    assert there.champion == "v000002"
+    assert fs.exists(f"{path}/versions/v000002/manifest.json")
+    assert not (line.home / "versions").exists()
 
 
 def test_evidence_against_an_earlier_champion_is_foreign(line: Line) -> None:
@@ -433,7 +524,7 @@ def test_weighted_learning_is_judged_by_true_labels_and_repeats_its_bytes(
     version = line.store.get(str(trained.version))
     assert version.metrics["label_rate"] == pytest.approx(truth.mean())
     again = train.incremental(line.settings, line.spec, 34, 54)
-    assert line.store.get(again).state_sha256 == version.state_sha256
+    assert line.store.get(again).fingerprint == version.fingerprint
     line.tick(25)
     correct_five(line, 56)
     ended = line.finish(trained)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import sys
-from collections.abc import Iterator
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 
 from headrace.errors import ConflictError, InputError, IntegrityError
-from headrace.line import VERSIONS_PER_BASE, LineStore, Version
-from headrace.model.delta import State, same_bits
+from headrace.line import LineStore, Version, compaction
+from headrace.line import store as line_store
+from headrace.line.fingerprint import fingerprint
+from headrace.model.delta import State, diff, same_bits
 
 
 def state(step: int = 0) -> State:
@@ -27,10 +29,13 @@ def state(step: int = 0) -> State:
     return {"table": table, "step": np.array([step], np.int64), "none": np.zeros((3, 0))}
 
 
-def publish(store: LineStore, step: int = 0, parent: str | None = None) -> Version:
+def publish(
+    store: LineStore, step: int = 0, parent: str | None = None, held: State | None = None
+) -> Version:
     return store.publish(
         state(step),
         parent=parent,
+        parent_state=held,
         from_tick=step,
         to_tick=step + 1,
         excluded=[[1, 2]],
@@ -43,23 +48,31 @@ def publish(store: LineStore, step: int = 0, parent: str | None = None) -> Versi
     )
 
 
-@pytest.fixture(params=["local", "memory"])
-def root(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+@pytest.fixture(params=["local", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where a line's store is: a folder, or a prefix of its own in a bucket of moto's server."""
     if request.param == "local":
-        yield str(tmp_path / "home")
-        return
-    yield "memory://line"
-    fsspec.filesystem("memory").rm("/line", recursive=True)
+        return str(tmp_path / "home")
+    return f"{request.getfixturevalue('bucket')}/{uuid.uuid4().hex}"
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> LineStore:
-    return LineStore(tmp_path, "x")
+def store(root: str) -> LineStore:
+    return LineStore(root, "x")
 
 
-@pytest.mark.parametrize("compress", [True, False])
-def test_a_base_and_its_deltas_load_as_published(root: str, compress: bool) -> None:
-    store = LineStore(root, "x", compress=compress)
+def overwrite(root: str, name: str, raw: bytes) -> None:
+    with fsspec.open(f"{root}/{name}", "wb") as file:
+        file.write(raw)
+
+
+def content(root: str, name: str) -> bytes:
+    with fsspec.open(f"{root}/{name}", "rb") as file:
+        raw: bytes = file.read()
+    return raw
+
+
+def test_a_base_and_its_deltas_load_as_published(root: str, store: LineStore) -> None:
     first = publish(store, 3)
     second = publish(store, 5, first.version)
     third = publish(store, 9, second.version)
@@ -73,17 +86,57 @@ def test_a_base_and_its_deltas_load_as_published(root: str, compress: bool) -> N
     assert other.versions() == [first, second, third]
 
 
-def test_a_long_chain_is_cut_by_a_base(store: LineStore) -> None:
+def test_a_chain_that_nobody_compacts_is_ended_by_a_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = LineStore(tmp_path, "x")
+    monkeypatch.setattr(line_store, "LONGEST_CHAIN", 6)
+    monkeypatch.setattr(line_store, "RECOUNT", 3)
     versions = [publish(store)]
-    for step in range(1, VERSIONS_PER_BASE + 3):
-        versions.append(publish(store, step, versions[-1].version))
+    for step in range(1, 9):
+        versions.append(publish(store, step, versions[-1].version, state(step - 1)))
     bases = [index for index, version in enumerate(versions) if version.kind == "base"]
-    assert bases == [0, VERSIONS_PER_BASE]
-    assert versions[VERSIONS_PER_BASE].parent == versions[VERSIONS_PER_BASE - 1].version
-    assert same_bits(store.load(versions[-1].version)[1], state(VERSIONS_PER_BASE + 2))
+    assert bases == [0, 7]
+    assert versions[7].parent == versions[6].version
+    assert [v.chain_deltas for v in versions[-3:]] == [6, 0, 1]
+    assert same_bits(store.load(versions[8].version)[1], state(8))
+    assert same_bits(store.load(versions[6].version)[1], state(6))
 
 
-def test_a_delta_is_small(store: LineStore, tmp_path: Path) -> None:
+def test_a_chain_grows_from_the_base_that_was_written_into_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = LineStore(tmp_path, "x")
+    monkeypatch.setattr(line_store, "LONGEST_CHAIN", 6)
+    monkeypatch.setattr(line_store, "RECOUNT", 3)
+    versions = [publish(store)]
+    for step in range(1, 12):
+        if step == 5:
+            compaction.compact(store, versions[3])
+        versions.append(publish(store, step, versions[-1].version, state(step - 1)))
+    assert [v.chain_deltas for v in versions] == [0, 1, 2, 3, 4, 2, 3, 4, 5, 6, 0, 1]
+
+
+def test_deltas_beyond_the_longest_chain_still_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = LineStore(tmp_path, "x")
+    monkeypatch.setattr(line_store, "LONGEST_CHAIN", 3)
+    newest = publish(store)
+    for step in range(1, 7):
+        changes = diff(state(step - 1), state(step))
+        about: dict[str, Any] = {
+            name: getattr(newest, name)
+            for name in ("from_tick", "to_tick", "excluded", "watermark_us", "event_at_us",
+                         "feature_service", "code", "rows", "metrics")
+        }  # fmt: skip
+        newest = store.publish_delta(
+            changes, parent=newest, fingerprint=fingerprint(state(step)), **about
+        )
+    assert same_bits(store.load(newest.version)[1], state(6))
+
+
+def test_a_delta_is_small(store: LineStore, root: str) -> None:
     draw = np.random.default_rng(0)
     parent = {"table": draw.random((4000, 16), np.float32)}
     child = {"table": parent["table"].copy()}
@@ -92,16 +145,16 @@ def test_a_delta_is_small(store: LineStore, tmp_path: Path) -> None:
     fields |= {"to_tick": 1, "excluded": [], "feature_service": "", "code": "", "rows": 1}
     base = store.publish(parent, parent=None, metrics={}, **fields)
     delta = store.publish(child, parent=base.version, metrics={}, **fields)
-    size = {
-        v.version: (tmp_path / "versions" / v.version / next(iter(v.files))).stat().st_size
-        for v in (base, delta)
-    }
-    assert size[delta.version] < 2000 < 100_000 < size[base.version]
+    for version in (base, delta):
+        (name,) = version.files
+        assert version.size == len(content(root, f"versions/{version.version}/{name}"))
+    assert delta.size < 2000 < 100_000 < base.size
+    assert (delta.chain_deltas, delta.chain_bytes) == (1, delta.size)
 
 
 def test_an_unknown_version_is_named(store: LineStore) -> None:
     publish(store)
-    with pytest.raises(InputError, match=r"v000009.*known: v000001"):
+    with pytest.raises(InputError, match=r"v000009.*did you mean v000001"):
         store.load("v000009")
     with pytest.raises(InputError, match="v000009"):
         store.advance(None, "v000009", "promote", "")
@@ -110,50 +163,47 @@ def test_an_unknown_version_is_named(store: LineStore) -> None:
 @pytest.mark.parametrize("damage", ["flip", "tear", "remove"])
 @pytest.mark.parametrize("which", ["state.safetensors.zst", "manifest.json"])
 def test_damage_anywhere_in_the_chain_is_found(
-    store: LineStore, tmp_path: Path, which: str, damage: str
+    store: LineStore, root: str, which: str, damage: str
 ) -> None:
     base = publish(store, 3)
     child = publish(store, 5, base.version)
-    target = tmp_path / "versions" / base.version / which
-    raw = bytearray(target.read_bytes())
+    target = f"versions/{base.version}/{which}"
+    raw = bytearray(content(root, target))
     raw[len(raw) // 2] ^= 1
     if damage == "remove":
-        target.unlink()
+        fs, path = fsspec.core.url_to_fs(f"{root}/{target}")
+        fs.rm_file(path)
     else:
-        target.write_bytes(raw if damage == "flip" else raw[: len(raw) // 2])
+        overwrite(root, target, bytes(raw if damage == "flip" else raw[: len(raw) // 2]))
     with pytest.raises(IntegrityError):
         store.load(child.version)
 
 
-def test_a_manifest_moved_to_another_number_is_refused(store: LineStore, tmp_path: Path) -> None:
+def test_a_manifest_moved_to_another_number_is_refused(store: LineStore, root: str) -> None:
     publish(store, 1)
     publish(store, 2)
-    folders = tmp_path / "versions"
-    (folders / "v000002" / "manifest.json").write_bytes(
-        (folders / "v000001" / "manifest.json").read_bytes()
-    )
+    foreign = content(root, "versions/v000001/manifest.json")
+    overwrite(root, "versions/v000002/manifest.json", foreign)
     with pytest.raises(IntegrityError, match="not of x/v000002"):
         store.get("v000002")
 
 
-def test_a_publisher_that_died_leaves_a_gap_and_nothing_else(
-    store: LineStore, tmp_path: Path
-) -> None:
+def test_a_publisher_that_died_leaves_a_gap_and_nothing_else(store: LineStore, root: str) -> None:
     publish(store, 1)
-    abandoned = tmp_path / "versions" / "v000002"
-    abandoned.mkdir()
-    (abandoned / "claim.json").write_text("{}")
-    (abandoned / "state.safetensors.zst").write_bytes(b"torn")
+    if "://" not in root:
+        (Path(root) / "versions" / "v000002").mkdir()
+    overwrite(root, "versions/v000002/claim.json", b"{}")
+    overwrite(root, "versions/v000002/state.safetensors.zst", b"torn")
     assert publish(store, 2).version == "v000003"
     assert [v.version for v in store.versions()] == ["v000001", "v000003"]
 
 
-def test_publishers_at_once_get_numbers_of_their_own(tmp_path: Path) -> None:
+def test_publishers_at_once_get_numbers_of_their_own(root: str) -> None:
     with ThreadPoolExecutor(4) as pool:
-        made = list(pool.map(lambda step: publish(LineStore(tmp_path, "x"), step), range(8)))
+        made = list(pool.map(lambda step: publish(LineStore(root, "x"), step), range(8)))
     assert sorted(v.version for v in made) == [f"v{n:06d}" for n in range(1, 9)]
     for version in made:
-        assert same_bits(LineStore(tmp_path, "x").load(version.version)[1], state(version.rows))
+        assert same_bits(LineStore(root, "x").load(version.version)[1], state(version.rows))
 
 
 def test_the_champion_advances_by_compare_and_swap(root: str) -> None:
@@ -174,8 +224,8 @@ def test_the_champion_advances_by_compare_and_swap(root: str) -> None:
     assert store.history() == [first, second] == LineStore(root, "x").history()
 
 
-def test_an_expected_champion_of_another_store_is_refused(tmp_path: Path) -> None:
-    store, foreign = LineStore(tmp_path / "a", "x"), LineStore(tmp_path / "b", "x")
+def test_an_expected_champion_of_another_store_is_refused(root: str) -> None:
+    store, foreign = LineStore(f"{root}/a", "x"), LineStore(f"{root}/b", "x")
     for each in (store, foreign):
         publish(each, 1)
         publish(each, 2)
@@ -199,15 +249,12 @@ def try_to_advance(store: LineStore, version: str, start: Any) -> bool:
     return True
 
 
-def test_of_racing_threads_exactly_one_advances(tmp_path: Path) -> None:
-    store = LineStore(tmp_path, "x")
-    versions = [publish(store, step).version for step in range(6)]
-    for generation in range(1, 11):
+def test_of_racing_threads_exactly_one_advances(root: str, store: LineStore) -> None:
+    versions = [publish(store, step).version for step in range(4)]
+    for generation in range(1, 6):
         start = Barrier(len(versions))
         with ThreadPoolExecutor(len(versions)) as pool:
-            won = pool.map(
-                lambda v, s=start: try_to_advance(LineStore(tmp_path, "x"), v, s), versions
-            )
+            won = pool.map(lambda v, s=start: try_to_advance(LineStore(root, "x"), v, s), versions)
             assert sum(won) == 1
         champion = store.champion()
         assert champion is not None
@@ -221,20 +268,18 @@ def race(root: str, version: str, start: Any, won: Any) -> None:
         won.put(version)
 
 
-def test_of_racing_processes_exactly_one_advances(tmp_path: Path) -> None:
-    store = LineStore(tmp_path, "x")
-    versions = [publish(store, step).version for step in range(3)]
+def test_of_racing_processes_exactly_one_advances(root: str, store: LineStore) -> None:
+    versions = [publish(store, step).version for step in range(2)]
     context = multiprocessing.get_context("spawn")  # a fork would inherit TensorFlow's threads
-    start, won = context.Barrier(3), context.SimpleQueue()
+    start, won = context.Barrier(2), context.SimpleQueue()
     processes = [
-        context.Process(target=race, args=(str(tmp_path), version, start, won))
-        for version in versions
+        context.Process(target=race, args=(root, version, start, won)) for version in versions
     ]
     for process in processes:
         process.start()
     for process in processes:
         process.join(60)
-    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert [process.exitcode for process in processes] == [0, 0]
     (champion,) = store.history()
     assert won.get() == champion.version
     assert won.empty()
@@ -248,8 +293,7 @@ def promoted(store: LineStore, *steps: int) -> list[str]:
     return names
 
 
-def test_rollback_adds_a_generation_with_the_earlier_version(root: str) -> None:
-    store = LineStore(root, "x")
+def test_rollback_adds_a_generation_with_the_earlier_version(store: LineStore) -> None:
     one, two, three = promoted(store, 1, 2, 3)
     before = store.history()
     back = store.rollback(reason="bad")
@@ -283,20 +327,19 @@ def test_rollback_without_an_earlier_version_says_so(store: LineStore) -> None:
         store.rollback()
 
 
-def test_an_altered_champion_record_is_found(store: LineStore, tmp_path: Path) -> None:
+def test_an_altered_champion_record_is_found(store: LineStore, root: str) -> None:
     promoted(store, 1, 2)
-    record = tmp_path / "champion" / "00000002.json"
-    body = json.loads(record.read_text())
-    record.write_text(json.dumps({**body, "version": "v000001"}))
+    record = "champion/00000002.json"
+    body = json.loads(content(root, record))
+    overwrite(root, record, json.dumps({**body, "version": "v000001"}).encode())
     with pytest.raises(IntegrityError, match="altered"):
         store.champion()
-    record.write_text("{")
+    overwrite(root, record, b"{")
     with pytest.raises(IntegrityError, match="torn"):
-        LineStore(tmp_path, "x").champion()
+        LineStore(root, "x").champion()
 
 
-def test_evidence_and_verdict_are_kept_with_their_version(root: str) -> None:
-    store = LineStore(root, "x")
+def test_evidence_and_verdict_are_kept_with_their_version(store: LineStore) -> None:
     version = publish(store).version
     assert store.evidence(version) is None
     assert store.verdict(version) is None
@@ -312,7 +355,8 @@ def test_evidence_and_verdict_are_kept_with_their_version(root: str) -> None:
         store.put_evidence("v000077", {})
 
 
-def test_no_temporary_file_is_left(store: LineStore, tmp_path: Path) -> None:
+def test_no_temporary_file_is_left(tmp_path: Path) -> None:
+    store = LineStore(tmp_path, "x")
     promoted(store, 1, 2)
     with pytest.raises(ConflictError):
         store.advance(None, "v000001", "promote", "")

@@ -43,7 +43,7 @@ def publish(settings: Settings, spec: LineSpec, bias: float, watermark_us: int) 
     """A version whose dense weights are shifted, so that each version scores differently."""
     state = Model(spec.model, spec.seed).state()
     state["classes"] = np.array([10.0 * bias, 10.0])
-    version = LineStore(settings.line_home(spec.line), spec.line).publish(
+    version = LineStore(settings.line_store_url(spec.line), spec.line).publish(
         state,
         parent=None,
         from_tick=0,
@@ -60,7 +60,7 @@ def publish(settings: Settings, spec: LineSpec, bias: float, watermark_us: int) 
 
 
 def advance(settings: Settings, spec: LineSpec, version: str) -> None:
-    lines = LineStore(settings.line_home(spec.line), spec.line)
+    lines = LineStore(settings.line_store_url(spec.line), spec.line)
     lines.advance(lines.champion(), version, "promote", "test")
 
 
@@ -110,7 +110,7 @@ def test_scores_carry_version_watermark_and_staleness(server, applied, shop):
     ]
     assert logged[0]["served_at"] == logged[1]["served_at"]
     model = Model(shop.model, shop.seed)
-    model.load_state(LineStore(applied.line_home("shop"), "shop").load("v000001")[1])
+    model.load_state(LineStore(applied.line_store_url("shop"), "shop").load("v000001")[1])
     vectors = pa.Table.from_pylist(logged, schema=served_schema(shop))
     inputs = vectors.select([field.name for field in input_fields(shop)])
     assert model.predict(inputs).tolist() == [s["score"] for s in body["scores"]]
@@ -240,7 +240,7 @@ def test_a_swap_under_load_fails_no_request_and_rollback_returns(server, applied
     advance(applied, shop, "v000002")
     until(lambda: serves("v000002"))
     started = time.monotonic()
-    LineStore(applied.line_home("shop"), "shop").rollback(reason="test")
+    LineStore(applied.line_store_url("shop"), "shop").rollback(reason="test")
     until(lambda: serves("v000001"))
     rollback_s = time.monotonic() - started
     until(lambda: answers[-1][1]["version"] == "v000001")

@@ -38,7 +38,7 @@ def publish(settings: Settings, spec: LineSpec, versions: int = 2) -> None:
     """Untrained versions, each promoted: what a rollback and a score need."""
     from headrace.model import Model
 
-    store = LineStore(settings.line_home(spec.line), spec.line)
+    store = LineStore(settings.line_store_url(spec.line), spec.line)
     state = Model(spec.model, spec.seed).state()
     for number in range(versions):
         state["classes"] = np.array([10.0 + number, 10.0])
@@ -161,7 +161,7 @@ def test_a_run_is_triggered_and_its_state_read(said):
 
 def test_the_rollback_moves_the_champion(said, stack):
     assert block(said, "state rollback_coupons") == "success\n"
-    champion = LineStore(stack.line_home("coupons"), "coupons").champion()
+    champion = LineStore(stack.line_store_url("coupons"), "coupons").champion()
     assert champion is not None
     assert (champion.version, champion.action) == ("v000001", "rollback")
     assert champion.reason == "by REST"

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Annotated
+from collections import Counter
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
-from headrace.cli.options import AsJson, LineName, open_line, out, show
-from headrace.errors import DeclarationError, GateRejected
+from headrace.cli.options import AsJson, LineName, open_line, out, show, until_signal
+from headrace.errors import DeclarationError, GateRejected, IntegrityError
 from headrace.settings import Settings
 
 if TYPE_CHECKING:
-    from headrace.line import LineStore
+    from headrace.line import Champion, LineStore
 
 line_app = typer.Typer(no_args_is_help=True, help="Versions of a line and its champion.")
 quarantine_app = typer.Typer(no_args_is_help=True, help="Windows that a gate refused.")
@@ -25,63 +26,155 @@ def line_list(line: LineName = "coupons", as_json: AsJson = False) -> None:
     _, store = lines_store(line)
     champion = store.champion()
     versions = store.versions()
+    gone = {version.version for version in versions if store.pruned_at(version.version)}
     if as_json:
         show({"champion": champion and dataclasses.asdict(champion),
-               "versions": [dataclasses.asdict(version) for version in versions]})  # fmt: skip
+              "versions": [{**dataclasses.asdict(version), "pruned": version.version in gone}
+                           for version in versions]})  # fmt: skip
         return
-    table = Table("", "version", "parent", "kind", "ticks", "rows", "created")
+    table = Table("", "version", "parent", "kind", "ticks", "rows", "bytes", "created")
     for version in versions:
         mark = "*" if champion and version.version == champion.version else ""
         table.add_row(
             mark, version.version, version.parent or "", version.kind,
-            f"{version.from_tick}-{version.to_tick}", str(version.rows), version.created_at,
+            f"{version.from_tick}-{version.to_tick}", str(version.rows),
+            "pruned" if version.version in gone else str(version.size), version.created_at,
         )  # fmt: skip
     out.print(table)
 
 
 @line_app.command("show")
 def lineshow(version: str, line: LineName = "coupons") -> None:
-    """Show one version with its evidence and verdict (JSON)."""
+    """Show one version with its evidence, its verdict and where MLflow has it (JSON)."""
+    from headrace import tracking
+
     _, store = lines_store(line)
+    status = tracking.status(store)
     show({
         "version": dataclasses.asdict(store.get(version)),
         "evidence": store.evidence(version),
         "verdict": store.verdict(version),
+        "pruned_at": store.pruned_at(version),
+        "mlflow": tracking.tracked(store, version),
+        "mlflow_status": status and dataclasses.asdict(status),
     })  # fmt: skip
 
 
-@line_app.command("verify")
-def line_verify(line: LineName = "coupons") -> None:
-    """Load every version and compare its bytes with their checksums; exit 6 when one differs."""
+@line_app.command("diff")
+def line_diff(left: str, right: str, line: LineName = "coupons", as_json: AsJson = False) -> None:
+    """Compare two versions: interval, figures, gates, and the rows that differ."""
+    from headrace.line.compare import compare
+
     _, store = lines_store(line)
-    versions = store.versions()
-    for version in versions:
-        store.load(version.version)
-    out.print(f"{line}: {len(versions)} versions hold")
+    told = compare(store, left, right)
+    if as_json:
+        show(told)
+        return
+    table = Table("", left, right)
+    for name, pair in ({**told["fields"], **told["metrics"], **told["evidence"]}).items():
+        if pair[0] != pair[1]:
+            table.add_row(name, *(_short(value) for value in pair))
+    for verdict, index in (("passed", 0), ("reasons", 1)):
+        pair = [(each or {}).get(verdict) for each in told["verdicts"]]
+        table.add_row(("verdict", "reasons")[index], *(_short(value) for value in pair))
+    out.print(table)
+    if told["same_state"]:
+        out.print("the states are equal, bit for bit")
+    for name, array in told["arrays"].items():
+        out.print(f"{name}: {array['rows']} of {array['of']} rows differ")
+
+
+@line_app.command("verify")
+def line_verify(line: LineName = "coupons", as_json: AsJson = False) -> None:
+    """Check every stored byte, and that bases equal their deltas; exit 6 when something differs."""
+    from headrace.line.verify import verify
+
+    _, store = lines_store(line)
+    found = list(verify(store))
+    if as_json:
+        show([dataclasses.asdict(each) for each in found])
+    counts = Counter(each.outcome for each in found)
+    damaged = [each for each in found if each.outcome == "damaged"]
+    if damaged:
+        raise IntegrityError(
+            f"{line}: {len(damaged)} of {len(found)} versions are damaged: "
+            + "; ".join(f"{each.version} ({each.reason})" for each in damaged[:3])
+        )
+    if not as_json:
+        out.print(f"{line}: {counts['sound']} versions hold, {counts['pruned']} are pruned")
 
 
 @line_app.command("promote")
-def line_promote(version: str, reason: str = "by hand", line: LineName = "coupons") -> None:
+def line_promote(
+    version: str,
+    reason: str = "by hand",
+    force: Annotated[
+        bool, typer.Option("--force", help="Promote it although no gate passed it.")
+    ] = False,
+    line: LineName = "coupons",
+    as_json: AsJson = False,
+) -> None:
     """Make a version that passed its gate the champion; without a passed verdict it is refused."""
     _, store = lines_store(line)
     store.get(version)
     verdict = store.verdict(version)
-    if verdict is None or not verdict.get("passed"):
+    if not force and (verdict is None or not verdict.get("passed")):
         raise GateRejected(f"{version} has no passed verdict; run its pipeline, or roll back to it")
-    champion = store.advance(store.champion(), version, action="promote", reason=reason)
-    out.print(f"{line}: champion is {champion.version} (generation {champion.generation})")
+    action = "force" if force else "promote"
+    _moved(line, store.advance(store.champion(), version, action=action, reason=reason), as_json)
 
 
 @line_app.command("rollback")
 def line_rollback(
     to: Annotated[str | None, typer.Option(help="A version; default is the previous one.")] = None,
     reason: str = "by hand",
+    learn_again: Annotated[
+        bool, typer.Option("--learn-again", help="Let the next cycle learn the same ticks again.")
+    ] = False,
+    line: LineName = "coupons",
+    as_json: AsJson = False,
+) -> None:
+    """Point the line back at an earlier version; servers follow within a second.
+
+    What was learned since goes to quarantine.
+    """
+    from headrace.promote import roll_back
+
+    settings, spec = open_line(line)
+    _moved(line, roll_back(settings, spec, to, reason, learn_again), as_json)
+
+
+@line_app.command("pin")
+def line_pin(version: str, reason: str = "by hand", line: LineName = "coupons") -> None:
+    """Keep a version's files whatever its age."""
+    from headrace.line.retention import pin
+
+    _, store = lines_store(line)
+    pin(store, version, reason)
+
+
+@line_app.command("unpin")
+def line_unpin(version: str, line: LineName = "coupons") -> None:
+    """Let retention decide about a version again."""
+    from headrace.line.retention import unpin
+
+    _, store = lines_store(line)
+    unpin(store, version)
+
+
+@line_app.command("upkeep")
+def line_upkeep(
+    once: Annotated[bool, typer.Option("--once", help="Do what is due and end.")] = False,
     line: LineName = "coupons",
 ) -> None:
-    """Point the line back at an earlier version; servers follow within a second."""
-    _, store = lines_store(line)
-    champion = store.rollback(to, reason=reason)
-    out.print(f"{line}: champion is {champion.version} (generation {champion.generation})")
+    """Write bases behind long chains and remove what no rollback needs, beside the cycles."""
+    from headrace import upkeep
+
+    settings, spec = open_line(line)
+    if once:
+        show(upkeep.once(settings, spec))
+    else:
+        until_signal(lambda stop: upkeep.run(settings, spec, stop))
 
 
 @quarantine_app.command("list")
@@ -110,4 +203,15 @@ def lines_store(line: str) -> tuple[Settings, LineStore]:
     from headrace.line import LineStore
 
     settings, spec = open_line(line)
-    return settings, LineStore(settings.line_home(spec.line), spec.line)
+    return settings, LineStore(settings.line_store_url(spec.line), spec.line)
+
+
+def _moved(line: str, champion: Champion, as_json: bool) -> None:
+    if as_json:
+        show(champion)
+    else:
+        out.print(f"{line}: champion is {champion.version} (generation {champion.generation})")
+
+
+def _short(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else "" if value is None else str(value)

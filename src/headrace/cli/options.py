@@ -30,16 +30,16 @@ def open_line(line: str) -> tuple[Settings, LineSpec]:
     return settings, find_line(settings, line)
 
 
-def show(value: Any) -> None:
-    """Print a value, or a dataclass, as JSON."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = dataclasses.asdict(value)
-    sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")
-
-
 def until_signal(run: Callable[[threading.Event], None]) -> None:
     """Call `run` with an event that SIGTERM and Ctrl-C set, so that it ends in good order."""
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     run(stop)
+
+
+def show(value: Any) -> None:
+    """Print a value, or a dataclass, as JSON."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")

@@ -6,6 +6,7 @@ DAGs) is derived from it. Unknown keys are refused. Durations are written with a
 """
 
 from headrace.declaration.base import Declared, parse_duration_us
+from headrace.declaration.delivery import DeliverySpec
 from headrace.declaration.features import (
     MISSING,
     Bucketize,
@@ -41,6 +42,7 @@ __all__ = [
     "Declared",
     "DelayDistribution",
     "DelayedFeedback",
+    "DeliverySpec",
     "Explode",
     "FileSource",
     "FileSpec",

@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo
 from pydantic import Field, field_validator, model_validator
 
 from headrace.declaration.base import ColumnType, Declared, DurationUs, Name
+from headrace.declaration.delivery import DeliverySpec
 from headrace.declaration.features import RequestFeature, WindowFeature
 from headrace.declaration.source import FileSource, LiveSource
 
@@ -150,6 +151,7 @@ class LineSpec(Declared):
     model: ModelSpec
     gates: GateSpec = GateSpec()
     cadence: CadenceSpec = CadenceSpec()
+    delivery: DeliverySpec = DeliverySpec()
 
     @field_validator("timezone")
     @classmethod

@@ -64,7 +64,10 @@ class Bootstrap:
 
         Store(settings).apply()
         home = settings.line_home(self.spec.line)
-        if LineStore(home, self.spec.line).champion() is not None:
+        if (
+            LineStore(settings.line_store_url(self.spec.line), self.spec.line).champion()
+            is not None
+        ):
             return
         if not (home / "ticks").exists():
             config = world.SimulatorConfig(seed=self.spec.seed)
@@ -92,5 +95,5 @@ class Bootstrap:
             if code != 0:
                 tail = (logs / "base.log").read_text(encoding="utf-8", errors="replace")[-2000:]
                 raise EnvironmentFault(f"the base model was not promoted (exit {code}):\n{tail}")
-        champion = LineStore(settings.line_home(self.spec.line), self.spec.line).champion()
+        champion = LineStore(settings.line_store_url(self.spec.line), self.spec.line).champion()
         self.say(f"{champion.version if champion else 'no version'} is the champion")

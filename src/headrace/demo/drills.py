@@ -46,7 +46,7 @@ class Drills:
 
     @property
     def store(self) -> LineStore:
-        return LineStore(self.settings.line_home(self.spec.line), self.spec.line)
+        return LineStore(self.settings.line_store_url(self.spec.line), self.spec.line)
 
     @property
     def done(self) -> bool:

@@ -100,6 +100,8 @@ def _environment(settings: Settings) -> Iterator[None]:
         "HEADRACE_HOME": settings.home,
         "HEADRACE_LINES_DIR": settings.lines_dir,
         "HEADRACE_FEATURE_REPO": settings.feature_repo,
+        "HEADRACE_LINE_STORE": settings.line_store or "",
+        "HEADRACE_MLFLOW_URI": settings.mlflow_uri or "",
         "HEADRACE_HOST": settings.host,
         "HEADRACE_SERVER_PORT": settings.server_port,
         "HEADRACE_COLLECTOR_PORT": settings.collector_port,

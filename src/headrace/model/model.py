@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from headrace.declaration import DelayedFeedback, ModelSpec
 from headrace.errors import DeclarationError, IntegrityError
-from headrace.model.delta import State
+from headrace.model.delta import State, apply
 from headrace.model.inputs import (
     Statistics,
     field_salt,
@@ -44,6 +44,7 @@ from headrace.model.inputs import (
     read_numbers,
     read_weights,
 )
+from headrace.model.runtime import tf
 from headrace.model.step import ADAM_DECAY, Graph, Layout, initial_arrays
 
 PREDICT_ROWS = 256  # one shape for every request and batch job, so that a row always scores alike
@@ -143,10 +144,12 @@ class Model:
 
     def state(self) -> State:
         """A copy of everything that training changes, and the model's identity."""
-        arrays: State = {
-            name: np.array(variable.numpy(), copy=True)
-            for name, variable in self._graph.variables.items()
-        }
+        return {"table": np.array(self._graph.variables["table"].numpy()), **self._small()}
+
+    def _small(self) -> State:
+        """A copy of the state without its table."""
+        variables = self._graph.variables
+        arrays: State = {n: np.array(v.numpy()) for n, v in variables.items() if n != "table"}
         arrays["step"] = np.array([self._step], np.int64)
         arrays["moments"] = self._statistics.moments.copy()
         arrays["classes"] = self._statistics.classes.copy()
@@ -177,6 +180,38 @@ class Model:
         self._statistics = Statistics(state["moments"].copy(), state["classes"].copy())
         if self.feedback == "esdfm":
             self._late = state["late"].copy()
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Arrays of the state whose rows `rows` reads; too large to copy for a few of them."""
+        return ("table",)
+
+    def rows(self, name: str, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Rows of a table as they are now. Raises `IntegrityError` for one that it lacks."""
+        table = self._graph.variables[name]
+        if numbers.size and not 0 <= int(numbers.min()) <= int(numbers.max()) < table.shape[0]:
+            raise IntegrityError(f"{name!r} has rows 0 to {table.shape[0] - 1}; load a base")
+        rows: NDArray[np.float32] = table.sparse_read(numbers).numpy()
+        return rows
+
+    def apply(self, delta: State) -> None:
+        """Go on to the state after `delta` in place, whole or not at all.
+
+        Raises `IntegrityError` when it does not fit. Predictions must not run meanwhile.
+        """
+        rows, values = delta.get("rows/table"), delta.get("values/table")
+        if rows is None or values is None:
+            self.load_state(apply(self.state(), delta))
+            return
+        beside = {k: v for k, v in delta.items() if not k.endswith("s/table")}
+        small = apply(self._small(), beside)
+        table = self._graph.variables["table"]
+        table.scatter_update(tf.IndexedSlices(values, rows))
+        for name, variable in self._graph.variables.items():
+            if name != "table":
+                variable.assign(small[name].copy())
+        self._step = int(small["step"][0])
+        self._statistics = Statistics(small["moments"].copy(), small["classes"].copy())
 
     def is_finite(self) -> bool:
         """Whether every number of the state is finite."""

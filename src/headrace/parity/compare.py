@@ -56,6 +56,7 @@ class Batch:
         self._spec, self._served, self._ttl_us = spec, served, spec.feature_ttl
         self._findings, self._windows = Findings(served, offsets), _Windows()
         self._home = settings.line_home(spec.line)
+        self._versions = LineStore(settings.line_store_url(spec.line), spec.line)
         self._served_us = _us(served["served_at"])
         self._due_us = self._served_us - spec.cadence.tick - GRACE_US
         self._at_us = {view: _us(served[f"{view}__at"]) for view in spec.views}
@@ -99,13 +100,13 @@ class Batch:
     @cached_property
     def _other_version(self) -> Bools:
         """Whether a row was served by a version of another declaration or package than this."""
-        store, here = LineStore(self._home, self._spec.line), code_of(self._spec)
+        here = code_of(self._spec)
         names = self._served["version"].combine_chunks().dictionary_encode()
         places: Ints = names.indices.to_numpy()
         other = []
         for name in names.dictionary.to_pylist():
             try:
-                version = store.get(name)
+                version = self._versions.get(name)
             except InputError:  # never published here: it says nothing about its features
                 other.append(False)
             else:

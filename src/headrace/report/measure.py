@@ -56,6 +56,7 @@ class Artifacts:
     """Everything that a run has left behind, read once."""
 
     home: Path
+    store: LineStore
     spec: LineSpec
     events: pa.Table
     served: pa.Table
@@ -77,12 +78,13 @@ def read_artifacts(settings: Settings, spec: LineSpec) -> Artifacts:
     events = _read_log(home / "log" / "events", event_schema(spec))
     served = _read_log(home / "log" / "served", served_schema(spec))
     served = served.filter(pc.not_equal(served["version"], "bootstrap"))
-    store = LineStore(home, spec.line)
+    store = LineStore(settings.line_store_url(spec.line), spec.line)
     manifests = ticks(home)
     summary = read_json(home / "truth" / "summary.json")
     first = pc.min(served["served_at"].cast(pa.int64())).as_py()
     return Artifacts(
         home=home,
+        store=store,
         spec=spec,
         events=events,
         served=served,
@@ -249,9 +251,8 @@ def _scored(found: Artifacts) -> Scored:
     if truth.num_rows and found.champions:
         from headrace.model import Model
 
-        store = LineStore(found.home, found.spec.line)
         model = Model(found.spec.model, found.spec.seed)
-        model.load_state(store.load(found.champions[0].version)[1])
+        model.load_state(found.store.load(found.champions[0].version)[1])
         frozen = model.predict(served)
     return scored_rows(truth, served, frozen)
 

@@ -46,7 +46,7 @@ def create_app(settings: Settings, spec: LineSpec) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         log = FileLog(home / "log" / "served", served_schema(spec), writer=True)
         served = ServedWriter(log)
-        models = Follower(spec, LineStore(home, spec.line))
+        models = Follower(spec, LineStore(settings.line_store_url(spec.line), spec.line))
         scorer = Scorer(spec, Store(settings), models, served)
         app.state.models, app.state.served, app.state.scorer = models, served, scorer
         served.start()
@@ -151,6 +151,7 @@ def _protocol_routes(spec: LineSpec) -> APIRouter:
         return {
             "name": spec.line,
             "versions": [models.current().version.version] if models.ready else [],
+            "delivery": models.delivery(),
             "platform": f"headrace_{spec.model.family}",
             "inputs": [
                 {"name": name, "datatype": payload.DATATYPES[kind], "shape": [-1]}

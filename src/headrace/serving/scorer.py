@@ -65,11 +65,12 @@ class Scorer:
         staleness are the same moment. Raises `EnvironmentFault` when no champion is loaded, the
         store cannot be read, or the served log has no room.
         """
-        loaded = self._models.current()
         now_us = self._clock_us()
         asked = self._asked(rows, now_us)
         features = self._store.read_online(self._spec, asked)
-        scores = np.asarray(loaded.model.predict(features.select(self._inputs)), dtype=np.float64)
+        inputs = features.select(self._inputs)
+        with self._models.use() as loaded:
+            scores = np.asarray(loaded.model.predict(inputs), dtype=np.float64)
         if not np.isfinite(scores).all():
             raise EnvironmentFault(
                 f"version {loaded.version.version} gave a score that is not finite; roll it back"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -90,6 +91,12 @@ def services(settings: Settings, line: str, dags: Path = DAGS) -> tuple[Service,
             "airflow-scheduler", (*airflow, "scheduler", "--skip-serve-logs"), 1, beats("scheduler")
         ),
         Service("airflow-dag-processor", (*airflow, "dag-processor"), 1, beats("dag_processor")),
+        Service(
+            "upkeep",
+            (headrace, "line", "upkeep", "--line", line),
+            1,
+            _passed(settings.line_home(line) / "upkeep.json"),
+        ),
     )
 
 
@@ -111,6 +118,8 @@ def stack_environ(settings: Settings, stack_id: str) -> dict[str, str]:
         "HEADRACE_HOME": str(settings.home),
         "HEADRACE_LINES_DIR": str(settings.lines_dir),
         "HEADRACE_FEATURE_REPO": str(settings.feature_repo),
+        "HEADRACE_LINE_STORE": settings.line_store or "",
+        "HEADRACE_MLFLOW_URI": settings.mlflow_uri or "",
         "HEADRACE_HOST": settings.host,
         "HEADRACE_SERVER_PORT": str(settings.server_port),
         "HEADRACE_COLLECTOR_PORT": str(settings.collector_port),
@@ -139,6 +148,18 @@ def stack_environ(settings: Settings, stack_id: str) -> dict[str, str]:
 def _answers(url: str) -> Ready:
     def ready(_since: datetime) -> bool:
         return _get(url) is not None
+
+    return ready
+
+
+def _passed(beat: Path) -> Ready:
+    """Whether the upkeep has ended a pass since its start."""
+
+    def ready(since: datetime) -> bool:
+        if not beat.is_file():
+            return False
+        at = json.loads(beat.read_text(encoding="utf-8"))["at"]
+        return datetime.fromisoformat(at) >= since
 
     return ready
 

@@ -1,0 +1,99 @@
+"""The champion of a line: a log of generations that is only ever appended to."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+
+from headrace.errors import ConflictError, IntegrityError
+from headrace.line.version import Champion
+from headrace.sealed import SealedFiles, sealed
+
+
+class Champions:
+    """Reads and appends `champion/<generation>.json`; see `headrace.line`."""
+
+    def __init__(self, files: SealedFiles, line: str):
+        self._files = files
+        self._line = line
+        self._newest = 0  # newest generation seen, where the search for a newer one starts
+
+    def newest(self) -> Champion | None:
+        """The newest champion; costs one look at the file system when nothing has changed."""
+        newest = self._newest or max(numbers(self._files.names("champion")), default=0)
+        while self._files.exists(_path(newest + 1)):
+            newest += 1
+        self._newest = newest
+        return self.read(newest) if newest else None
+
+    def history(self) -> list[Champion]:
+        """All champions, oldest first."""
+        newest = self.newest()
+        return [self.read(g) for g in range(1, newest.generation + 1)] if newest else []
+
+    def backwards(self) -> Iterator[Champion]:
+        """All champions, newest first, read as they are asked for."""
+        newest = self.newest()
+        for generation in range(newest.generation if newest else 0, 0, -1):
+            yield self.read(generation)
+
+    def append(self, expected: Champion | None, version: str, action: str, reason: str) -> Champion:
+        """Add the generation after `expected`. Raises `ConflictError` when there is one already."""
+        if expected is not None and expected != self.read(expected.generation):
+            raise ConflictError(
+                f"line {self._line!r}: generation {expected.generation} is not "
+                f"{expected.version!r} in this store; read champion() again"
+            )
+        new = Champion(
+            generation=expected.generation + 1 if expected else 1,
+            version=version,
+            at_us=time.time_ns() // 1000,
+            action=action,
+            reason=reason,
+            previous=expected.version if expected else None,
+        )
+        if self._files.create(_path(new.generation), sealed(asdict(new))):
+            return new
+        winner = self.read(new.generation)
+        raise ConflictError(
+            f"line {self._line!r}: {version!r} was to follow generation {new.generation - 1}, but "
+            f"{winner.version!r} did ({winner.action}: {winner.reason}); start again from it"
+        )
+
+    def read(self, generation: int) -> Champion:
+        """One generation. Raises `ConflictError` when there is none of that number."""
+        body = self._files.read_json(_path(generation))
+        if body is None:
+            raise ConflictError(
+                f"line {self._line!r} has no generation {generation}; read champion() again"
+            )
+        try:
+            return Champion(**body)
+        except TypeError as problem:
+            raise IntegrityError(f"champion {generation} of {self._line!r}: {problem}") from None
+
+
+def version_before(backwards: Iterator[Champion]) -> str | None:
+    """What served before the present champion was last promoted, None when nothing else did.
+
+    backwards: generations, newest first; no more of them are read than are needed.
+    """
+    seen = [next(backwards)]
+    present = seen[0].version
+    while seen[-1].version != present or seen[-1].action == "rollback":
+        before = next(backwards, None)
+        if before is None:  # it never was promoted, only rolled back to by name
+            return next((c.version for c in seen if c.version != present), None)
+        seen.append(before)
+    return next((c.version for c in backwards if c.version != present), None)
+
+
+def numbers(names: Iterable[str]) -> list[int]:
+    """The numbers in names such as `v000012` and `00000003.json`, rising."""
+    stems = (name.removesuffix(".json").removeprefix("v") for name in names)
+    return sorted(int(stem) for stem in stems if stem.isdigit())
+
+
+def _path(generation: int) -> str:
+    return f"champion/{generation:08d}.json"

@@ -1,0 +1,120 @@
+"""Which versions keep their files, and the removal of the others in two steps.
+
+A version that nothing needs is first marked (`pruned.json`), from when on nobody can promote it,
+and loses its files on a later pass. So whoever read "not marked" just before has long moved the
+champion, and the later pass sees that and takes the mark back. Manifests, evidence and verdicts
+stay: the line's history is not pruned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from headrace.declaration import DeliverySpec
+from headrace.line.store import LineStore
+from headrace.line.version import Version
+from headrace.sealed import sealed
+
+GRACE: Final = timedelta(seconds=60)
+"""Between mark and removal; longer than any promotion takes."""
+_STATE: Final = ".safetensors.zst"
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What a pass did, by version: marked, taken back, and stripped of its files."""
+
+    marked: list[str] = field(default_factory=list)
+    restored: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+
+
+def prune(store: LineStore, spec: DeliverySpec, now: datetime | None = None) -> Pruned:
+    """One pass over the line's versions. Safe to repeat, to interrupt, and beside writers."""
+    now = datetime.now(UTC) if now is None else now
+    found = _files(store)
+    held = {v for v, files in found.items() if any(name.endswith(_STATE) for name in files)}
+    published = {v: store.get(v) for v in held if "manifest.json" in found[v]}
+    pinned = {v for v in published if "pin.json" in found[v]}
+    kept = _kept(store, spec, published, pinned, now)
+    pruned = Pruned()
+    for version in sorted(held):
+        path, marked = f"versions/{version}/pruned.json", "pruned.json" in found[version]
+        if version not in published:  # of a publisher that is at work, or died
+            if _claimed_before(store, version, now - timedelta(microseconds=spec.keep_rejected)):
+                _strip(store, version, found[version], pruned)
+        elif version in kept:
+            if marked:
+                store.files.remove(path)
+                pruned.restored.append(version)
+        elif not marked:
+            store.files.create(path, sealed({"at": now.isoformat(timespec="seconds")}))
+            pruned.marked.append(version)
+        elif _marked_before(store, path, now - GRACE):
+            _strip(store, version, found[version], pruned)
+    return pruned
+
+
+def pin(store: LineStore, version: str, reason: str) -> None:
+    """Keep a version's files whatever its age. Raises `InputError` for an unknown or pruned one."""
+    store.require_files(version)
+    store.files.replace(f"versions/{version}/pin.json", sealed({"reason": reason}))
+
+
+def unpin(store: LineStore, version: str) -> None:
+    """Leave a pinned version to retention again. Raises `InputError` for an unknown one."""
+    store.get(version)
+    store.files.remove(f"versions/{version}/pin.json")
+
+
+def _files(store: LineStore) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for path in store.files.tree("versions"):
+        version, _, name = path.partition("/")
+        found.setdefault(version, []).append(name)
+    return found
+
+
+def _kept(
+    store: LineStore,
+    spec: DeliverySpec,
+    published: dict[str, Version],
+    pinned: set[str],
+    now: datetime,
+) -> set[str]:
+    """Champions to roll back to, pins, young candidates, and what all of these are built on."""
+    kept = set(pinned)
+    champions: set[str] = set()
+    for champion in store.champions():
+        champions.add(champion.version)
+        if len(champions) == spec.keep_versions:
+            break
+    young = now - timedelta(microseconds=spec.keep_rejected)
+    for name, version in published.items():
+        passed = (store.verdict(name) or {}).get("passed", False)
+        if not passed and datetime.fromisoformat(version.created_at) > young:
+            kept.add(name)
+    for name in list(kept | champions):
+        if name in published:
+            kept.update(link.version for link, _ in store.chain(published[name]))
+    return kept
+
+
+def _claimed_before(store: LineStore, version: str, moment: datetime) -> bool:
+    claim = store.files.read_json(f"versions/{version}/claim.json")
+    return claim is not None and datetime.fromisoformat(claim["claimed_at"]) < moment
+
+
+def _marked_before(store: LineStore, path: str, moment: datetime) -> bool:
+    mark = store.files.read_json(path)
+    return mark is not None and datetime.fromisoformat(mark["at"]) <= moment
+
+
+def _strip(store: LineStore, version: str, files: Iterable[str], pruned: Pruned) -> None:
+    for name in sorted(files):  # base.json before the base that it names
+        if name == "base.json" or name.endswith(_STATE):
+            store.files.remove(f"versions/{version}/{name}")
+    pruned.removed.append(version)

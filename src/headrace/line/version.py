@@ -1,0 +1,74 @@
+"""What is written down about a version and about a move of the champion."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypedDict
+
+
+class About(TypedDict):
+    """What a publisher says about a state; the fields of `Version` by the same names."""
+
+    from_tick: int
+    to_tick: int
+    excluded: list[list[int]]
+    watermark_us: int
+    event_at_us: int
+    feature_service: str
+    code: str
+    rows: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Version:
+    """One published model of a line; see DESIGN rule 6.
+
+    Ticks [from_tick, to_tick) were learned since the parent, without the `excluded` tick
+    intervals [from, to). `watermark_us`, `event_at_us`: arrival and event time of the newest
+    event learned. `kind`: base or delta. `files`: SHA-256 of the stored bytes by name, `size`
+    of them in bytes. `fingerprint`: of the whole state, however stored (see `fingerprint`).
+    `chain_deltas`, `chain_bytes`: deltas to apply after the base when it was published, and
+    their size; 0 for a base.
+    """
+
+    version: str
+    line: str
+    parent: str | None
+    kind: str
+    created_at: str
+    from_tick: int
+    to_tick: int
+    excluded: list[list[int]]
+    watermark_us: int
+    event_at_us: int
+    feature_service: str
+    code: str
+    rows: int
+    metrics: dict[str, float]
+    files: dict[str, str]
+    size: int
+    fingerprint: str
+    chain_deltas: int
+    chain_bytes: int
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A stored file of a version, `path` below the line's root: the whole state, or a delta."""
+
+    path: str
+    sha256: str
+    whole: bool
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The version that serves since `at_us`. `action`: why it moved, such as promote, rollback."""
+
+    generation: int
+    version: str
+    at_us: int
+    action: str
+    reason: str
+    previous: str | None

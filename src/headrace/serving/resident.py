@@ -1,0 +1,67 @@
+"""One model in memory: at which version it stands, and what takes it to the next."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.declaration import LineSpec
+from headrace.errors import IntegrityError
+from headrace.line import Version
+from headrace.line.fingerprint import carried
+from headrace.line.states import to_hex
+from headrace.model import Model, State, delta
+
+
+class Resident:
+    """A model and the version whose state it holds, None while it holds none whole.
+
+    Not thread-safe: who calls `load` or `advance` makes sure that nobody predicts meanwhile.
+    """
+
+    def __init__(self, spec: LineSpec) -> None:
+        self.model = Model(spec.model, spec.seed)
+        self.version: Version | None = None
+        self.users = 0  # requests that predict with the model at this moment
+        self._small: State = {}  # what was published beside the tables
+
+    def load(self, version: Version, state: State) -> None:
+        """Take over a whole state as the store has checked it."""
+        self.version = None
+        self.model.load_state(state)
+        self._small = {n: array for n, array in state.items() if n not in self.model.tables}
+        self.version = version
+
+    def advance(self, version: Version, changes: State) -> None:
+        """Apply the delta of the next version, in time of the rows that it touches.
+
+        Whether it leads to the state that was published is known before anything is applied.
+        Raises `IntegrityError`, the model untouched, when it does not or is out of order.
+        """
+        held = self.version
+        if held is None or version.parent != held.version:
+            found = "no version" if held is None else held.version
+            raise IntegrityError(
+                f"{version.version} follows {version.parent}, but the model stands at {found}; "
+                "load a base"
+            )
+        after = carried(int(held.fingerprint, 16), self._held, changes)
+        if to_hex(after) != version.fingerprint:
+            raise IntegrityError(
+                f"{version.version}: its delta does not lead to the state that was published; "
+                "load a base"
+            )
+        self.version = None
+        self.model.apply(changes)
+        tables = self.model.tables
+        beside = {key: a for key, a in changes.items() if key.partition("/")[2] not in tables}
+        self._small = delta.apply(self._small, beside)
+        self.version = version
+
+    def _held(self, name: str, rows: NDArray[np.int64] | None) -> NDArray[Any] | None:
+        if name not in self.model.tables:
+            array = self._small.get(name)
+            return array if array is None or rows is None else array[rows]
+        return self.model.state()[name] if rows is None else self.model.rows(name, rows)

@@ -1,0 +1,299 @@
+"""Two models follow the champion: by deltas, from memory or from a base, and never by halves."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from numpy.typing import NDArray
+
+from headrace.declaration import LineSpec
+from headrace.errors import IntegrityError
+from headrace.events import input_fields
+from headrace.line import Champion, LineStore, Version, compaction
+from headrace.line.fingerprint import carried, held_by
+from headrace.model import Model, State
+from headrace.model.delta import apply
+from headrace.serving.resident import Resident
+from headrace.serving.swap import Follower
+from headrace.settings import find_line, load_settings
+
+ABOUT: dict[str, Any] = {
+    "from_tick": 0, "to_tick": 1, "excluded": [], "watermark_us": 0, "event_at_us": 0,
+    "feature_service": "x_v1", "code": "test", "rows": 1, "metrics": {},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def spec() -> LineSpec:
+    declared = find_line(load_settings({}), "coupons")
+    small = declared.model.model_copy(update={"table_bits": 10, "hidden": (4,)})
+    return declared.model_copy(update={"model": small})
+
+
+@pytest.fixture(scope="module")
+def asked(spec: LineSpec) -> pa.Table:
+    draw = np.random.default_rng(0)
+    schema = pa.schema(input_fields(spec))
+    columns = [pa.array(draw.integers(0, 1000, 50)).cast(field.type) for field in schema]
+    return pa.table(columns, schema=schema)
+
+
+class Writer:
+    """A trainer of deltas: each touches some rows and the dense vector."""
+
+    def __init__(self, root: Path, spec: LineSpec) -> None:
+        self.lines = LineStore(root, spec.line)
+        self.spec = spec
+        self._draw = np.random.default_rng(1)
+        self.states: dict[str, State] = {}
+        first = self.lines.publish(Model(spec.model, spec.seed).state(), parent=None, **ABOUT)
+        self.states[first.version] = self.lines.load(first.version)[1]
+        self.promote(first)
+
+    def delta(self, parent: str, fingerprint: int | None = None) -> Version:
+        before = self.states[parent]
+        rows = np.sort(self._draw.choice(len(before["table"]), 300, replace=False))
+        changes: State = {
+            "rows/table": rows,
+            "values/table": self._draw.random((300, before["table"].shape[1]), np.float32),
+            "whole/linear": before["linear"] + 1,
+            "whole/step": before["step"] + 1,
+        }
+        manifest = self.lines.get(parent)
+        if fingerprint is None:
+            fingerprint = carried(int(manifest.fingerprint, 16), held_by(before), changes)
+        version = self.lines.publish_delta(
+            changes, parent=manifest, fingerprint=fingerprint, **ABOUT
+        )
+        self.states[version.version] = apply(before, changes)
+        return version
+
+    def promote(self, version: Version, action: str = "promote") -> Champion:
+        return self.lines.advance(self.lines.champion(), version.version, action, "test")
+
+    def next(self) -> Version:
+        """A delta to the champion, promoted."""
+        champion = self.lines.champion()
+        assert champion is not None
+        version = self.delta(champion.version)
+        self.promote(version)
+        return version
+
+    def scores(self, version: str, asked: pa.Table) -> NDArray[np.float64]:
+        """What a fresh model answers that never saw another version."""
+        model = Model(self.spec.model, self.spec.seed)
+        model.load_state(self.states[version])
+        return model.predict(asked)
+
+    def damage(self, version: Version, keep: int | None) -> None:
+        path = f"versions/{version.version}/state.safetensors.zst"
+        if keep is None:
+            self.lines.files.remove(path)
+        else:
+            raw = self.lines.files.read(path)
+            assert raw is not None
+            self.lines.files.replace(path, raw[:keep])
+
+
+@pytest.fixture
+def writer(tmp_path: Path, spec: LineSpec) -> Writer:
+    return Writer(tmp_path, spec)
+
+
+@pytest.fixture
+def follower(tmp_path: Path, spec: LineSpec, writer: Writer) -> Follower:
+    follower = Follower(spec, LineStore(tmp_path, spec.line))
+    assert follower.follow()
+    return follower
+
+
+def served(follower: Follower, asked: pa.Table) -> NDArray[np.float64]:
+    with follower.use() as loaded:
+        return loaded.model.predict(asked)
+
+
+def test_deltas_are_applied_in_order_to_two_models_that_take_turns(
+    writer: Writer, follower: Follower, asked: pa.Table
+) -> None:
+    models = [follower.current().model]
+    for _ in range(5):
+        version = writer.next()
+        assert follower.follow()
+        assert not follower.follow()
+        assert follower.current().version == version
+        assert np.array_equal(served(follower, asked), writer.scores(version.version, asked))
+        models.append(follower.current().model)
+    assert len({id(model) for model in models}) == 2
+    assert models[0] is models[2] is models[4]
+    told = follower.delivery()
+    # the second model came from its base; from then on each is two deltas behind, then current
+    assert (told["bases"], told["deltas"], told["refused"]) == (2, 8, 0)
+
+
+def test_a_model_several_versions_behind_catches_up(
+    writer: Writer, follower: Follower, asked: pa.Table
+) -> None:
+    writer.next()
+    follower.follow()
+    for _ in range(3):
+        newest = writer.next()
+    assert follower.follow()
+    assert follower.delivery()["deltas"] == 4
+    assert np.array_equal(served(follower, asked), writer.scores(newest.version, asked))
+
+
+def test_a_rollback_to_the_version_before_is_a_flip_and_learning_goes_on_from_it(
+    writer: Writer, follower: Follower, asked: pa.Table
+) -> None:
+    good = writer.next()
+    follower.follow()
+    bad = writer.delta(good.version)
+    writer.promote(bad, "force")
+    follower.follow()
+    assert follower.current().version == bad
+    assert writer.lines.rollback(reason="bad").version == good.version
+    assert follower.follow()
+    assert follower.delivery()["from_memory"] == 1
+    assert np.array_equal(served(follower, asked), writer.scores(good.version, asked))
+    after = writer.next()  # the waiting model holds the bad version, which leads nowhere
+    assert follower.follow()
+    assert after.parent == good.version
+    assert np.array_equal(served(follower, asked), writer.scores(after.version, asked))
+
+
+@pytest.mark.parametrize("keep", [40, None], ids=["torn", "missing"])
+def test_a_torn_or_missing_delta_is_refused_and_repaired_from_the_newest_base(
+    writer: Writer, follower: Follower, asked: pa.Table, keep: int | None
+) -> None:
+    writer.next()
+    follower.follow()
+    hurt = writer.next()
+    newest = writer.next()
+    compaction.compact(writer.lines, newest)
+    writer.damage(hurt, keep)
+    assert follower.follow()
+    told = follower.delivery()
+    assert told["refused"] == 1
+    assert f"{hurt.version}/state" in told["last_refused"]
+    assert np.array_equal(served(follower, asked), writer.scores(newest.version, asked))
+
+
+def test_without_a_base_to_repair_from_the_old_version_serves_until_there_is_one(
+    writer: Writer, follower: Follower, asked: pa.Table
+) -> None:
+    good = writer.next()
+    follower.follow()
+    hurt = writer.next()
+    whole = writer.lines.files.read(f"versions/{hurt.version}/state.safetensors.zst")
+    assert whole is not None
+    writer.damage(hurt, 40)
+    for _ in range(3):
+        with pytest.raises(IntegrityError, match="SHA-256"):
+            follower.follow()
+    assert follower.delivery()["refused"] == 1  # told once, however often it is tried
+    assert np.array_equal(served(follower, asked), writer.scores(good.version, asked))
+    writer.lines.files.replace(f"versions/{hurt.version}/state.safetensors.zst", whole)
+    assert follower.follow()
+    assert np.array_equal(served(follower, asked), writer.scores(hurt.version, asked))
+
+
+def test_a_delta_that_leads_elsewhere_is_refused_before_it_touches_the_model(
+    writer: Writer, follower: Follower, asked: pa.Table
+) -> None:
+    good = writer.next()
+    follower.follow()
+    wrong = writer.delta(good.version, fingerprint=42)
+    resident = Resident(writer.spec)
+    resident.load(good, writer.states[good.version])
+    with pytest.raises(IntegrityError, match="does not lead to the state"):
+        resident.advance(wrong, writer.lines.delta(wrong))
+    assert resident.version == good
+    assert np.array_equal(resident.model.predict(asked), writer.scores(good.version, asked))
+    writer.promote(wrong)
+    with pytest.raises(IntegrityError, match="do not add up"):
+        follower.follow()
+    assert follower.current().version == good
+
+
+def test_a_delta_out_of_order_is_refused(writer: Writer, follower: Follower) -> None:
+    first, second = writer.next(), writer.next()
+    resident = Resident(writer.spec)
+    base = writer.lines.get("v000001")
+    with pytest.raises(IntegrityError, match="stands at no version"):
+        resident.advance(first, writer.lines.delta(first))
+    resident.load(base, writer.states["v000001"])
+    with pytest.raises(IntegrityError, match=f"follows {first.version}.*stands at v000001"):
+        resident.advance(second, writer.lines.delta(second))
+    assert resident.version == base
+
+
+def test_a_row_that_the_table_lacks_is_refused(writer: Writer, follower: Follower) -> None:
+    base = writer.lines.get("v000001")
+    changes: State = {
+        "rows/table": np.array([1 << 20]),
+        "values/table": np.zeros((1, writer.states["v000001"]["table"].shape[1]), np.float32),
+    }
+    version = writer.lines.publish_delta(changes, parent=base, fingerprint=1, **ABOUT)
+    resident = Resident(writer.spec)
+    resident.load(base, writer.states["v000001"])
+    with pytest.raises(IntegrityError, match="rows 0 to 1023"):
+        resident.advance(version, changes)
+
+
+def test_a_model_in_use_is_not_touched_before_it_is_let_go(
+    writer: Writer, follower: Follower, asked: pa.Table
+) -> None:
+    writer.next()
+    follower.follow()
+    with ThreadPoolExecutor(1) as pool:
+        with follower.use() as held:
+            expected = held.model.predict(asked)
+            writer.next()
+            assert follower.follow()  # the other model takes over
+            newest = writer.next()
+            waiting = pool.submit(follower.follow)  # this one needs the model that is in use
+            for _ in range(20):
+                assert np.array_equal(held.model.predict(asked), expected)
+                assert follower.current().version.version != newest.version
+                time.sleep(0.005)
+            assert not waiting.done()
+        assert waiting.result(30)
+    assert np.array_equal(served(follower, asked), writer.scores(newest.version, asked))
+
+
+def test_under_load_every_answer_is_of_one_whole_version(
+    writer: Writer, follower: Follower, asked: pa.Table
+) -> None:
+    answers: list[tuple[str, NDArray[np.float64]]] = []
+    done = threading.Event()
+
+    def ask() -> None:
+        while not done.is_set():
+            with follower.use() as loaded:
+                answers.append((loaded.version.version, loaded.model.predict(asked)))
+
+    with ThreadPoolExecutor(2) as pool:
+        asking = [pool.submit(ask) for _ in range(2)]
+        try:
+            for number in range(9):
+                if number % 4 == 3:
+                    writer.lines.rollback(reason="test")
+                else:
+                    writer.next()
+                follower.follow()
+                time.sleep(0.02)
+        finally:
+            done.set()
+        for each in asking:
+            each.result(30)
+    expected = {name: writer.scores(name, asked) for name in {name for name, _ in answers}}
+    assert len(expected) > 4
+    for version, scores in answers:
+        assert np.array_equal(scores, expected[version])
