@@ -72,14 +72,21 @@ class LabelSpec(Declared):
 
 
 class ModelSpec(Declared):
-    """Family and hyper-parameters. `categorical` and `numeric` name request features."""
+    """Family and hyper-parameters. `categorical` and `numeric` name request features.
 
-    family: Literal["ftrl", "deep", "ftrl_deep"] = "ftrl_deep"
+    `wide` names those of `categorical` that only the linear part of `ftrl_deep` learns, such as
+    crosses: they cost no embedding (Cheng et al., "Wide & Deep Learning", 2016).
+    """
+
+    family: Literal["ftrl", "deep", "ftrl_deep", "dcn"] = "ftrl_deep"
     categorical: tuple[str, ...] = ()
     numeric: tuple[str, ...] = ()
+    wide: tuple[str, ...] = ()
     table_bits: int = Field(18, ge=8, le=26)
     embedding_dim: int = Field(8, ge=1, le=128)
     hidden: tuple[int, ...] = (32, 16)
+    cross_layers: int = Field(2, ge=1, le=8)
+    cross_rank: int = Field(16, ge=1, le=512)
     batch_size: int = Field(256, ge=1, le=65536)
     epochs: int = Field(1, ge=1, le=100)
     ftrl_alpha: float = Field(0.05, gt=0)
@@ -94,6 +101,20 @@ class ModelSpec(Declared):
         if not self.categorical and not self.numeric:
             raise ValueError("model needs at least one categorical or numeric feature")
         return self
+
+    @model_validator(mode="after")
+    def _wide_fits(self) -> Self:
+        if self.wide and self.family != "ftrl_deep":
+            raise ValueError(f"wide is for family ftrl_deep, not {self.family}; remove it")
+        for name in self.wide:
+            if name not in self.categorical:
+                raise ValueError(f"wide: {name!r} is not in categorical; add it there")
+        return self
+
+    @property
+    def embedded(self) -> tuple[str, ...]:
+        """The categorical features that are not `wide`."""
+        return tuple(name for name in self.categorical if name not in self.wide)
 
 
 class DataGateSpec(Declared):

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from headrace.declaration import DelayedFeedback, ModelSpec
 from headrace.errors import DeclarationError, IntegrityError
-from headrace.model.delta import State
+from headrace.model.delta import State, apply, check_rows
 from headrace.model.inputs import (
     Statistics,
     field_salt,
@@ -43,11 +43,16 @@ from headrace.model.inputs import (
     read_ids,
     read_numbers,
     read_weights,
+    side_by_side,
 )
-from headrace.model.step import ADAM_DECAY, Graph, Layout, initial_arrays
+from headrace.model.runtime import tf
+from headrace.model.step import ADAM_DECAY, Graph, initial_arrays
 
 PREDICT_ROWS = 256  # one shape for every request and batch job, so that a row always scores alike
 LOGIT_LIMIT = 30.0  # keeps probabilities inside (0, 1) in float64
+
+
+Columns = list[NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -70,17 +75,21 @@ class Model:
         self.spec = spec
         self.seed = seed
         self.feedback = feedback
-        self._salts = np.array([field_salt(seed, f) for f in spec.categorical], np.uint64)
+        self._fields = (*spec.embedded, *spec.wide)
+        self._salts = np.array([field_salt(seed, f) for f in self._fields], np.uint64)
         self._identity = _identity(spec, seed)
         self._graph = Graph(
             spec,
-            initial_arrays(Layout.of(spec), spec.table_bits, seed),
+            initial_arrays(spec, seed),
             PREDICT_ROWS,
             reweighted=feedback in ("fnw", "esdfm"),
         )
+        variables = self._graph.variables
+        self._tables = {name: variables[name] for name in ("table", "wide") if name in variables}
         self._late = np.zeros(2)
         self._statistics = Statistics.empty(len(spec.numeric))
         self._step = 0
+        self.mark()
 
     def predict(self, inputs: pa.Table) -> NDArray[np.float64]:
         """Probabilities (n,) float64 of rows with the model's fields: ids int64, numbers float64.
@@ -89,13 +98,16 @@ class Model:
         field that is absent, of another type, or infinite.
         """
         ids, numbers = self._read(inputs)
-        columns = self._statistics.design(numbers)
         offset = self._statistics.offset()
-        logits = np.empty(len(ids), np.float64)
-        for start, stop in _batches(len(ids), PREDICT_ROWS):
-            batch = (_padded(a[start:stop], PREDICT_ROWS) for a in (ids, columns))
-            logits[start:stop] = self._graph.predict(*batch, offset).numpy()[: stop - start]
-        return 1.0 / (1.0 + np.exp(-np.clip(logits, -LOGIT_LIMIT, LOGIT_LIMIT)))
+        logits = np.empty(inputs.num_rows, np.float64)
+        for part in _batches(inputs.num_rows, PREDICT_ROWS):
+            columns = self._statistics.design(side_by_side(numbers, part))
+            batch = (_padded(a, PREDICT_ROWS) for a in (self._rows(ids, part), columns))
+            logits[part] = self._graph.predict(*batch, offset).numpy()[: part.stop - part.start]
+        probability: NDArray[np.float64] = 1.0 / (
+            1.0 + np.exp(-np.clip(logits, -LOGIT_LIMIT, LOGIT_LIMIT))
+        )
+        return probability
 
     def learn(self, samples: pa.Table) -> LearnReport:
         """Learn rows in order, once, in batches of `spec.batch_size`; the last one is padded.
@@ -113,50 +125,44 @@ class Model:
             weights[:, 1] = np.maximum(weights[:, 1], 0)
         size = self.spec.batch_size
         loss = 0.0
-        for start, stop in _batches(len(ids), size):
-            part = slice(start, stop)
-            self._statistics.see(numbers[part], weights[part])
-            columns = self._statistics.design(numbers[part])
+        for part in _batches(samples.num_rows, size):
+            dense = side_by_side(numbers, part)
+            self._statistics.see(dense, weights[part])
+            columns = self._statistics.design(dense)
+            rows = self._rows(ids, part)
+            self._touch(rows)
             self._step += 1
-            powers = np.power(ADAM_DECAY, self._step).astype(np.float32)
             loss += float(
                 self._graph.learn(
-                    _padded(ids[part], size),
+                    _padded(rows, size),
                     _padded(columns, size),
-                    self._statistics.offset(),
                     _padded(weights[part], size, empty=True),
-                    powers,
-                    *self._late_share(weights[part]),
+                    self._scalars(weights[part]),
                 )
             )
-        return LearnReport(len(ids), loss / len(ids) if len(ids) else 0.0)
+        rows_read = samples.num_rows
+        return LearnReport(rows_read, loss / rows_read if rows_read else 0.0)
 
-    def _late_share(self, weights: NDArray[np.float32]) -> list[np.float32]:
-        """What a reweighted step needs beside the rows: the share of late positives, or nothing."""
-        if self.feedback == "fnw":
-            return [np.float32(1.0)]
+    def _scalars(self, weights: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What a step needs beside the rows: offset, Adam's powers, share of late positives."""
+        powers = np.power(ADAM_DECAY, self._step)
+        return np.array([self._statistics.offset(), *powers, self._late_share(weights)], np.float32)
+
+    def _late_share(self, weights: NDArray[np.float32]) -> float:
+        """Late positives among all learned so far, with these; 1 and 0 where none are counted."""
         if self.feedback != "esdfm":
-            return []
+            return float(self.feedback == "fnw")
         late = np.maximum(-weights[:, 1], 0).sum(dtype=np.float64)
         self._late = self._late + np.array([late, weights[:, 0].sum(dtype=np.float64)])
-        return [np.float32(min(self._late[0] / max(self._late[1], 1.0), 1.0))]
+        return float(min(self._late[0] / max(self._late[1], 1.0), 1.0))
 
     def state(self) -> State:
         """A copy of everything that training changes, and the model's identity."""
-        arrays: State = {
-            name: np.array(variable.numpy(), copy=True)
-            for name, variable in self._graph.variables.items()
-        }
-        arrays["step"] = np.array([self._step], np.int64)
-        arrays["moments"] = self._statistics.moments.copy()
-        arrays["classes"] = self._statistics.classes.copy()
-        arrays["identity"] = self._identity.copy()
-        if self.feedback == "esdfm":
-            arrays["late"] = self._late.copy()
-        return arrays
+        tables = {name: np.array(table.numpy()) for name, table in self._tables.items()}
+        return {**tables, **self._small()}
 
     def load_state(self, state: State) -> None:
-        """Take over a state of `state()`, whole or not at all.
+        """Take over a state of `state()`, whole or not at all; sets the mark of `delta`.
 
         Raises `DeclarationError` for the state of another model (fields, family, shape or seed),
         `IntegrityError` for one that lacks arrays or has them in another shape.
@@ -168,45 +174,127 @@ class Model:
                 f"{self.spec.family!r}, seed {self.seed}; restore the declaration or run a full "
                 "retrain"
             )
-        if self.feedback == "esdfm":  # a full training counts no late positives
-            state = {"late": np.zeros(2), **state}
-        self._check_shapes(state)
-        for name, variable in self._graph.variables.items():
-            variable.assign(state[name].copy())  # a copy: TensorFlow may keep the buffer
-        self._step = int(state["step"][0])
-        self._statistics = Statistics(state["moments"].copy(), state["classes"].copy())
-        if self.feedback == "esdfm":
-            self._late = state["late"].copy()
+        self._check_shapes({"late": np.zeros(2), **state})
+        for name, table in self._tables.items():
+            table.assign(state[name].copy())  # a copy: TensorFlow may keep the buffer
+        self._take_over(state)
+
+    def mark(self) -> None:
+        """Let `delta` count from here; a fresh model and `load_state` do so by themselves."""
+        self._touched = {n: np.zeros(t.shape[0], np.bool_) for n, t in self._tables.items()}
+        self._marked_step = self._step
+
+    def delta(self) -> State:
+        """What changed since the mark, in the form of `delta.diff`; empty when nothing was learned.
+
+        It costs what the touched rows cost, not what the table costs. A row that was learned
+        with weight 0 counts as touched though its bits are the same.
+        """
+        if self._step == self._marked_step:
+            return {}
+        delta = {f"whole/{name}": array for name, array in self._small().items()}
+        del delta["whole/identity"]
+        for name, table in self._tables.items():
+            rows = np.flatnonzero(self._touched[name])
+            delta[f"rows/{name}"] = rows
+            delta[f"values/{name}"] = table.sparse_read(rows).numpy()
+        return delta
+
+    def apply(self, delta: State) -> None:
+        """Go on to the state after `delta` in place, whole or not at all; sets the mark.
+
+        `delta` is one of `delta` or `delta.diff`, made from the model's present state. Raises
+        `IntegrityError` when it does not fit. Predictions must not run meanwhile.
+        """
+        rest, rows = dict(delta), {}
+        for name, table in self._tables.items():
+            if f"whole/{name}" in delta or f"gone/{name}" in delta:
+                self.load_state(apply(self.state(), delta))
+                return
+            if f"rows/{name}" in delta:
+                rows[name] = rest.pop(f"rows/{name}"), rest.pop(f"values/{name}", None)
+                check_rows(name, tuple(table.shape), table.dtype.as_numpy_dtype, *rows[name])
+        small = apply(self._small(), rest)
+        self._check_shapes({**self._tables, **small})
+        for name, (numbers, values) in rows.items():
+            self._tables[name].scatter_update(tf.IndexedSlices(values, numbers))
+        self._take_over(small)
 
     def is_finite(self) -> bool:
         """Whether every number of the state is finite."""
         return all(bool(np.isfinite(array).all()) for array in self.state().values())
 
-    def _read(self, table: pa.Table) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
-        ids = read_ids(table, self.spec.categorical)
-        return mix(ids, self._salts, self.spec.table_bits), read_numbers(table, self.spec.numeric)
+    def _touch(self, rows: NDArray[np.int32]) -> None:
+        embedded = len(self.spec.embedded)
+        self._touched["table"][rows[:, :embedded].ravel()] = True
+        if self.spec.wide:
+            self._touched["wide"][rows[:, embedded:].ravel()] = True
+
+    def _dense(self) -> dict[str, Any]:
+        """The variables that are no tables."""
+        return {n: v for n, v in self._graph.variables.items() if n not in self._tables}
+
+    def _small(self) -> State:
+        """A copy of the state without its tables."""
+        arrays: State = {name: np.array(v.numpy()) for name, v in self._dense().items()}
+        arrays["step"] = np.array([self._step], np.int64)
+        arrays["moments"] = self._statistics.moments.copy()
+        arrays["classes"] = self._statistics.classes.copy()
+        arrays["identity"] = self._identity.copy()
+        if self.feedback == "esdfm":
+            arrays["late"] = self._late.copy()
+        return arrays
+
+    def _take_over(self, state: State) -> None:
+        for name, variable in self._dense().items():
+            variable.assign(state[name].copy())
+        self._step = int(state["step"][0])
+        self._statistics = Statistics(state["moments"].copy(), state["classes"].copy())
+        # a full training counts no late positives
+        self._late = state.get("late", np.zeros(2)).copy()
+        self.mark()
+
+    def _read(self, table: pa.Table) -> tuple[Columns, Columns]:
+        return read_ids(table, self._fields), read_numbers(table, self.spec.numeric)
+
+    def _rows(self, ids: Columns, part: slice) -> NDArray[np.int32]:
+        """Rows of the table for those rows of the id columns, (n, fields)."""
+        if not ids:
+            return np.empty((part.stop - part.start, 0), np.int32)
+        return mix([column[part] for column in ids], self._salts, self.spec.table_bits)
 
     def _check_shapes(self, state: State) -> None:
-        for name, own in self.state().items():
+        for name, own in {**self._tables, **self._small()}.items():
             array = state.get(name)
-            if array is None or array.shape != own.shape or array.dtype != own.dtype:
-                found = "nothing" if array is None else f"{array.dtype}{list(array.shape)}"
+            if array is None or _named(array) != _named(own):
+                found = "nothing" if array is None else _named(array)
                 raise IntegrityError(
-                    f"state array {name!r}: expected {own.dtype}{list(own.shape)}, found {found}; "
+                    f"state array {name!r}: expected {_named(own)}, found {found}; "
                     "load another version or run a full retrain"
                 )
 
 
 def _identity(spec: ModelSpec, seed: int) -> NDArray[np.uint8]:
-    network = (spec.embedding_dim, spec.hidden) if spec.family != "ftrl" else ()
+    network: tuple[object, ...] = ()
+    if spec.family != "ftrl":
+        network = (spec.embedding_dim, spec.hidden)
+    if spec.wide:
+        network += (spec.wide,)
+    if spec.family == "dcn":
+        network += (spec.cross_layers, spec.cross_rank)
     shape = (spec.family, spec.categorical, spec.numeric, spec.table_bits, network, seed)
     digest = hashlib.sha256(repr(shape).encode()).digest()
     return np.frombuffer(digest, np.uint8)
 
 
-def _batches(rows: int, size: int) -> Iterator[tuple[int, int]]:
+def _named(array: Any) -> str:
+    """Type and shape of an array or a variable, such as `float32[1024, 2]`."""
+    return f"{np.dtype(getattr(array.dtype, 'as_numpy_dtype', array.dtype))}{list(array.shape)}"
+
+
+def _batches(rows: int, size: int) -> Iterator[slice]:
     for start in range(0, rows, size):
-        yield start, min(start + size, rows)
+        yield slice(start, min(start + size, rows))
 
 
 def _padded(array: NDArray[Any], rows: int, empty: bool = False) -> NDArray[Any]:
