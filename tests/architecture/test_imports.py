@@ -20,7 +20,7 @@ OWNERS = {
     "mlflow": {"tracking"},
     "pyspark": {"spark"},
     "tensorflow": {"model"},
-    "keras": set(),
+    "keras": {"bench"},
     "duckdb": {"source", "bench"},
     "circus": {"stack"},
     "airflow": {"dags"},
