@@ -49,7 +49,7 @@ class Headrace:
         buckets = [f"bucket{i}" for i in range(NUMBERS)]
         crosses = [f"cross{i}" for i in range(len(CROSSES))]
         spec = ModelSpec(
-            family=family,  # type: ignore[arg-type]
+            family=family,
             categorical=(*ids, *buckets, *crosses),
             wide=(*buckets, *crosses) if family == "ftrl_deep" else (),
             numeric=tuple(f"number{i}" for i in range(NUMBERS)) if self.deep else (),
@@ -193,7 +193,8 @@ class LightGbmRefit:
     """100 trees of 127 leaves on its first rows; afterwards leaf values are refitted."""
 
     def __init__(self, data: Data) -> None:
-        self.data, self.booster = data, None
+        self.data = data
+        self.booster: Any = None
 
     def prepare(self, start: int, stop: int) -> None:
         part = slice(start, stop)
@@ -210,7 +211,6 @@ class LightGbmRefit:
             self.booster = self.booster.refit(self.inputs, labels)
 
     def predict(self, start: int, stop: int) -> NDArray[Any]:
-        assert self.booster is not None
         self.prepare(start, stop)
         return np.asarray(self.booster.predict(self.inputs, num_threads=1))
 

@@ -55,9 +55,13 @@ def run(*, quick: bool = False) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         world = _clicks.write(folder, rows, later)
-        found = _race(Session if quick else _Process, folder, shares, rows, later, parts)
+        found = _race(
+            Session if quick else _Process, folder, shares, rows=rows, later=later, parts=parts
+        )
         tables = {f"ftrl@{bits}": 0.2 for bits in BITS}
-        sizes = {} if quick else _race(_Process, folder, tables, rows, later, parts)
+        sizes = (
+            {} if quick else _race(_Process, folder, tables, rows=rows, later=later, parts=parts)
+        )
         deltas = _deltas(12 if quick else 20, 500 if quick else TOUCHED, folder)
     return {
         "what": "13 numbers, 26 id fields, 8 crosses: CPU per sample and AUC on later rows",
@@ -79,6 +83,7 @@ def _race(
     kind: type[Session] | type[_Process],
     folder: Path,
     shares: dict[str, float],
+    *,
     rows: int,
     later: int,
     parts: int,
@@ -123,7 +128,6 @@ class _Process:
             stderr=self._errors,
             text=True,
             cwd=Path(__file__).resolve().parents[1],
-            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
         )
         self._answer()
 

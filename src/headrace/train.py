@@ -32,6 +32,10 @@ Ticks = tuple[int, int]
 HISTORY_ROWS: Final = 200_000
 """Up to so many rows a full training reads its features through Feast's point-in-time join."""
 HOLDOUT_SHARE: Final = 0.15
+_NEWER_MODEL_KEYS: Final = (
+    *("wide", "cross_layers", "cross_rank"),
+    *("ids", "admit_after", "expire_after"),
+)
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ def code_of(spec: LineSpec) -> str:
         part: {name for name in names if getattr(declared, name) == _default(declared, name)}
         for part, declared, names in (
             ("label", spec.label, ("delayed_feedback", "negative_rate")),
-            ("model", spec.model, ("wide", "cross_layers", "cross_rank")),
+            ("model", spec.model, _NEWER_MODEL_KEYS),
         )
     }
     meaning = spec.model_dump_json(

@@ -76,12 +76,17 @@ class ModelSpec(Declared):
 
     `wide` names those of `categorical` that only the linear part of `ftrl_deep` learns, such as
     crosses: they cost no embedding (Cheng et al., "Wide & Deep Learning", 2016).
+    `ids: dynamic` gives an id a row of its own once it was learned `admit_after` times, and takes
+    it back after `expire_after` of event time without it; `wide` ids stay hashed.
     """
 
     family: Literal["ftrl", "deep", "ftrl_deep", "dcn"] = "ftrl_deep"
     categorical: tuple[str, ...] = ()
     numeric: tuple[str, ...] = ()
     wide: tuple[str, ...] = ()
+    ids: Literal["hashed", "dynamic"] = "hashed"
+    admit_after: int = Field(1, ge=1)
+    expire_after: DurationUs | None = None
     table_bits: int = Field(18, ge=8, le=26)
     embedding_dim: int = Field(8, ge=1, le=128)
     hidden: tuple[int, ...] = (32, 16)
@@ -109,6 +114,15 @@ class ModelSpec(Declared):
         for name in self.wide:
             if name not in self.categorical:
                 raise ValueError(f"wide: {name!r} is not in categorical; add it there")
+        return self
+
+    @model_validator(mode="after")
+    def _ids_fit(self) -> Self:
+        dynamic = self.ids == "dynamic"
+        if not dynamic and (self.admit_after != 1 or self.expire_after is not None):
+            raise ValueError("admit_after and expire_after are for ids: dynamic; declare it")
+        if dynamic and not self.embedded:
+            raise ValueError("ids: dynamic needs a categorical feature that is not wide")
         return self
 
     @property

@@ -86,9 +86,8 @@ def _with_rows(
     old = parent.get(name)
     if old is None:
         raise IntegrityError(_UNFIT.format(name))
-    check_rows(name, old.shape, old.dtype, rows, values)
     new = old.copy()
-    new[rows] = values
+    new[rows] = check_rows(name, old.shape, old.dtype, rows, values)
     return new
 
 
@@ -98,8 +97,8 @@ def check_rows(
     dtype: np.dtype[Any] | type,
     rows: NDArray[Any],
     values: NDArray[Any] | None,
-) -> None:
-    """Raise `IntegrityError` unless `values` are rows of a parent array of that shape and dtype."""
+) -> NDArray[Any]:
+    """The values, which must be rows of a parent of that shape and dtype, or `IntegrityError`."""
     if (
         values is None
         or len(shape) != 2
@@ -108,3 +107,4 @@ def check_rows(
         or (rows.size and not 0 <= int(rows.min()) <= int(rows.max()) < shape[0])
     ):
         raise IntegrityError(_UNFIT.format(name))
+    return values

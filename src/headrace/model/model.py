@@ -35,24 +35,20 @@ from numpy.typing import NDArray
 
 from headrace.declaration import DelayedFeedback, ModelSpec
 from headrace.errors import DeclarationError, IntegrityError
-from headrace.model.delta import State, apply, check_rows
+from headrace.model.delta import State, apply
 from headrace.model.inputs import (
     Statistics,
-    field_salt,
-    mix,
     read_ids,
     read_numbers,
+    read_times,
     read_weights,
     side_by_side,
 )
-from headrace.model.runtime import tf
 from headrace.model.step import ADAM_DECAY, Graph, initial_arrays
+from headrace.model.tables import Columns, Tables
 
 PREDICT_ROWS = 256  # one shape for every request and batch job, so that a row always scores alike
 LOGIT_LIMIT = 30.0  # keeps probabilities inside (0, 1) in float64
-
-
-Columns = list[NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -75,8 +71,6 @@ class Model:
         self.spec = spec
         self.seed = seed
         self.feedback = feedback
-        self._fields = (*spec.embedded, *spec.wide)
-        self._salts = np.array([field_salt(seed, f) for f in self._fields], np.uint64)
         self._identity = _identity(spec, seed)
         self._graph = Graph(
             spec,
@@ -84,8 +78,7 @@ class Model:
             PREDICT_ROWS,
             reweighted=feedback in ("fnw", "esdfm"),
         )
-        variables = self._graph.variables
-        self._tables = {name: variables[name] for name in ("table", "wide") if name in variables}
+        self._tables = Tables(spec, seed, self._graph.variables)
         self._late = np.zeros(2)
         self._statistics = Statistics.empty(len(spec.numeric))
         self._step = 0
@@ -102,7 +95,7 @@ class Model:
         logits = np.empty(inputs.num_rows, np.float64)
         for part in _batches(inputs.num_rows, PREDICT_ROWS):
             columns = self._statistics.design(side_by_side(numbers, part))
-            batch = (_padded(a, PREDICT_ROWS) for a in (self._rows(ids, part), columns))
+            batch = (_padded(a, PREDICT_ROWS) for a in (self._tables.rows(ids, part), columns))
             logits[part] = self._graph.predict(*batch, offset).numpy()[: part.stop - part.start]
         probability: NDArray[np.float64] = 1.0 / (
             1.0 + np.exp(-np.clip(logits, -LOGIT_LIMIT, LOGIT_LIMIT))
@@ -123,14 +116,18 @@ class Model:
         )
         if self.feedback == "naive":
             weights[:, 1] = np.maximum(weights[:, 1], 0)
+        times = np.zeros(samples.num_rows, np.int64)
+        if self.spec.expire_after is not None:
+            times = read_times(samples, "event_at")
         size = self.spec.batch_size
         loss = 0.0
         for part in _batches(samples.num_rows, size):
             dense = side_by_side(numbers, part)
             self._statistics.see(dense, weights[part])
             columns = self._statistics.design(dense)
-            rows = self._rows(ids, part)
-            self._touch(rows)
+            looks = weights[part].sum(axis=1) > 0  # neither padding nor a correction
+            newest = int(times[part][looks].max(initial=0))
+            rows = self._tables.rows_to_learn(ids, part, looks, newest)
             self._step += 1
             loss += float(
                 self._graph.learn(
@@ -158,8 +155,7 @@ class Model:
 
     def state(self) -> State:
         """A copy of everything that training changes, and the model's identity."""
-        tables = {name: np.array(table.numpy()) for name, table in self._tables.items()}
-        return {**tables, **self._small()}
+        return {**self._tables.state(), **self._small()}
 
     def load_state(self, state: State) -> None:
         """Take over a state of `state()`, whole or not at all; sets the mark of `delta`.
@@ -174,14 +170,14 @@ class Model:
                 f"{self.spec.family!r}, seed {self.seed}; restore the declaration or run a full "
                 "retrain"
             )
+        self._tables.check(state)
         self._check_shapes({"late": np.zeros(2), **state})
-        for name, table in self._tables.items():
-            table.assign(state[name].copy())  # a copy: TensorFlow may keep the buffer
+        self._tables.load(state)
         self._take_over(state)
 
     def mark(self) -> None:
         """Let `delta` count from here; a fresh model and `load_state` do so by themselves."""
-        self._touched = {n: np.zeros(t.shape[0], np.bool_) for n, t in self._tables.items()}
+        self._tables.mark()
         self._marked_step = self._step
 
     def delta(self) -> State:
@@ -192,13 +188,9 @@ class Model:
         """
         if self._step == self._marked_step:
             return {}
-        delta = {f"whole/{name}": array for name, array in self._small().items()}
-        del delta["whole/identity"]
-        for name, table in self._tables.items():
-            rows = np.flatnonzero(self._touched[name])
-            delta[f"rows/{name}"] = rows
-            delta[f"values/{name}"] = table.sparse_read(rows).numpy()
-        return delta
+        small = {f"whole/{name}": array for name, array in self._small().items()}
+        del small["whole/identity"]
+        return {**self._tables.delta(), **small}
 
     def apply(self, delta: State) -> None:
         """Go on to the state after `delta` in place, whole or not at all; sets the mark.
@@ -206,33 +198,27 @@ class Model:
         `delta` is one of `delta` or `delta.diff`, made from the model's present state. Raises
         `IntegrityError` when it does not fit. Predictions must not run meanwhile.
         """
-        rest, rows = dict(delta), {}
-        for name, table in self._tables.items():
-            if f"whole/{name}" in delta or f"gone/{name}" in delta:
-                self.load_state(apply(self.state(), delta))
-                return
-            if f"rows/{name}" in delta:
-                rows[name] = rest.pop(f"rows/{name}"), rest.pop(f"values/{name}", None)
-                check_rows(name, tuple(table.shape), table.dtype.as_numpy_dtype, *rows[name])
-        small = apply(self._small(), rest)
-        self._check_shapes({**self._tables, **small})
-        for name, (numbers, values) in rows.items():
-            self._tables[name].scatter_update(tf.IndexedSlices(values, numbers))
-        self._take_over(small)
+        rest = dict(delta)
+        planned = self._tables.plan(rest)
+        if planned is None:  # a table comes whole
+            self.load_state(apply(self.state(), delta))
+            return
+        own = {**self._tables.map(), **self._small()}
+        state = apply(own, rest)
+        if unknown := set(state) - set(own) - {"late"}:
+            raise IntegrityError(f"the delta has arrays {sorted(unknown)} that no model has")
+        self._check_shapes(state)
+        self._tables.apply(planned, state)
+        self._take_over(state)
 
     def is_finite(self) -> bool:
         """Whether every number of the state is finite."""
         return all(bool(np.isfinite(array).all()) for array in self.state().values())
 
-    def _touch(self, rows: NDArray[np.int32]) -> None:
-        embedded = len(self.spec.embedded)
-        self._touched["table"][rows[:, :embedded].ravel()] = True
-        if self.spec.wide:
-            self._touched["wide"][rows[:, embedded:].ravel()] = True
-
     def _dense(self) -> dict[str, Any]:
         """The variables that are no tables."""
-        return {n: v for n, v in self._graph.variables.items() if n not in self._tables}
+        variables = self._graph.variables
+        return {name: variables[name] for name in variables if name not in ("table", "wide")}
 
     def _small(self) -> State:
         """A copy of the state without its tables."""
@@ -255,21 +241,15 @@ class Model:
         self.mark()
 
     def _read(self, table: pa.Table) -> tuple[Columns, Columns]:
-        return read_ids(table, self._fields), read_numbers(table, self.spec.numeric)
-
-    def _rows(self, ids: Columns, part: slice) -> NDArray[np.int32]:
-        """Rows of the table for those rows of the id columns, (n, fields)."""
-        if not ids:
-            return np.empty((part.stop - part.start, 0), np.int32)
-        return mix([column[part] for column in ids], self._salts, self.spec.table_bits)
+        return read_ids(table, self._tables.fields), read_numbers(table, self.spec.numeric)
 
     def _check_shapes(self, state: State) -> None:
-        for name, own in {**self._tables, **self._small()}.items():
+        for name, own in self._small().items():
             array = state.get(name)
-            if array is None or _named(array) != _named(own):
-                found = "nothing" if array is None else _named(array)
+            if array is None or array.shape != own.shape or array.dtype != own.dtype:
+                found = "nothing" if array is None else f"{array.dtype}{list(array.shape)}"
                 raise IntegrityError(
-                    f"state array {name!r}: expected {_named(own)}, found {found}; "
+                    f"state array {name!r}: expected {own.dtype}{list(own.shape)}, found {found}; "
                     "load another version or run a full retrain"
                 )
 
@@ -280,16 +260,13 @@ def _identity(spec: ModelSpec, seed: int) -> NDArray[np.uint8]:
         network = (spec.embedding_dim, spec.hidden)
     if spec.wide:
         network += (spec.wide,)
+    if spec.ids == "dynamic":
+        network += (spec.ids, spec.admit_after, spec.expire_after)
     if spec.family == "dcn":
         network += (spec.cross_layers, spec.cross_rank)
     shape = (spec.family, spec.categorical, spec.numeric, spec.table_bits, network, seed)
     digest = hashlib.sha256(repr(shape).encode()).digest()
     return np.frombuffer(digest, np.uint8)
-
-
-def _named(array: Any) -> str:
-    """Type and shape of an array or a variable, such as `float32[1024, 2]`."""
-    return f"{np.dtype(getattr(array.dtype, 'as_numpy_dtype', array.dtype))}{list(array.shape)}"
 
 
 def _batches(rows: int, size: int) -> Iterator[slice]:

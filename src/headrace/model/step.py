@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.declaration import ModelSpec
+from headrace.model.ids import first_capacity
+from headrace.model.inputs import mixed_keys
 from headrace.model.network import Network
 from headrace.model.runtime import tf
 
@@ -29,6 +31,7 @@ ADAM_EPSILON = 1e-7
 ADAGRAD_START = 0.1
 EMBEDDING_DEVIATION = 0.01
 LARGEST_LOGIT = 30.0
+_DRAW = np.uint64(0xD6E8FEB86659FD93)
 
 
 @dataclass(frozen=True)
@@ -67,19 +70,34 @@ class Layout:
         return slice(start, start + self.dim)
 
 
+def fresh_rows(layout: Layout, keys: NDArray[np.uint64]) -> NDArray[np.float32]:
+    """What the rows of dynamic ids start with: a function of their keys, like a drawn weight."""
+    rows = np.zeros((keys.size, layout.row_width), np.float32)
+    if layout.deep:
+        places = np.arange(layout.dim, dtype=np.int64)[:, None] + keys.view(np.int64)
+        draws = mixed_keys(list(places), np.full(layout.dim, _DRAW)).T >> np.uint64(40)
+        uniform = draws.astype(np.float32) * np.float32(2**-23) - np.float32(1)
+        rows[:, layout.weights] = uniform * np.float32(EMBEDDING_DEVIATION * 3**0.5)
+        rows[:, layout.weights.stop :] = ADAGRAD_START
+    return rows
+
+
 def initial_arrays(spec: ModelSpec, seed: int) -> dict[str, NDArray[Any]]:
     """The TensorFlow part of a fresh state; NumPy generators, so a seed means the same bytes."""
     layout = Layout.of(spec)
-    table = np.zeros((1 << spec.table_bits, layout.row_width), np.float32)
+    dynamic = spec.ids == "dynamic"
+    length = first_capacity(layout.fields) if dynamic else 1 << spec.table_bits
+    table = np.zeros((length, layout.row_width), np.float32)
     dense = np.zeros(0, np.float32)
-    if layout.deep:
+    if layout.deep and not dynamic:
         weights = np.random.default_rng([seed, 1]).standard_normal(
             (len(table), layout.dim), dtype=np.float32
         )
         table[:, layout.weights] = weights * np.float32(EMBEDDING_DEVIATION)
         table[:, layout.weights.stop :] = ADAGRAD_START
+    if layout.deep:
         dense = Network.of(spec, layout.columns).initial(seed)
-    wide = {"wide": np.zeros((len(table), 2), np.float32)} if layout.wide else {}
+    wide = {"wide": np.zeros((1 << spec.table_bits, 2), np.float32)} if layout.wide else {}
     return {
         "table": table,
         **wide,
@@ -105,6 +123,9 @@ class Graph:
         self._network = Network.of(spec, self._layout.columns)
         self._reweights = reweighted
         self.variables = {name: tf.Variable(a, name=name) for name, a in arrays.items()}
+        if spec.ids == "dynamic":  # a length left open, so that the table grows without retracing
+            open_ = tf.TensorShape([None, self._layout.row_width])
+            self.variables["table"] = tf.Variable(arrays["table"], name="table", shape=open_)
         of_step = [tf.TensorSpec([spec.batch_size, 2], tf.float32), tf.TensorSpec([4], tf.float32)]
         self.learn = self._compile(self._learn, [*self._inputs(spec.batch_size), *of_step])
         of_offset = tf.TensorSpec([], tf.float32)
