@@ -56,7 +56,8 @@ class DynamicIds:
         if (
             slots is None
             or clock is None
-            or (slots.dtype, clock.dtype) != (np.int64, np.int64)
+            or slots.dtype != np.int64
+            or clock.dtype != np.int64
             or slots.ndim != 2
             or slots.shape[1] != 4
             or len(slots) != 1 << (len(slots).bit_length() - 1)

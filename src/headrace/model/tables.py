@@ -31,7 +31,7 @@ class Tables:
         self._bits = spec.table_bits
         self.fields = (*spec.embedded, *spec.wide)
         self._salts = np.array([field_salt(seed, field) for field in self.fields], np.uint64)
-        self._variables = {n: variables[n] for n in ("table", "wide") if n in variables}
+        self._variables = {n: v for n, v in variables.items() if n in ("table", "wide")}
         self._lengths = {
             n: int(v.shape[0] or first_capacity(self._layout.fields))
             for n, v in self._variables.items()
