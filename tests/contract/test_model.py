@@ -135,6 +135,21 @@ def test_log_loss_falls_on_a_separable_stream(model: Model) -> None:
     assert model.is_finite()
 
 
+def test_cross_layers_learn_a_product_that_no_sum_holds() -> None:
+    """Without hidden layers the network is linear too: what it learns, the crosses have learned."""
+    draw = np.random.default_rng(4)
+    user, item = draw.integers(0, 6, (2, 12_000))
+    table = samples(user, item, np.ones(12_000), np.ones(12_000), user % 2 != item % 2)
+    losses = {}
+    for family in ("ftrl", "deep", "dcn"):
+        model = Model(spec_of(family, hidden=()), seed=7)
+        model.learn(table)
+        losses[family] = loss_of(model, table.slice(10_000))
+    assert losses["ftrl"] > 0.68
+    assert losses["deep"] > 0.68
+    assert losses["dcn"] < 0.1
+
+
 def test_the_rate_of_positives_is_learned_within_a_batch(model: Model) -> None:
     rare = stream(BATCH)
     rare = with_column(rare, "positive_weight", [1.0] + [0.0] * (BATCH - 1))
