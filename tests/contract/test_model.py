@@ -150,6 +150,24 @@ def test_cross_layers_learn_a_product_that_no_sum_holds() -> None:
     assert losses["dcn"] < 0.1
 
 
+@pytest.mark.parametrize("family", ["ftrl", "deep"])
+def test_a_learning_rate_floor_lets_an_old_id_change_its_mind(family: str) -> None:
+    def fed(floor: float) -> tuple[float, Model]:
+        spec = spec_of(family, learning_rate_floor=floor, numeric=())
+        model = Model(spec, seed=7)
+        for label in (0, 1):
+            ones = np.ones(BATCH * 60)
+            model.learn(samples(ones, ones, ones, ones, ones * label))
+        return model.predict(samples([1], [1], [1], [1], [1]))[0], model
+
+    assert same_bits(fed(0.0)[1].state(), fed(1e-6)[1].state())  # nothing has come so far
+    (without, _), (with_floor, model) = fed(0.0), fed(0.2)
+    assert 1 - with_floor < (1 - without) / 2
+    least = spec_of(family).ftrl_beta * 4 if family == "ftrl" else math.sqrt(0.1) / 0.2
+    sums = model.state()["table"][:, 1 if family == "ftrl" else slice(4, 8)]
+    assert math.sqrt(sums.max()) == pytest.approx(least)
+
+
 def test_the_rate_of_positives_is_learned_within_a_batch(model: Model) -> None:
     rare = stream(BATCH)
     rare = with_column(rare, "positive_weight", [1.0] + [0.0] * (BATCH - 1))

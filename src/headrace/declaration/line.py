@@ -100,6 +100,7 @@ class ModelSpec(Declared):
     ftrl_l2: float = Field(1.0, ge=0)
     embedding_learning_rate: float = Field(0.05, gt=0)
     dense_learning_rate: float = Field(0.002, gt=0)
+    learning_rate_floor: float = Field(0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _has_inputs(self) -> Self:
@@ -114,6 +115,15 @@ class ModelSpec(Declared):
         for name in self.wide:
             if name not in self.categorical:
                 raise ValueError(f"wide: {name!r} is not in categorical; add it there")
+        return self
+
+    @model_validator(mode="after")
+    def _floor_has_a_start(self) -> Self:
+        if self.learning_rate_floor and not self.ftrl_beta and self.family != "deep":
+            raise ValueError(
+                "learning_rate_floor is a share of the first rate, which ftrl_beta: 0 makes "
+                "infinite; give ftrl_beta a value"
+            )
         return self
 
     @model_validator(mode="after")

@@ -7,6 +7,9 @@ whatever the size of the table. Dense parameters of the network are one flat vec
 FTRL-proximal: McMahan et al., "Ad Click Prediction: a View from the Trenches", 2013; the weight
 is derived from (z, n) when read. Adagrad: Duchi et al., 2011. Sparse gradients are sums over the
 batch, so that a short batch teaches each id as much as a full one.
+
+The rates of FTRL, α/(β + √n), and of Adagrad, lr/√sum, fall by themselves as squared gradients add
+up. A learning rate floor ends that sum where the rate is that share of its first value.
 """
 
 from __future__ import annotations
@@ -228,6 +231,8 @@ class Graph:
 
     def _adagrad(self, held: Tensor, slope: Tensor) -> Tensor:
         sums = held[:, self._layout.weights.stop :] + slope * slope
+        if floor := self._spec.learning_rate_floor:
+            sums = tf.minimum(sums, ADAGRAD_START / floor**2)
         step = self._spec.embedding_learning_rate * slope * tf.math.rsqrt(sums)
         return tf.concat([held[:, self._layout.weights] - step, sums], 1)
 
@@ -257,6 +262,8 @@ class Graph:
     def _ftrl(self, rows: Tensor, gradient: Tensor) -> Tensor:
         z, n = rows[:, 0], rows[:, 1]
         grown = n + gradient * gradient
+        if floor := self._spec.learning_rate_floor:
+            grown = tf.minimum(grown, (self._spec.ftrl_beta * (1 / floor - 1)) ** 2)
         sigma = (tf.sqrt(grown) - tf.sqrt(n)) / self._spec.ftrl_alpha
         return tf.stack([z + gradient - sigma * self._ftrl_weight(rows), grown], 1)
 
