@@ -2,8 +2,8 @@
 
 Every engine learns the same rows in order in a process of its own, a part at a time; the parts
 of all engines are interleaved, and a figure is the median over parts: CPU seconds of the process,
-all its threads. AUC is on later rows that nobody learned. LightGBM and River, which would take an
-hour, learn the first rows of each part.
+all its threads (of a delta, wall time stands beside it). AUC is on later rows that nobody
+learned. LightGBM and River, which would take an hour, learn the first rows of each part.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ def _size_claims(sizes: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _deltas(bits: int, touched: int, folder: Path) -> dict[str, Any]:
-    """Wall milliseconds to write and to apply what `touched` rows of a table changed."""
+    """Milliseconds to write and to apply what `touched` rows of a table changed."""
     spec = ModelSpec(family="ftrl_deep", categorical=("id",), table_bits=bits, embedding_dim=16)
     writer, reader = Model(spec, SEED), Model(spec, SEED)
     ids = np.arange(touched)
@@ -197,7 +197,9 @@ def _deltas(bits: int, touched: int, folder: Path) -> dict[str, Any]:
             "negative_weight": (1 - ids % 2).astype(np.float32),
         }
     )
-    found: dict[str, list[float]] = {name: [] for name in ("write", "apply", "export", "load")}
+    found: dict[str, list[tuple[float, float]]] = {
+        name: [] for name in ("write", "apply", "export", "load")
+    }
     for _ in range(5):
         writer.mark()
         writer.learn(samples)
@@ -212,7 +214,8 @@ def _deltas(bits: int, touched: int, folder: Path) -> dict[str, Any]:
         "raw_bytes": delta["values/table"].nbytes,
         "bytes": (folder / "delta").stat().st_size,
         "full_bytes": (folder / "full").stat().st_size,
-        "ms": {name: statistics.median(times) for name, times in found.items()},
+        "cpu_ms": {name: statistics.median(cpu for cpu, _ in ms) for name, ms in found.items()},
+        "wall_ms": {name: statistics.median(wall for _, wall in ms) for name, ms in found.items()},
         "equal": equal,
     }
 
@@ -230,17 +233,18 @@ def _load(path: Path) -> State:
     return dict(safetensors.numpy.load(raw))
 
 
-def _ms(function: Callable[[], None]) -> float:
-    started = time.perf_counter()
+def _ms(function: Callable[[], None]) -> tuple[float, float]:
+    """CPU and wall milliseconds."""
+    cpu, wall = time.process_time(), time.perf_counter()
     function()
-    return 1e3 * (time.perf_counter() - started)
+    return 1e3 * (time.process_time() - cpu), 1e3 * (time.perf_counter() - wall)
 
 
 def _delta_claims(delta: dict[str, Any]) -> list[dict[str, Any]]:
     rows = f"delta of {delta['rows']:,} rows of 34 numbers"
     return [
         equality(f"{rows}: applied in place, it gives the full state", delta["equal"]),
-        at_most(f"{rows}: written", delta["ms"]["write"], "ms", 100.0),
-        at_most(f"{rows}: read and applied", delta["ms"]["apply"], "ms", 50.0),
+        at_most(f"{rows}: written, CPU", delta["cpu_ms"]["write"], "ms", 100.0),
+        at_most(f"{rows}: read and applied, CPU", delta["cpu_ms"]["apply"], "ms", 50.0),
         at_most(f"{rows}: bytes over raw rows", delta["bytes"] / delta["raw_bytes"], "x", 1.2),
     ]
