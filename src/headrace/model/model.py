@@ -2,7 +2,8 @@
 
 A row's logit is the log odds of the positives seen so far, plus (`ftrl`, `ftrl_deep`) one FTRL
 weight for each id, a bias and dense FTRL weights for the standardised numbers and their missing
-indicators, plus (`deep`, `ftrl_deep`) a network over the ids' embeddings and the same numbers.
+indicators, plus (`deep`, `ftrl_deep`, `dcn`) a network over the ids' embeddings and the same
+numbers.
 A batch first enters the running statistics, then is learned with them.
 
 How a row's weights enter the loss is the `feedback` that the model was made for. `correct`: as
@@ -16,7 +17,8 @@ takes the earlier negative back. The others keep that negative, with m = max(neg
 - `fnw` (Ktena et al. 2019): the same with share = 1, since there every positive was a negative
   first: weights 1+p and (1-p)(1+p).
 
-State arrays: `table`, `linear`, `dense`, `dense_m`, `dense_v` (see step), `step` (int64, Adam's
+State arrays: `table`, `wide` and, of dynamic ids, `ids` and `clock` (see tables, ids); `linear`,
+`dense`, `dense_m`, `dense_v` (see step), `step` (int64, Adam's
 count), `moments` and `classes` (see inputs.Statistics), `identity` (a digest of the declared
 shape and seed, so that a state of another model is refused); with `esdfm` also `late` (float64,
 late positives and all positives learned; a state without it has learned none).
@@ -60,7 +62,7 @@ class LearnReport:
 
 
 class Model:
-    """A click model of one of the families `ftrl`, `deep`, `ftrl_deep`.
+    """A click model of one of the families `ftrl`, `deep`, `ftrl_deep`, `dcn`.
 
     Everything that training changes is in `state()`; `seed` fixes the fresh weights and how ids
     are mixed. `load_state` into a model of the same spec and seed continues bit for bit.
