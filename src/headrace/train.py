@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headrace.declaration import DelayedFeedback, LabelSpec, LineSpec
+from headrace.declaration import DelayedFeedback, LabelSpec, LineSpec, ModelSpec
 from headrace.errors import ConflictError, DeclarationError, InputError
 from headrace.events import event_schema, input_fields
 from headrace.labels.revisions import newest, thin_negatives
@@ -32,6 +32,10 @@ Ticks = tuple[int, int]
 HISTORY_ROWS: Final = 200_000
 """Up to so many rows a full training reads its features through Feast's point-in-time join."""
 HOLDOUT_SHARE: Final = 0.15
+_NEWER_MODEL_KEYS: Final = (
+    *("wide", "cross_layers", "cross_rank"),
+    *("ids", "admit_after", "expire_after", "learning_rate_floor"),
+)
 
 
 @dataclass(frozen=True)
@@ -48,15 +52,23 @@ def code_of(spec: LineSpec) -> str:
     """Package version and digest of what a state's meaning depends on: columns, label, windows,
     request features and model. Gates, cadence and source may change under a champion.
     """
-    label = spec.label
-    default = {n: LabelSpec.model_fields[n].default for n in ("delayed_feedback", "negative_rate")}
-    unsaid = {name for name, value in default.items() if getattr(label, name) == value}
+    unsaid = {  # versions from before these keys stay valid
+        part: {name for name in names if getattr(declared, name) == _default(declared, name)}
+        for part, declared, names in (
+            ("label", spec.label, ("delayed_feedback", "negative_rate")),
+            ("model", spec.model, _NEWER_MODEL_KEYS),
+        )
+    }
     meaning = spec.model_dump_json(
         include={"columns", "timezone", "label", "windows", "request_features", "model", "seed"},
-        exclude={"label": unsaid},  # versions from before these keys stay valid
+        exclude=unsaid,
     )
     package = importlib.metadata.version("headrace")
     return f"headrace-{package}+{hashlib.sha256(meaning.encode()).hexdigest()[:12]}"
+
+
+def _default(declared: LabelSpec | ModelSpec, name: str) -> object:
+    return type(declared).model_fields[name].default
 
 
 def quarantined(settings: Settings, spec: LineSpec, from_tick: int, to_tick: int) -> list[Ticks]:

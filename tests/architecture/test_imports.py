@@ -21,7 +21,7 @@ OWNERS = {
     "mlflow": {"tracking"},
     "pyspark": {"spark", "store"},  # Feast's offline store on Spark is a query, ours as well
     "tensorflow": {"model"},
-    "keras": set(),
+    "keras": {"bench"},
     "duckdb": {"source", "bench"},
     "redis": {"store"},
     "circus": {"stack"},

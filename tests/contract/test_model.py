@@ -19,7 +19,16 @@ from headrace.line import LineStore
 from headrace.model import Model
 from headrace.model.delta import State, apply, diff, same_bits
 
-FAMILIES = ("ftrl", "deep", "ftrl_deep")
+KINDS: dict[str, dict[str, Any]] = {
+    "ftrl": {"family": "ftrl"},
+    "deep": {"family": "deep"},
+    "ftrl_deep": {"family": "ftrl_deep"},
+    "dcn": {"family": "dcn", "cross_rank": 3},
+    "wide": {"family": "ftrl_deep", "wide": ("user",)},
+    "dynamic": {"family": "ftrl_deep", "ids": "dynamic", "admit_after": 2, "expire_after": "1h"},
+    "dynamic wide": {"family": "ftrl_deep", "wide": ("item",), "ids": "dynamic"},
+}
+ELSEWHERE = ("wide", "dcn", "dynamic")  # every kind of table and of network, for another process
 BATCH = 64
 FIELDS = ("user", "item")
 NUMBERS = ("rate", "log_count")
@@ -38,7 +47,7 @@ PUBLISHED: dict[str, Any] = {
 
 def spec_of(family: str, **changes: Any) -> ModelSpec:
     declared = {
-        "family": family,
+        **KINDS[family],
         "categorical": FIELDS,
         "numeric": NUMBERS,
         "table_bits": 10,
@@ -48,6 +57,8 @@ def spec_of(family: str, **changes: Any) -> ModelSpec:
         "ftrl_alpha": 0.1,
         "dense_learning_rate": 0.01,
     }
+    if not changes.get("categorical", True):
+        changes |= {"wide": (), "ids": "hashed", "admit_after": 1, "expire_after": None}
     return ModelSpec.model_validate(declared | changes)
 
 
@@ -73,6 +84,7 @@ def samples(user: Any, item: Any, rate: Any, log_count: Any, label: Any) -> pa.T
             "log_count": pa.array(log_count, pa.float64()),
             "positive_weight": pa.array(np.asarray(label, np.float32)),
             "negative_weight": pa.array(1 - np.asarray(label, np.float32)),
+            "event_at": pa.array(np.arange(len(label)) * 10_000_000),
         }
     )
 
@@ -88,7 +100,7 @@ def loss_of(model: Model, table: pa.Table) -> float:
     return float(-np.mean(np.log(np.where(label > 0, probability, 1 - probability))))
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=KINDS)
 def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -121,6 +133,39 @@ def test_log_loss_falls_on_a_separable_stream(model: Model) -> None:
     assert later.loss < first.loss
     assert loss_of(model, unseen) < 0.42  # the noise leaves about 0.29 (all features) to 0.37
     assert model.is_finite()
+
+
+def test_cross_layers_learn_a_product_that_no_sum_holds() -> None:
+    """Without hidden layers the network is linear too: what it learns, the crosses have learned."""
+    draw = np.random.default_rng(4)
+    user, item = draw.integers(0, 6, (2, 12_000))
+    table = samples(user, item, np.ones(12_000), np.ones(12_000), user % 2 != item % 2)
+    losses = {}
+    for family in ("ftrl", "deep", "dcn"):
+        model = Model(spec_of(family, hidden=()), seed=7)
+        model.learn(table)
+        losses[family] = loss_of(model, table.slice(10_000))
+    assert losses["ftrl"] > 0.68
+    assert losses["deep"] > 0.68
+    assert losses["dcn"] < 0.1
+
+
+@pytest.mark.parametrize("family", ["ftrl", "deep"])
+def test_a_learning_rate_floor_lets_an_old_id_change_its_mind(family: str) -> None:
+    def fed(floor: float) -> tuple[float, Model]:
+        spec = spec_of(family, learning_rate_floor=floor, numeric=())
+        model = Model(spec, seed=7)
+        for label in (0, 1):
+            ones = np.ones(BATCH * 60)
+            model.learn(samples(ones, ones, ones, ones, ones * label))
+        return model.predict(samples([1], [1], [1], [1], [1]))[0], model
+
+    assert same_bits(fed(0.0)[1].state(), fed(1e-6)[1].state())  # nothing has come so far
+    (without, _), (with_floor, model) = fed(0.0), fed(0.2)
+    assert 1 - with_floor < (1 - without) / 2
+    least = spec_of(family).ftrl_beta * 4 if family == "ftrl" else math.sqrt(0.1) / 0.2
+    sums = model.state()["table"][:, 1 if family == "ftrl" else slice(4, 8)]
+    assert math.sqrt(sums.max()) == pytest.approx(least)
 
 
 def test_the_rate_of_positives_is_learned_within_a_batch(model: Model) -> None:
@@ -168,7 +213,7 @@ def test_a_delta_equals_the_full_state_and_holds_only_touched_rows(model: Model)
     child = model.state()
     delta = diff(parent, child)
     assert same_bits(apply(parent, delta), child)
-    assert 0 < len(delta["rows/table"]) <= 2 * 10
+    assert 0 < len(delta["rows/table"]) <= 2 * 10 + 2 * len(FIELDS)
 
 
 def test_a_seed_means_the_same_bytes(family: str) -> None:
@@ -196,12 +241,12 @@ def digest_of(family: str) -> str:
 
 def test_another_process_ends_in_the_same_bytes_and_starts_quietly() -> None:
     program = "import sys; sys.path.insert(0, sys.argv[1]); import test_model as t\n"
-    program += "for family in t.FAMILIES: print(t.digest_of(family))"
+    program += "for family in t.ELSEWHERE: print(t.digest_of(family))"
     folder = __file__.rpartition("/")[0]
     done = subprocess.run(
         [sys.executable, "-c", program, folder], capture_output=True, text=True, check=True
     )
-    assert done.stdout.split() == [digest_of(family) for family in FAMILIES]
+    assert done.stdout.split() == [digest_of(family) for family in ELSEWHERE]
     assert done.stderr == ""
 
 
@@ -212,12 +257,66 @@ def test_the_padding_of_a_short_batch_changes_nothing(family: str) -> None:
     before = padded.state()
     exact.load_state(before)
     assert padded.learn(ten).loss == pytest.approx(exact.learn(ten).loss, rel=1e-6)
-    touched = diff(before, padded.state())["rows/table"]
-    assert np.array_equal(touched, diff(before, exact.state())["rows/table"])
+    for name in ("rows/table", "rows/wide", "rows/ids"):
+        touched = [diff(before, model.state()).get(name) for model in (padded, exact)]
+        assert np.array_equal(*touched)
     for name, array in exact.state().items():
         # the scale of Adam's gradient, not its direction, follows the batch size
         if not name.startswith("dense"):
             np.testing.assert_allclose(padded.state()[name], array, rtol=2e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("count", [1, BATCH - 10])
+def test_a_padding_row_changes_no_bit(family: str, count: int) -> None:
+    ten = stream(10, seed=2)
+    padding = ten.take(np.resize([0, 3, 9], count))
+    for name in ("positive_weight", "negative_weight"):
+        padding = with_column(padding, name, [0.0] * count)
+    alone, padded = fresh(family, "first"), fresh(family, "second")
+    for model in (alone, padded):
+        model.learn(stream(150, seed=1))
+    alone.learn(ten)
+    padded.learn(pa.concat_tables([ten, padding]).combine_chunks())
+    assert same_bits(padded.state(), alone.state())
+
+
+def test_the_order_of_rows_within_a_batch_does_not_matter(family: str) -> None:
+    batch = stream(BATCH, seed=2)
+    forwards, backwards = fresh(family, "first"), fresh(family, "second")
+    forwards.learn(batch)
+    backwards.learn(batch.take(np.arange(BATCH)[::-1]))
+    for name, array in forwards.state().items():
+        np.testing.assert_allclose(backwards.state()[name], array, rtol=1e-4, atol=2e-6)
+
+
+def test_the_models_own_delta_gives_the_full_state_and_applies_in_place(family: str) -> None:
+    writer, reader = fresh(family, "first"), fresh(family, "second")
+    writer.learn(stream(150, seed=1))
+    parent = writer.state()
+    reader.load_state(parent)
+    writer.mark()
+    assert writer.delta() == {}
+    for seed in (2, 3):
+        writer.learn(stream(10, seed=seed))
+    own = writer.delta()
+    assert same_bits(apply(parent, own), writer.state())
+    assert {name for name in own if name.startswith("rows/")} >= {"rows/table"}
+    assert len(own["rows/table"]) <= 2 * 20 + 2 * len(FIELDS)
+    reader.apply(own)
+    assert same_bits(reader.state(), writer.state())
+    assert reader.learn(stream(70, seed=4)) == writer.learn(stream(70, seed=4))
+    assert same_bits(reader.state(), writer.state())
+
+
+def test_a_delta_that_does_not_fit_changes_nothing(family: str, model: Model) -> None:
+    other = fresh(family, "second")
+    other.learn(stream(150, seed=1))
+    delta = other.delta()
+    before = model.state()
+    for name, array in (("values/table", np.zeros((1, 1), np.float32)), ("whole/odd", np.ones(1))):
+        with pytest.raises(IntegrityError, match=r"table|odd"):
+            model.apply({**delta, name: array})
+        assert same_bits(model.state(), before)
 
 
 def test_learning_rows_of_no_weight_leaves_every_parameter(model: Model) -> None:
@@ -227,7 +326,7 @@ def test_learning_rows_of_no_weight_leaves_every_parameter(model: Model) -> None
     nothing = with_column(nothing, "negative_weight", [0.0] * 10)
     assert model.learn(nothing).loss == 0.0
     after = model.state()
-    for name in ("table", "linear", "moments", "classes"):
+    for name in {"table", "wide", "linear", "moments", "classes"} & set(before):
         assert same_bits({name: before[name]}, {name: after[name]})
 
 
@@ -325,7 +424,7 @@ def test_unfit_columns_are_refused_by_name(model: Model) -> None:
 def test_a_foreign_or_broken_state_is_refused_whole(family: str, model: Model) -> None:
     before = model.state()
     with pytest.raises(DeclarationError, match="another declaration or seed"):
-        model.load_state(Model(spec_of(family, categorical=("item",)), seed=7).state())
+        model.load_state(Model(spec_of(family, numeric=("rate",)), seed=7).state())
     broken = {**before, "moments": np.ones((3, 7))}
     with pytest.raises(IntegrityError, match="moments"):
         model.load_state(broken)

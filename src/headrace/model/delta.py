@@ -20,6 +20,7 @@ from headrace.errors import IntegrityError
 
 State = dict[str, NDArray[Any]]
 _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+_UNFIT = "the delta of {!r} does not fit its parent state; load the version from a base"
 
 
 def diff(parent: State, child: State) -> State:
@@ -83,17 +84,27 @@ def _with_rows(
     name: str, parent: State, rows: NDArray[Any], values: NDArray[Any] | None
 ) -> NDArray[Any]:
     old = parent.get(name)
-    if (
-        old is None
-        or values is None
-        or old.ndim != 2
-        or values.dtype != old.dtype
-        or values.shape != (rows.size, old.shape[1])
-        or (rows.size and not 0 <= int(rows.min()) <= int(rows.max()) < len(old))
-    ):
-        raise IntegrityError(
-            f"the delta of {name!r} does not fit its parent state; load the version from a base"
-        )
+    if old is None:
+        raise IntegrityError(_UNFIT.format(name))
     new = old.copy()
-    new[rows] = values
+    new[rows] = check_rows(name, old.shape, old.dtype, rows, values)
     return new
+
+
+def check_rows(
+    name: str,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any] | type,
+    rows: NDArray[Any],
+    values: NDArray[Any] | None,
+) -> NDArray[Any]:
+    """The values, which must be rows of a parent of that shape and dtype, or `IntegrityError`."""
+    if (
+        values is None
+        or len(shape) != 2
+        or values.dtype != dtype
+        or values.shape != (rows.size, shape[1])
+        or (rows.size and not 0 <= int(rows.min()) <= int(rows.max()) < shape[0])
+    ):
+        raise IntegrityError(_UNFIT.format(name))
+    return values

@@ -28,37 +28,50 @@ def field_salt(seed: int, field: str) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed}:{field}".encode(), digest_size=8).digest())
 
 
-def mix(ids: NDArray[np.int64], salts: NDArray[np.uint64], bits: int) -> NDArray[np.int32]:
-    """Rows in [0, 2**bits) for ids of shape (n, fields): splitmix64's finaliser on id + salt."""
-    mixed = ids.view(np.uint64) + salts
+def mix(
+    ids: Sequence[NDArray[np.int64]], salts: NDArray[np.uint64], bits: int
+) -> NDArray[np.int32]:
+    """Rows in [0, 2**bits), shape (n, fields), for one column of ids a field.
+
+    Call it for a batch at a time: what fits the processor's cache is mixed four times as fast.
+    """
+    keys = mixed_keys(ids, salts)
+    keys >>= np.uint64(64 - bits)
+    return np.ascontiguousarray(keys.astype(np.int32).T)
+
+
+def mixed_keys(ids: Sequence[NDArray[np.int64]], salts: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Keys (fields, n): splitmix64's finaliser on id + salt, one to one within a field."""
+    mixed = np.stack(ids).view(np.uint64)
+    mixed += salts[:, None]
     mixed ^= mixed >> np.uint64(30)
     mixed *= np.uint64(0xBF58476D1CE4E5B9)
     mixed ^= mixed >> np.uint64(27)
     mixed *= np.uint64(0x94D049BB133111EB)
     mixed ^= mixed >> np.uint64(31)
-    return (mixed >> np.uint64(64 - bits)).astype(np.int32)
+    return mixed
 
 
-def read_ids(table: pa.Table, names: Sequence[str]) -> NDArray[np.int64]:
-    """Id columns as (n, fields) int64; null reads as -1. Raises `InputError` naming the field."""
-    ids = np.empty((table.num_rows, len(names)), np.int64)
-    for position, name in enumerate(names):
+def read_ids(table: pa.Table, names: Sequence[str]) -> list[NDArray[np.int64]]:
+    """Id columns, each int64 (n,); null reads as -1. Raises `InputError` naming the field."""
+    ids = []
+    for name in names:
         column = _column(table, name)
         if not pa.types.is_int64(column.type):
             raise InputError(
                 f"{name}: ids must be int64, got {column.type}; use requests.transform"
             )
-        ids[:, position] = column.fill_null(-1).to_numpy()
+        ids.append((column.fill_null(-1) if column.null_count else column).to_numpy())
     return ids
 
 
-def read_numbers(table: pa.Table, names: Sequence[str]) -> NDArray[np.float64]:
-    """Number columns as (n, numbers) float64, missing (null or NaN) as NaN.
+def read_numbers(table: pa.Table, names: Sequence[str]) -> list[NDArray[np.float64]]:
+    """Number columns, each float64 (n,), missing (null or NaN) as NaN.
 
     Raises `InputError` naming the field for an infinite value.
     """
-    numbers = np.empty((table.num_rows, len(names)), np.float64)
-    for position, name in enumerate(names):
+    numbers = []
+    for name in names:
         values = _floats(table, name, pa.float64())
         infinite = np.isinf(values)
         if infinite.any():
@@ -66,8 +79,15 @@ def read_numbers(table: pa.Table, names: Sequence[str]) -> NDArray[np.float64]:
             raise InputError(
                 f"{name}: {values[row]} in row {row}; send a finite number, or NaN for missing"
             )
-        numbers[:, position] = values
-    return np.clip(numbers, -MAGNITUDE, MAGNITUDE)
+        numbers.append(values)
+    return numbers
+
+
+def side_by_side(numbers: Sequence[NDArray[np.float64]], rows: slice) -> NDArray[np.float64]:
+    """Those rows of the number columns as (n, numbers), clipped to ±MAGNITUDE."""
+    if not numbers:
+        return np.empty((rows.stop - rows.start, 0))
+    return np.clip(np.stack([column[rows] for column in numbers], 1), -MAGNITUDE, MAGNITUDE)
 
 
 def read_weights(table: pa.Table, name: str) -> NDArray[np.float32]:
@@ -80,11 +100,29 @@ def read_weights(table: pa.Table, name: str) -> NDArray[np.float32]:
     return values
 
 
+def read_times(table: pa.Table, name: str) -> NDArray[np.int64]:
+    """A time column, a timestamp or int64, as µs (n,). Raises `InputError` for a missing time."""
+    column = _column(table, name)
+    if pa.types.is_timestamp(column.type):
+        column = column.cast(pa.timestamp("us", column.type.tz)).cast(pa.int64())
+    if not pa.types.is_int64(column.type) or column.null_count:
+        raise InputError(
+            f"{name}: must be a timestamp or int64 µs in every row, got {column.type} with "
+            f"{column.null_count} missing; expire_after counts from it"
+        )
+    times: NDArray[np.int64] = column.to_numpy()
+    return times
+
+
 def _floats(table: pa.Table, name: str, wanted: pa.DataType) -> NDArray[Any]:
     column = _column(table, name)
     if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)):
         raise InputError(f"{name}: must be a number, got {column.type}; use requests.transform")
-    values: NDArray[Any] = column.cast(wanted, safe=False).fill_null(float("nan")).to_numpy()
+    if column.type != wanted:
+        column = column.cast(wanted, safe=False)
+    values: NDArray[Any] = (
+        column.fill_null(float("nan")) if column.null_count else column
+    ).to_numpy()
     return values
 
 
@@ -116,13 +154,14 @@ class Statistics:
         A correction (1, -1) moves its class but is no second look at the row.
         """
         self.classes += weights.sum(axis=0, dtype=np.float64)
+        looks = np.maximum(weights.sum(axis=1, dtype=np.float64), 0.0)
         present = ~np.isnan(numbers)
-        looks = np.maximum(weights.sum(axis=1, dtype=np.float64), 0.0)[:, None] * present
-        values = np.where(present, numbers, 0.0)
-        added = looks.sum(axis=0)
+        added = np.einsum("n,nf->f", looks, present)
         divisor = np.where(added > 0, added, 1.0)
-        mean = (looks * values).sum(axis=0) / divisor
-        squares = (looks * (values - mean) ** 2).sum(axis=0)
+        mean = np.einsum("n,nf->f", looks, np.where(present, numbers, 0.0)) / divisor
+        deviations = np.where(present, numbers - mean, 0.0)
+        deviations *= deviations
+        squares = np.einsum("n,nf->f", looks, deviations)
         seen, old_mean, old_squares = self.moments
         total = seen + added
         share = added / np.where(total > 0, total, 1.0)

@@ -2,7 +2,8 @@
 
 A row's logit is the log odds of the positives seen so far, plus (`ftrl`, `ftrl_deep`) one FTRL
 weight for each id, a bias and dense FTRL weights for the standardised numbers and their missing
-indicators, plus (`deep`, `ftrl_deep`) a network over the ids' embeddings and the same numbers.
+indicators, plus (`deep`, `ftrl_deep`, `dcn`) a network over the ids' embeddings and the same
+numbers.
 A batch first enters the running statistics, then is learned with them.
 
 How a row's weights enter the loss is the `feedback` that the model was made for. `correct`: as
@@ -16,7 +17,8 @@ takes the earlier negative back. The others keep that negative, with m = max(neg
 - `fnw` (Ktena et al. 2019): the same with share = 1, since there every positive was a negative
   first: weights 1+p and (1-p)(1+p).
 
-State arrays: `table`, `linear`, `dense`, `dense_m`, `dense_v` (see step), `step` (int64, Adam's
+State arrays: `table`, `wide` and, of dynamic ids, `ids` and `clock` (see tables, ids); `linear`,
+`dense`, `dense_m`, `dense_v` (see step), `step` (int64, Adam's
 count), `moments` and `classes` (see inputs.Statistics), `identity` (a digest of the declared
 shape and seed, so that a state of another model is refused); with `esdfm` also `late` (float64,
 late positives and all positives learned; a state without it has learned none).
@@ -38,14 +40,14 @@ from headrace.errors import DeclarationError, IntegrityError
 from headrace.model.delta import State, apply
 from headrace.model.inputs import (
     Statistics,
-    field_salt,
-    mix,
     read_ids,
     read_numbers,
+    read_times,
     read_weights,
+    side_by_side,
 )
-from headrace.model.runtime import tf
-from headrace.model.step import ADAM_DECAY, Graph, Layout, initial_arrays
+from headrace.model.step import ADAM_DECAY, Graph, initial_arrays
+from headrace.model.tables import Columns, Tables
 
 PREDICT_ROWS = 256  # one shape for every request and batch job, so that a row always scores alike
 LOGIT_LIMIT = 30.0  # keeps probabilities inside (0, 1) in float64
@@ -60,7 +62,7 @@ class LearnReport:
 
 
 class Model:
-    """A click model of one of the families `ftrl`, `deep`, `ftrl_deep`.
+    """A click model of one of the families `ftrl`, `deep`, `ftrl_deep`, `dcn`.
 
     Everything that training changes is in `state()`; `seed` fixes the fresh weights and how ids
     are mixed. `load_state` into a model of the same spec and seed continues bit for bit.
@@ -71,17 +73,18 @@ class Model:
         self.spec = spec
         self.seed = seed
         self.feedback = feedback
-        self._salts = np.array([field_salt(seed, f) for f in spec.categorical], np.uint64)
         self._identity = _identity(spec, seed)
         self._graph = Graph(
             spec,
-            initial_arrays(Layout.of(spec), spec.table_bits, seed),
+            initial_arrays(spec, seed),
             PREDICT_ROWS,
             reweighted=feedback in ("fnw", "esdfm"),
         )
+        self._tables = Tables(spec, seed, self._graph.variables)
         self._late = np.zeros(2)
         self._statistics = Statistics.empty(len(spec.numeric))
         self._step = 0
+        self.mark()
 
     def predict(self, inputs: pa.Table) -> NDArray[np.float64]:
         """Probabilities (n,) float64 of rows with the model's fields: ids int64, numbers float64.
@@ -90,13 +93,16 @@ class Model:
         field that is absent, of another type, or infinite.
         """
         ids, numbers = self._read(inputs)
-        columns = self._statistics.design(numbers)
         offset = self._statistics.offset()
-        logits = np.empty(len(ids), np.float64)
-        for start, stop in _batches(len(ids), PREDICT_ROWS):
-            batch = (_padded(a[start:stop], PREDICT_ROWS) for a in (ids, columns))
-            logits[start:stop] = self._graph.predict(*batch, offset).numpy()[: stop - start]
-        return 1.0 / (1.0 + np.exp(-np.clip(logits, -LOGIT_LIMIT, LOGIT_LIMIT)))
+        logits = np.empty(inputs.num_rows, np.float64)
+        for part in _batches(inputs.num_rows, PREDICT_ROWS):
+            columns = self._statistics.design(side_by_side(numbers, part))
+            batch = (_padded(a, PREDICT_ROWS) for a in (self._tables.rows(ids, part), columns))
+            logits[part] = self._graph.predict(*batch, offset).numpy()[: part.stop - part.start]
+        probability: NDArray[np.float64] = 1.0 / (
+            1.0 + np.exp(-np.clip(logits, -LOGIT_LIMIT, LOGIT_LIMIT))
+        )
+        return probability
 
     def learn(self, samples: pa.Table) -> LearnReport:
         """Learn rows in order, once, in batches of `spec.batch_size`; the last one is padded.
@@ -112,54 +118,49 @@ class Model:
         )
         if self.feedback == "naive":
             weights[:, 1] = np.maximum(weights[:, 1], 0)
+        times = np.zeros(samples.num_rows, np.int64)
+        if self.spec.expire_after is not None:
+            times = read_times(samples, "event_at")
         size = self.spec.batch_size
         loss = 0.0
-        for start, stop in _batches(len(ids), size):
-            part = slice(start, stop)
-            self._statistics.see(numbers[part], weights[part])
-            columns = self._statistics.design(numbers[part])
+        for part in _batches(samples.num_rows, size):
+            dense = side_by_side(numbers, part)
+            self._statistics.see(dense, weights[part])
+            columns = self._statistics.design(dense)
+            looks = weights[part].sum(axis=1) > 0  # neither padding nor a correction
+            newest = int(times[part][looks].max(initial=0))
+            rows = self._tables.rows_to_learn(ids, part, looks, newest)
             self._step += 1
-            powers = np.power(ADAM_DECAY, self._step).astype(np.float32)
             loss += float(
                 self._graph.learn(
-                    _padded(ids[part], size),
+                    _padded(rows, size),
                     _padded(columns, size),
-                    self._statistics.offset(),
                     _padded(weights[part], size, empty=True),
-                    powers,
-                    *self._late_share(weights[part]),
+                    self._scalars(weights[part]),
                 )
             )
-        return LearnReport(len(ids), loss / len(ids) if len(ids) else 0.0)
+        rows_read = samples.num_rows
+        return LearnReport(rows_read, loss / rows_read if rows_read else 0.0)
 
-    def _late_share(self, weights: NDArray[np.float32]) -> list[np.float32]:
-        """What a reweighted step needs beside the rows: the share of late positives, or nothing."""
-        if self.feedback == "fnw":
-            return [np.float32(1.0)]
+    def _scalars(self, weights: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What a step needs beside the rows: offset, Adam's powers, share of late positives."""
+        powers = np.power(ADAM_DECAY, self._step)
+        return np.array([self._statistics.offset(), *powers, self._late_share(weights)], np.float32)
+
+    def _late_share(self, weights: NDArray[np.float32]) -> float:
+        """Late positives among all learned so far, with these; 1 and 0 where none are counted."""
         if self.feedback != "esdfm":
-            return []
+            return float(self.feedback == "fnw")
         late = np.maximum(-weights[:, 1], 0).sum(dtype=np.float64)
         self._late = self._late + np.array([late, weights[:, 0].sum(dtype=np.float64)])
-        return [np.float32(min(self._late[0] / max(self._late[1], 1.0), 1.0))]
+        return float(min(self._late[0] / max(self._late[1], 1.0), 1.0))
 
     def state(self) -> State:
         """A copy of everything that training changes, and the model's identity."""
-        return {"table": np.array(self._graph.variables["table"].numpy()), **self._small()}
-
-    def _small(self) -> State:
-        """A copy of the state without its table."""
-        variables = self._graph.variables
-        arrays: State = {n: np.array(v.numpy()) for n, v in variables.items() if n != "table"}
-        arrays["step"] = np.array([self._step], np.int64)
-        arrays["moments"] = self._statistics.moments.copy()
-        arrays["classes"] = self._statistics.classes.copy()
-        arrays["identity"] = self._identity.copy()
-        if self.feedback == "esdfm":
-            arrays["late"] = self._late.copy()
-        return arrays
+        return {**self._tables.state(), **self._small()}
 
     def load_state(self, state: State) -> None:
-        """Take over a state of `state()`, whole or not at all.
+        """Take over a state of `state()`, whole or not at all; sets the mark of `delta`.
 
         Raises `DeclarationError` for the state of another model (fields, family, shape or seed),
         `IntegrityError` for one that lacks arrays or has them in another shape.
@@ -171,58 +172,81 @@ class Model:
                 f"{self.spec.family!r}, seed {self.seed}; restore the declaration or run a full "
                 "retrain"
             )
-        if self.feedback == "esdfm":  # a full training counts no late positives
-            state = {"late": np.zeros(2), **state}
-        self._check_shapes(state)
-        for name, variable in self._graph.variables.items():
-            variable.assign(state[name].copy())  # a copy: TensorFlow may keep the buffer
-        self._step = int(state["step"][0])
-        self._statistics = Statistics(state["moments"].copy(), state["classes"].copy())
-        if self.feedback == "esdfm":
-            self._late = state["late"].copy()
+        self._tables.check(state)
+        self._check_shapes({"late": np.zeros(2), **state})
+        self._tables.load(state)
+        self._take_over(state)
 
-    @property
-    def tables(self) -> tuple[str, ...]:
-        """Arrays of the state whose rows `rows` reads; too large to copy for a few of them."""
-        return ("table",)
+    def mark(self) -> None:
+        """Let `delta` count from here; a fresh model and `load_state` do so by themselves."""
+        self._tables.mark()
+        self._marked_step = self._step
 
-    def rows(self, name: str, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Rows of a table as they are now. Raises `IntegrityError` for one that it lacks."""
-        table = self._graph.variables[name]
-        if numbers.size and not 0 <= int(numbers.min()) <= int(numbers.max()) < table.shape[0]:
-            raise IntegrityError(f"{name!r} has rows 0 to {table.shape[0] - 1}; load a base")
-        rows: NDArray[np.float32] = table.sparse_read(numbers).numpy()
-        return rows
+    def delta(self) -> State:
+        """What changed since the mark, in the form of `delta.diff`; empty when nothing was learned.
+
+        It costs what the touched rows cost, not what the table costs. A row that was learned
+        with weight 0 counts as touched though its bits are the same.
+        """
+        if self._step == self._marked_step:
+            return {}
+        small = {f"whole/{name}": array for name, array in self._small().items()}
+        del small["whole/identity"]
+        return {**self._tables.delta(), **small}
 
     def apply(self, delta: State) -> None:
-        """Go on to the state after `delta` in place, whole or not at all.
+        """Go on to the state after `delta` in place, whole or not at all; sets the mark.
 
-        Raises `IntegrityError` when it does not fit. Predictions must not run meanwhile.
+        `delta` is one of `delta` or `delta.diff`, made from the model's present state. Raises
+        `IntegrityError` when it does not fit. Predictions must not run meanwhile.
         """
-        rows, values = delta.get("rows/table"), delta.get("values/table")
-        if rows is None or values is None:
+        rest = dict(delta)
+        planned = self._tables.plan(rest)
+        if planned is None:  # a table comes whole
             self.load_state(apply(self.state(), delta))
             return
-        beside = {k: v for k, v in delta.items() if not k.endswith("s/table")}
-        small = apply(self._small(), beside)
-        table = self._graph.variables["table"]
-        table.scatter_update(tf.IndexedSlices(values, rows))
-        for name, variable in self._graph.variables.items():
-            if name != "table":
-                variable.assign(small[name].copy())
-        self._step = int(small["step"][0])
-        self._statistics = Statistics(small["moments"].copy(), small["classes"].copy())
+        own = {**self._tables.map(), **self._small()}
+        state = apply(own, rest)
+        if unknown := set(state) - set(own) - {"late"}:
+            raise IntegrityError(f"the delta has arrays {sorted(unknown)} that no model has")
+        self._check_shapes(state)
+        self._tables.apply(planned, state)
+        self._take_over(state)
 
     def is_finite(self) -> bool:
         """Whether every number of the state is finite."""
         return all(bool(np.isfinite(array).all()) for array in self.state().values())
 
-    def _read(self, table: pa.Table) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
-        ids = read_ids(table, self.spec.categorical)
-        return mix(ids, self._salts, self.spec.table_bits), read_numbers(table, self.spec.numeric)
+    def _dense(self) -> dict[str, Any]:
+        """The variables that are no tables."""
+        variables = self._graph.variables
+        return {name: variables[name] for name in variables if name not in ("table", "wide")}
+
+    def _small(self) -> State:
+        """A copy of the state without its tables."""
+        arrays: State = {name: np.array(v.numpy()) for name, v in self._dense().items()}
+        arrays["step"] = np.array([self._step], np.int64)
+        arrays["moments"] = self._statistics.moments.copy()
+        arrays["classes"] = self._statistics.classes.copy()
+        arrays["identity"] = self._identity.copy()
+        if self.feedback == "esdfm":
+            arrays["late"] = self._late.copy()
+        return arrays
+
+    def _take_over(self, state: State) -> None:
+        for name, variable in self._dense().items():
+            variable.assign(state[name].copy())
+        self._step = int(state["step"][0])
+        self._statistics = Statistics(state["moments"].copy(), state["classes"].copy())
+        # a full training counts no late positives
+        self._late = state.get("late", np.zeros(2)).copy()
+        self.mark()
+
+    def _read(self, table: pa.Table) -> tuple[Columns, Columns]:
+        return read_ids(table, self._tables.fields), read_numbers(table, self.spec.numeric)
 
     def _check_shapes(self, state: State) -> None:
-        for name, own in self.state().items():
+        for name, own in self._small().items():
             array = state.get(name)
             if array is None or array.shape != own.shape or array.dtype != own.dtype:
                 found = "nothing" if array is None else f"{array.dtype}{list(array.shape)}"
@@ -233,15 +257,23 @@ class Model:
 
 
 def _identity(spec: ModelSpec, seed: int) -> NDArray[np.uint8]:
-    network = (spec.embedding_dim, spec.hidden) if spec.family != "ftrl" else ()
+    network: tuple[object, ...] = ()
+    if spec.family != "ftrl":
+        network = (spec.embedding_dim, spec.hidden)
+    if spec.wide:
+        network += (spec.wide,)
+    if spec.ids == "dynamic":
+        network += (spec.ids, spec.admit_after, spec.expire_after)
+    if spec.family == "dcn":
+        network += (spec.cross_layers, spec.cross_rank)
     shape = (spec.family, spec.categorical, spec.numeric, spec.table_bits, network, seed)
     digest = hashlib.sha256(repr(shape).encode()).digest()
     return np.frombuffer(digest, np.uint8)
 
 
-def _batches(rows: int, size: int) -> Iterator[tuple[int, int]]:
+def _batches(rows: int, size: int) -> Iterator[slice]:
     for start in range(0, rows, size):
-        yield start, min(start + size, rows)
+        yield slice(start, min(start + size, rows))
 
 
 def _padded(array: NDArray[Any], rows: int, empty: bool = False) -> NDArray[Any]:

@@ -1,25 +1,30 @@
 """The TensorFlow graph: one step of learning, one of prediction, at a fixed batch size.
 
 Every id has one row in one table, `[z, n | weights | accumulators]` as far as the family
-needs it, so that a batch costs one `unique`, one gather, one segment sum and one scatter
+needs it, so that a batch costs one `unique`, one read and one write of its distinct rows,
 whatever the size of the table. Dense parameters of the network are one flat vector with one Adam.
 
 FTRL-proximal: McMahan et al., "Ad Click Prediction: a View from the Trenches", 2013; the weight
 is derived from (z, n) when read. Adagrad: Duchi et al., 2011. Sparse gradients are sums over the
 batch, so that a short batch teaches each id as much as a full one.
+
+The rates of FTRL, α/(β + √n), and of Adagrad, lr/√sum, fall by themselves as squared gradients add
+up. A learning rate floor ends that sum where the rate is that share of its first value.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from headrace.declaration import ModelSpec
+from headrace.model.ids import first_capacity
+from headrace.model.inputs import mixed_keys
+from headrace.model.network import Network
 from headrace.model.runtime import tf
 
 Tensor = Any  # tensorflow has no types that mypy could follow
@@ -29,32 +34,31 @@ ADAM_EPSILON = 1e-7
 ADAGRAD_START = 0.1
 EMBEDDING_DEVIATION = 0.01
 LARGEST_LOGIT = 30.0
+_DRAW = np.uint64(0xD6E8FEB86659FD93)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Widths and shapes that follow from a declaration."""
+    """Widths that follow from a declaration."""
 
     linear: bool
     deep: bool
     fields: int
+    wide: int
     columns: int
     dim: int
-    layers: tuple[tuple[int, int], ...]
 
     @classmethod
     def of(cls, spec: ModelSpec) -> Layout:
         """Layout of a declared model; `columns` counts the dense inputs (see Statistics.design)."""
-        columns = 1 + 2 * len(spec.numeric)
         deep = spec.family != "ftrl"
-        widths = (len(spec.categorical) * spec.embedding_dim + columns, *spec.hidden, 1)
         return cls(
-            linear=spec.family != "deep",
+            linear=spec.family in ("ftrl", "ftrl_deep"),
             deep=deep,
-            fields=len(spec.categorical),
-            columns=columns,
+            fields=len(spec.embedded),
+            wide=len(spec.wide),
+            columns=1 + 2 * len(spec.numeric),
             dim=spec.embedding_dim if deep else 0,
-            layers=tuple(pairwise(widths)) if deep else (),
         )
 
     @property
@@ -63,30 +67,43 @@ class Layout:
         return 2 * self.linear + 2 * self.dim
 
     @property
-    def dense_size(self) -> int:
-        """Length of the flat vector of the network's weights and biases."""
-        return sum((fan_in + 1) * fan_out for fan_in, fan_out in self.layers)
+    def weights(self) -> slice:
+        """Where a row's embedding stands."""
+        start = 2 * self.linear
+        return slice(start, start + self.dim)
 
 
-def initial_arrays(layout: Layout, table_bits: int, seed: int) -> dict[str, NDArray[Any]]:
-    """The TensorFlow part of a fresh state; NumPy generators, so a seed means the same bytes."""
-    table = np.zeros((1 << table_bits, layout.row_width), np.float32)
-    dense = np.zeros(layout.dense_size, np.float32)
+def fresh_rows(layout: Layout, keys: NDArray[np.uint64]) -> NDArray[np.float32]:
+    """What the rows of dynamic ids start with: a function of their keys, like a drawn weight."""
+    rows = np.zeros((keys.size, layout.row_width), np.float32)
     if layout.deep:
-        start = 2 * layout.linear
+        places = np.arange(layout.dim, dtype=np.int64)[:, None] + keys.view(np.int64)
+        draws = mixed_keys(list(places), np.full(layout.dim, _DRAW)).T >> np.uint64(40)
+        uniform = draws.astype(np.float32) * np.float32(2**-23) - np.float32(1)
+        rows[:, layout.weights] = uniform * np.float32(EMBEDDING_DEVIATION * 3**0.5)
+        rows[:, layout.weights.stop :] = ADAGRAD_START
+    return rows
+
+
+def initial_arrays(spec: ModelSpec, seed: int) -> dict[str, NDArray[Any]]:
+    """The TensorFlow part of a fresh state; NumPy generators, so a seed means the same bytes."""
+    layout = Layout.of(spec)
+    dynamic = spec.ids == "dynamic"
+    length = first_capacity(layout.fields) if dynamic else 1 << spec.table_bits
+    table = np.zeros((length, layout.row_width), np.float32)
+    dense = np.zeros(0, np.float32)
+    if layout.deep and not dynamic:
         weights = np.random.default_rng([seed, 1]).standard_normal(
             (len(table), layout.dim), dtype=np.float32
         )
-        table[:, start : start + layout.dim] = weights * np.float32(EMBEDDING_DEVIATION)
-        table[:, start + layout.dim :] = ADAGRAD_START
-        draw = np.random.default_rng([seed, 2])
-        at = 0
-        for fan_in, fan_out in layout.layers[:-1]:  # the last stays 0: fresh, it answers the rate
-            kernel = draw.standard_normal(fan_in * fan_out) * np.sqrt(2 / (fan_in + fan_out))
-            dense[at : at + kernel.size] = kernel
-            at += (fan_in + 1) * fan_out  # biases follow their kernel and start at 0
+        table[:, layout.weights] = weights * np.float32(EMBEDDING_DEVIATION)
+        table[:, layout.weights.stop :] = ADAGRAD_START
+    if layout.deep:
+        dense = Network.of(spec, layout.columns).initial(seed)
+    wide = {"wide": np.zeros((1 << spec.table_bits, 2), np.float32)} if layout.wide else {}
     return {
         "table": table,
+        **wide,
         "linear": np.zeros((layout.columns if layout.linear else 0, 2), np.float32),
         "dense": dense,
         "dense_m": np.zeros_like(dense),
@@ -106,18 +123,21 @@ class Graph:
     ):
         self._spec = spec
         self._layout = Layout.of(spec)
+        self._network = Network.of(spec, self._layout.columns)
+        self._reweights = reweighted
         self.variables = {name: tf.Variable(a, name=name) for name, a in arrays.items()}
-        of_step = [tf.TensorSpec([spec.batch_size, 2], tf.float32), tf.TensorSpec([2], tf.float32)]
-        if reweighted:
-            of_step.append(tf.TensorSpec([], tf.float32))
+        if spec.ids == "dynamic":  # a length left open, so that the table grows without retracing
+            open_ = tf.TensorShape([None, self._layout.row_width])
+            self.variables["table"] = tf.Variable(arrays["table"], name="table", shape=open_)
+        of_step = [tf.TensorSpec([spec.batch_size, 2], tf.float32), tf.TensorSpec([4], tf.float32)]
         self.learn = self._compile(self._learn, [*self._inputs(spec.batch_size), *of_step])
-        self.predict = self._compile(self._predict, self._inputs(predict_rows))
+        of_offset = tf.TensorSpec([], tf.float32)
+        self.predict = self._compile(self._predict, [*self._inputs(predict_rows), of_offset])
 
     def _inputs(self, rows: int) -> list[Any]:
         return [
-            tf.TensorSpec([rows, self._layout.fields], tf.int32),
+            tf.TensorSpec([rows, self._layout.fields + self._layout.wide], tf.int32),
             tf.TensorSpec([rows, self._layout.columns], tf.float32),
-            tf.TensorSpec([], tf.float32),
         ]
 
     @staticmethod
@@ -126,58 +146,75 @@ class Graph:
         return compiled.get_concrete_function()
 
     def _predict(self, ids: Tensor, columns: Tensor, offset: Tensor) -> Tensor:
+        ids, wide = tf.split(ids, [self._layout.fields, self._layout.wide], axis=1)
         rows = self.variables["table"].sparse_read(tf.reshape(ids, [-1]))
         logit = offset + tf.zeros_like(columns[:, 0])
         if self._layout.linear:
             logit += self._linear_logit(self._ftrl_weight(rows), columns)
+        if self._layout.wide:
+            wide_rows = self.variables["wide"].sparse_read(tf.reshape(wide, [-1]))
+            logit += self._by_row(self._ftrl_weight(wide_rows), columns)
         if self._layout.deep:
-            logit += self._deep_logit(self.variables["dense"], self._embedding(rows), columns)
+            parameters = self._network.split(self.variables["dense"].read_value())
+            embedding = self._side_by_side(rows[:, self._layout.weights], columns)
+            logit += self._network.logit(parameters, embedding, columns)
         return logit
 
-    def _learn(
-        self,
-        ids: Tensor,
-        columns: Tensor,
-        offset: Tensor,
-        weights: Tensor,
-        powers: Tensor,
-        *late_share: Tensor,
-    ) -> Tensor:
+    def _learn(self, ids: Tensor, columns: Tensor, weights: Tensor, scalars: Tensor) -> Tensor:
         """One step; returns the sum of the batch's losses before it.
 
-        weights: (rows, 2) positive and negative; powers: Adam's betas to the power of the step;
-        late_share: that of positives that were negatives first; given when rows are reweighted.
+        weights: (rows, 2) positive and negative; scalars: the logit's offset, Adam's betas to
+        the power of the step, and the share of positives that were negatives first.
         """
-        table, dense = self.variables["table"], self.variables["dense"]
+        layout, table = self._layout, self.variables["table"]
         positive, negative = weights[:, 0], weights[:, 1]
+        ids, wide = tf.split(ids, [layout.fields, layout.wide], axis=1)
         unique, position = tf.unique(tf.reshape(ids, [-1]))
         held = table.sparse_read(unique)
-        rows = tf.gather(held, position)
-        logit = offset + tf.zeros_like(positive)
-        if self._layout.linear:
-            logit += self._linear_logit(self._ftrl_weight(rows), columns)
+        logit = scalars[0] + tf.zeros_like(positive)
+        if layout.linear:
+            by_id = tf.gather(self._ftrl_weight(held), position)
+            logit += self._linear_logit(by_id, columns)
+        if layout.wide:
+            of_wide = tf.unique(tf.reshape(wide, [-1]))
+            held_wide = self.variables["wide"].sparse_read(of_wide.y)
+            logit += self._by_row(tf.gather(self._ftrl_weight(held_wide), of_wide.idx), columns)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
-            if self._layout.deep:
-                flat, embedding = tf.identity(dense), self._embedding(rows)
-                tape.watch([flat, embedding])
-                deep = self._deep_logit(flat, embedding, columns)
+            if layout.deep:
+                parameters = self._network.split(self.variables["dense"].read_value())
+                rows = tf.gather(held[:, layout.weights], position)
+                embedding = self._side_by_side(rows, columns)
+                tape.watch([embedding, *parameters])
+                deep = self._network.logit(parameters, embedding, columns)
                 logit += deep
-        if late_share:
-            positive, negative = self._reweighted(positive, negative, logit, *late_share)
+        if self._reweights:
+            positive, negative = self._reweighted(positive, negative, logit, scalars[3])
         # d/dlogit of -pw·log σ - nw·log(1-σ); for a correction (1, -1) it is exactly -1
         slope = (positive + negative) * tf.sigmoid(logit) - positive
         loss = positive * tf.nn.softplus(-logit) + negative * tf.nn.softplus(logit)
-        pieces = []
-        if self._layout.linear:
-            pieces.append(tf.repeat(slope, self._layout.fields)[:, None])
+        stepped = []
+        if layout.linear:
             self._step_linear(tf.linalg.matvec(columns, slope, transpose_a=True))
-        if self._layout.deep:
-            of_dense, of_embedding = tape.gradient(deep, [flat, embedding], output_gradients=slope)
-            pieces.append(of_embedding)
-            self._step_dense(of_dense / self._spec.batch_size, powers)
-        summed = tf.math.unsorted_segment_sum(tf.concat(pieces, 1), position, tf.size(unique))
-        table.scatter_update(tf.IndexedSlices(self._stepped_rows(held, summed), unique))
+            by_id = self._summed(tf.repeat(slope, layout.fields), position, unique)
+            stepped.append(self._ftrl(held, by_id))
+        if layout.wide:
+            by_id = self._summed(tf.repeat(slope, layout.wide), of_wide.idx, of_wide.y)
+            rows = tf.IndexedSlices(self._ftrl(held_wide, by_id), of_wide.y)
+            self.variables["wide"].scatter_update(rows)
+        if layout.deep:
+            of_embedding, *of_dense = tape.gradient(
+                deep, [embedding, *parameters], output_gradients=slope
+            )
+            flat = tf.concat([tf.reshape(part, [-1]) for part in of_dense], 0)
+            self._step_dense(flat / self._spec.batch_size, scalars[1:3])
+            by_id = tf.reshape(of_embedding, [-1, layout.dim])
+            stepped.append(self._adagrad(held, self._summed(by_id, position, unique)))
+        table.scatter_update(tf.IndexedSlices(tf.concat(stepped, 1), unique))
         return tf.reduce_sum(loss)
+
+    @staticmethod
+    def _summed(gradient: Tensor, position: Tensor, unique: Tensor) -> Tensor:
+        return tf.math.unsorted_segment_sum(gradient, position, tf.size(unique))
 
     @staticmethod
     def _reweighted(
@@ -192,17 +229,12 @@ class Graph:
         real = 1.0 / (1.0 + late_share * tf.exp(tf.minimum(logit, LARGEST_LOGIT)))
         return positive * (1.0 + late), tf.maximum(negative, 0.0) * (1.0 + late) * real
 
-    def _stepped_rows(self, held: Tensor, gradient: Tensor) -> Tensor:
-        parts = []
-        if self._layout.linear:
-            parts.append(self._ftrl(held[:, :2], gradient[:, 0]))
-        if self._layout.deep:
-            start, dim = 2 * self._layout.linear, self._layout.dim
-            slope = gradient[:, int(self._layout.linear) :]
-            sums = held[:, start + dim :] + slope * slope
-            rate = self._spec.embedding_learning_rate
-            parts += [held[:, start : start + dim] - rate * slope * tf.math.rsqrt(sums), sums]
-        return tf.concat(parts, 1)
+    def _adagrad(self, held: Tensor, slope: Tensor) -> Tensor:
+        sums = held[:, self._layout.weights.stop :] + slope * slope
+        if floor := self._spec.learning_rate_floor:
+            sums = tf.minimum(sums, ADAGRAD_START / floor**2)
+        step = self._spec.embedding_learning_rate * slope * tf.math.rsqrt(sums)
+        return tf.concat([held[:, self._layout.weights] - step, sums], 1)
 
     def _step_linear(self, gradient: Tensor) -> None:
         linear = self.variables["linear"]
@@ -230,27 +262,20 @@ class Graph:
     def _ftrl(self, rows: Tensor, gradient: Tensor) -> Tensor:
         z, n = rows[:, 0], rows[:, 1]
         grown = n + gradient * gradient
+        if floor := self._spec.learning_rate_floor:
+            grown = tf.minimum(grown, (self._spec.ftrl_beta * (1 / floor - 1)) ** 2)
         sigma = (tf.sqrt(grown) - tf.sqrt(n)) / self._spec.ftrl_alpha
         return tf.stack([z + gradient - sigma * self._ftrl_weight(rows), grown], 1)
 
-    def _linear_logit(self, weights: Tensor, columns: Tensor) -> Tensor:
-        by_row = tf.reshape(weights, [columns.shape[0], self._layout.fields])
+    def _linear_logit(self, by_id: Tensor, columns: Tensor) -> Tensor:
         dense = self._ftrl_weight(self.variables["linear"].read_value())
-        return tf.reduce_sum(by_row, 1) + tf.linalg.matvec(columns, dense)
+        return self._by_row(by_id, columns) + tf.linalg.matvec(columns, dense)
 
-    def _embedding(self, rows: Tensor) -> Tensor:
-        start = 2 * self._layout.linear
-        return rows[:, start : start + self._layout.dim]
+    @staticmethod
+    def _by_row(by_id: Tensor, columns: Tensor) -> Tensor:
+        rows = columns.shape[0]
+        # the number of fields is said, not -1: there may be none
+        return tf.reduce_sum(tf.reshape(by_id, [rows, by_id.shape[0] // rows]), 1)
 
-    def _deep_logit(self, dense: Tensor, embedding: Tensor, columns: Tensor) -> Tensor:
-        width = self._layout.fields * self._layout.dim
-        layer = tf.concat([tf.reshape(embedding, [columns.shape[0], width]), columns], 1)
-        at = 0
-        for number, (fan_in, fan_out) in enumerate(self._layout.layers, start=1):
-            end = at + fan_in * fan_out
-            kernel = tf.reshape(dense[at:end], [fan_in, fan_out])
-            layer = tf.matmul(layer, kernel) + dense[end : end + fan_out]
-            if number < len(self._layout.layers):
-                layer = tf.nn.relu(layer)
-            at = end + fan_out
-        return layer[:, 0]
+    def _side_by_side(self, embedding: Tensor, columns: Tensor) -> Tensor:
+        return tf.reshape(embedding, [columns.shape[0], self._layout.fields * self._layout.dim])

@@ -1,0 +1,95 @@
+"""The dense part of a model: its shapes, its fresh weights and its forward pass.
+
+All weights lie in one flat vector, in the order of `shapes`, so that one fused Adam steps them.
+`deep`: ReLU layers over the embeddings and the dense columns, one output. `dcn` adds, in
+parallel, the low-rank cross layers of DCN-V2 (Wang et al., "DCN V2: Improved Deep & Cross
+Network", 2021): x_{l+1} = x_0 ⊙ (x_l V_l U_l + b_l) + x_l, and a linear output over the last.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.declaration import ModelSpec
+from headrace.model.runtime import tf
+
+Tensor = Any  # tensorflow has no types that mypy could follow
+
+
+@dataclass(frozen=True)
+class Network:
+    """Shapes that follow from a declaration; `width` embedding numbers and `columns` others."""
+
+    width: int
+    columns: int
+    hidden: tuple[int, ...]
+    cross_layers: int
+    cross_rank: int
+
+    @classmethod
+    def of(cls, spec: ModelSpec, columns: int) -> Network:
+        """The network of a declared model."""
+        crosses = spec.cross_layers if spec.family == "dcn" else 0
+        width = len(spec.embedded) * spec.embedding_dim
+        return cls(width, columns, spec.hidden, crosses, spec.cross_rank)
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Kernel and bias of each layer; then V, U, b of each cross layer; then their output."""
+        inputs = self.width + self.columns
+        layers = pairwise((inputs, *self.hidden, 1))
+        shapes: list[tuple[int, ...]] = [shape for i, o in layers for shape in ((i, o), (o,))]
+        if self.cross_layers:
+            cross = [(inputs, self.cross_rank), (self.cross_rank, inputs), (inputs,)]
+            shapes += [*cross * self.cross_layers, (inputs, 1)]
+        return shapes
+
+    def initial(self, seed: int) -> NDArray[np.float32]:
+        """Fresh weights, flat: Glorot normal kernels; biases and both outputs start at 0.
+
+        With outputs of 0 a fresh model answers the rate of positives, whatever the row.
+        """
+        draw = np.random.default_rng([seed, 2])
+        outputs = {2 * len(self.hidden)} | ({len(self.shapes) - 1} if self.cross_layers else set())
+        parts = []
+        for place, shape in enumerate(self.shapes):
+            part = np.zeros(prod(shape), np.float32)
+            if len(shape) == 2 and place not in outputs:
+                part[:] = draw.standard_normal(part.size) * np.sqrt(2 / sum(shape))
+            parts.append(part)
+        return np.concatenate(parts)
+
+    def split(self, flat: Tensor) -> list[Tensor]:
+        """The flat vector as tensors of `shapes`."""
+        parts = tf.split(flat, [prod(shape) for shape in self.shapes])
+        return [tf.reshape(part, shape) for part, shape in zip(parts, self.shapes, strict=True)]
+
+    def logit(self, parameters: list[Tensor], embedding: Tensor, columns: Tensor) -> Tensor:
+        """Logits (rows,) of embeddings (rows, width) and columns (rows, columns)."""
+        of_layers = 2 * (len(self.hidden) + 1)
+        logit = self._deep(parameters[:of_layers], embedding, columns)
+        if self.cross_layers:
+            logit += self._cross(parameters[of_layers:], tf.concat([embedding, columns], 1))
+        return logit
+
+    def _deep(self, parameters: list[Tensor], embedding: Tensor, columns: Tensor) -> Tensor:
+        # two products cost less than joining both inputs in memory
+        first = parameters[0]
+        layer = tf.matmul(embedding, first[: self.width]) + tf.matmul(columns, first[self.width :])
+        layer += parameters[1]
+        for kernel, bias in zip(parameters[2::2], parameters[3::2], strict=True):
+            layer = tf.matmul(tf.nn.relu(layer), kernel) + bias
+        return layer[:, 0]
+
+    def _cross(self, parameters: list[Tensor], first: Tensor) -> Tensor:
+        layer = first
+        for at in range(0, 3 * self.cross_layers, 3):
+            down, up, bias = parameters[at : at + 3]
+            layer += first * (tf.matmul(tf.matmul(layer, down), up) + bias)
+        return tf.matmul(layer, parameters[-1])[:, 0]
