@@ -213,6 +213,15 @@ class Model:
         self._tables.apply(planned, state)
         self._take_over(state)
 
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Arrays of the state whose rows `rows` reads; too large to copy for a few of them."""
+        return self._tables.names
+
+    def rows(self, name: str, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Rows of a table as they are now. Raises `IntegrityError` for one that it lacks."""
+        return self._tables.read(name, numbers)
+
     def is_finite(self) -> bool:
         """Whether every number of the state is finite."""
         return all(bool(np.isfinite(array).all()) for array in self.state().values())
