@@ -17,7 +17,8 @@ from headrace.questions import Asked
 from headrace.runs import Found, Run
 
 Ints = NDArray[np.int64]
-_SPANS: Final = 4  # a merged run reaches over this part of the longest window at most
+_SPANS: Final = 4  # a long merged run reaches over this part of the longest window at most
+_SHORT: Final = 50_000  # rows whose merge costs less than asking one run more
 
 
 @dataclass
@@ -66,12 +67,15 @@ class Track:
         """
         while len(self.runs) > 1:
             older, newer = self.runs[-2:]
-            span = newer.times_us[-1] - older.times_us[0]
-            if len(older) >= 2 * len(newer) or span * _SPANS > self.longest_us:
+            if len(older) >= 2 * len(newer) or self._too_long(older, newer):
                 break
             self.runs[-2:] = [older.followed_by(newer)]
         self.appended = run.stop
         self.runs.append(run)
+
+    def _too_long(self, older: Run, newer: Run) -> bool:
+        span = newer.times_us[-1] - older.times_us[0]
+        return len(older) + len(newer) > _SHORT and bool(span * _SPANS > self.longest_us)
 
     def values(self, asked: Asked) -> dict[str, Ints]:
         """Every feature, in the order of `asked`.

@@ -246,7 +246,8 @@ def key_hashes(
     if len(parts) == 1:
         return parts[0]
     missing = np.logical_or.reduce([part < 0 for part in parts])
-    return np.where(missing, np.int64(-1), cross64(parts))
+    crossed = cross64(parts)
+    return np.where(missing, np.int64(-1), crossed) if missing.any() else crossed
 
 
 def _ints(column: pa.ChunkedArray) -> Ints:
