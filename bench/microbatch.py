@@ -53,7 +53,7 @@ FULL = [
 class Engine(Protocol):
     """Holds history; adds a batch and answers its impressions."""
 
-    def absorb(self, batch: pa.Table) -> pa.Table: ...
+    def absorb(self, batch: pa.Table, asked: pa.Table) -> pa.Table: ...
 
 
 def run(*, quick: bool = False) -> dict[str, Any]:
@@ -108,15 +108,12 @@ def _measure(
 
 def _commit(engine: Engine, batch: pa.Table, path: Path) -> pa.Table:
     """What a tick does with its events, up to the durable file."""
-    asked, values = _asked(batch), engine.absorb(batch)
+    asked = batch.filter(pc.equal(batch["event"], "impression"))
+    values = engine.absorb(batch, asked)
     for place, name in enumerate(("knowledge_at", "user_id", "item_id")):
         values = values.add_column(place, name, asked.column(name))
     write_parquet(path, values)
     return values
-
-
-def _asked(batch: pa.Table) -> pa.Table:
-    return batch.filter(pc.equal(batch["event"], "impression"))
 
 
 def _claims(
@@ -153,9 +150,8 @@ class Kernel:
         self.state = WindowState(spec)
         self.state.append(history)
 
-    def absorb(self, batch: pa.Table) -> pa.Table:
+    def absorb(self, batch: pa.Table, asked: pa.Table) -> pa.Table:
         self.state.append(batch)
-        asked = _asked(batch)
         moments = asked["knowledge_at"].to_numpy()
         values = self.state.values(asked, moments)
         self.state.expire(int(moments[-1]))
@@ -183,7 +179,7 @@ class InDuckDB:
         )
         self.connection.unregister("history")
 
-    def absorb(self, batch: pa.Table) -> pa.Table:
+    def absorb(self, batch: pa.Table, asked: pa.Table) -> pa.Table:
         first = self.rows
         self.rows += batch.num_rows
         numbered = batch.add_column(0, "place", pa.array(np.arange(first, self.rows)))
@@ -223,7 +219,7 @@ class InPolars:
         )
         return frame.with_columns(place=self.polars.int_range(first, first + len(frame)))
 
-    def absorb(self, batch: pa.Table) -> pa.Table:
+    def absorb(self, batch: pa.Table, asked: pa.Table) -> pa.Table:
         pl, first = self.polars, len(self.events)
         new = self._frame(batch, first)
         self.events.extend(new)

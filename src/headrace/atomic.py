@@ -12,12 +12,14 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from headrace.errors import EnvironmentFault
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+_DICTIONARY_BYTES: Final = 2**15  # a column of ids outgrows it early, and is written plainly
 
 
 @contextmanager
@@ -83,7 +85,12 @@ def write_parquet(path: Path, table: pa.Table) -> None:
     import pyarrow.parquet as pq
 
     with _whole(path) as partial:
-        pq.write_table(table.combine_chunks(), partial, compression="zstd")
+        pq.write_table(
+            table.combine_chunks(),
+            partial,
+            compression="zstd",
+            dictionary_pagesize_limit=_DICTIONARY_BYTES,
+        )
 
 
 def write_arrow(path: Path, table: pa.Table) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -11,14 +12,18 @@ from numpy.typing import NDArray
 
 from headrace import ranges
 from headrace.declaration import WindowFeature
-from headrace.runs import Asked, Run
+from headrace.order import stable_order
+from headrace.questions import Asked
+from headrace.runs import Found, Run
 
 Ints = NDArray[np.int64]
+_SPANS: Final = 4  # a long merged run reaches over this part of the longest window at most
+_SHORT: Final = 50_000  # rows whose merge costs less than asking one run more
 
 
 @dataclass
 class Track:
-    """Events of one kind under one view's key: runs, each at least twice as long as the next.
+    """Events of one kind under one view's key: runs, the older the longer.
 
     With a `column`, only those events that have a value in it: what is missing is not there.
     """
@@ -49,13 +54,28 @@ class Track:
         """Columns whose values some feature needs."""
         return tuple(dict.fromkeys(f.reads for f in self.features if f.reads is not None))
 
+    @property
+    def longest_us(self) -> int:
+        """The longest of its windows."""
+        return max(feature.window for feature in self.features)
+
     def push(self, run: Run) -> None:
-        """Take the next rows, merging runs of similar size."""
+        """Take the next rows, after merging those runs of similar size that are still held.
+
+        So rows that expire between two appends are never merged, and a run that is merged to its
+        full span is later dropped as one: no row is copied more often than the tiers demand.
+        """
+        while len(self.runs) > 1:
+            older, newer = self.runs[-2:]
+            if len(older) >= 2 * len(newer) or self._too_long(older, newer):
+                break
+            self.runs[-2:] = [older.followed_by(newer)]
         self.appended = run.stop
         self.runs.append(run)
-        while len(self.runs) > 1 and len(self.runs[-2]) < 2 * len(self.runs[-1]):
-            later = self.runs.pop()
-            self.runs[-1] = self.runs[-1].followed_by(later)
+
+    def _too_long(self, older: Run, newer: Run) -> bool:
+        span = newer.times_us[-1] - older.times_us[0]
+        return len(older) + len(newer) > _SHORT and bool(span * _SPANS > self.longest_us)
 
     def values(self, asked: Asked) -> dict[str, Ints]:
         """Every feature, in the order of `asked`.
@@ -71,37 +91,43 @@ class Track:
         if last:
             self._pick_newest(asked, last, found)
         others = [f for f in self.features if f.aggregate != "last"]
-        if others and self.runs:
+        if others:
             self._range_over(asked, others, found)
         return found
 
     def _add_up(self, asked: Asked, found: dict[str, Ints]) -> None:
-        for run in self.runs:
-            here = run.find(asked)
-            if here is None:
-                continue
-            end = here.before(0)
+        by_key = {f.name: np.zeros(len(asked.keys), dtype=np.int64) for f in self.features}
+        for here in self._within_reach(asked):
+            end_of_all = here.alike(0)
             for feature in self.features:
-                begin, totals = here.before(feature.window), found[feature.name]
-                if feature.aggregate == "count":
-                    totals[here.rows] += end - begin
-                elif feature.aggregate == "sum":
-                    sums = run.sums[feature.column]
-                    totals[here.rows] += sums[end] - sums[begin]
-                else:  # a later run's rows are never older
+                begin_of_all = here.alike(feature.window)
+                if feature.aggregate == "last_at":  # a later run's rows are never older
+                    begin, end = here.before(feature.window), here.before(0)
                     some = end > begin
-                    totals[here.rows[some]] = run.times_us[run.rows_at(end[some] - 1)]
+                    newest = here.run.times_us[here.run.rows_at(end[some] - 1)]
+                    found[feature.name][here.rows[some]] = newest
+                elif begin_of_all is None or end_of_all is None:
+                    begin, end = here.before(feature.window), here.before(0)
+                    here.add(found[feature.name], _amount(here.run, feature, begin, end))
+                elif begin_of_all < end_of_all:  # the same rows whichever the moment
+                    begin = here.run.place(here.ranks, begin_of_all)
+                    end = here.run.place(here.ranks, end_of_all)
+                    by_key[feature.name][here.keys] += _amount(here.run, feature, begin, end)
+        for name, totals in by_key.items():
+            if totals.any():
+                found[name] += totals[asked.key_of]
+
+    def _within_reach(self, asked: Asked) -> list[Found]:
+        found = [run.find(asked, self.longest_us) for run in self.runs] if asked.keys.size else []
+        return [here for here in found if here is not None]
 
     def _pick_newest(
         self, asked: Asked, features: list[WindowFeature], found: dict[str, Ints]
     ) -> None:
         column = self.features[0].column
         to_skip = {f.name: np.full(len(asked.order), f.rank - 1) for f in features}
-        for run in reversed(self.runs):
-            here = run.find(asked)
-            if here is None:
-                continue
-            end = here.before(0)
+        for here in reversed(self._within_reach(asked)):
+            run, end = here.run, here.before(0)
             for feature in features:
                 count = end - here.before(feature.window)
                 skip = to_skip[feature.name][here.rows]
@@ -114,7 +140,9 @@ class Track:
         self, asked: Asked, features: list[WindowFeature], found: dict[str, Ints]
     ) -> None:
         column = self.features[0].column
-        laid = _Laid.out(self.runs, column, asked, {feature.window for feature in features})
+        laid = _Laid.out(
+            self._within_reach(asked), column, asked, {feature.window for feature in features}
+        )
         for feature in features:
             if feature.aggregate != "distinct":
                 best = np.minimum if feature.aggregate == "min" else np.maximum
@@ -130,18 +158,20 @@ class Track:
             shares = np.split(totals, len(counted))
             found.update({f.name: share for f, share in zip(counted, shares, strict=True)})
 
-    def changed(self, since_us: int, until_us: int) -> list[pa.Table]:
-        """Raw keys with a row that came or left a window meanwhile, distinct for each run."""
-        shifts = {0, *(feature.window for feature in self.features)}
+    def changed(self, since_us: int, until_us: int) -> list[tuple[Ints, pa.Table]]:
+        """Hashes and raw keys with a row that came or left a window meanwhile, distinct by run."""
+        shifts = sorted({0, *(feature.window for feature in self.features)})
         found = []
         for run in self.runs:
-            owners = [run.keys_between(since_us - s, until_us - s) for s in sorted(shifts)]
-            found.append(run.raw_keys.take(np.unique(np.concatenate(owners))))
+            ranks = [run.keys_between(since_us - s, until_us - s) for s in shifts]
+            here = np.unique(np.concatenate(ranks))
+            if here.size:
+                found.append((run.keys[here], run.raw_keys.take(here)))
         return found
 
     def expire(self, before_us: int) -> None:
         """Drop rows that no window asked at `before_us` or later reaches."""
-        cutoff = before_us - max(feature.window for feature in self.features)
+        cutoff = before_us - self.longest_us
         kept = []
         for run in self.runs:
             gone = int(np.searchsorted(run.times_us, cutoff))
@@ -150,6 +180,14 @@ class Track:
             # half a run at once, so that the cost of a rewrite is spread over the rows it frees
             kept.append(run.without_before(cutoff) if 2 * gone >= len(run) else run)
         self.runs = kept
+
+
+def _amount(run: Run, feature: WindowFeature, begin: Ints, end: Ints) -> Ints:
+    """Count or sum over the places `[begin, end)`."""
+    if feature.aggregate == "count":
+        return end - begin
+    sums = run.sums[feature.column]
+    return sums[end] - sums[begin]
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,15 +200,12 @@ class _Laid:
     end: Ints  # (q,) place after the last
 
     @classmethod
-    def out(cls, runs: list[Run], column: str, asked: Asked, windows_us: set[int]) -> _Laid:
+    def out(cls, reached: list[Found], column: str, asked: Asked, windows_us: set[int]) -> _Laid:
         size, longest = len(asked.order), max(windows_us)
         begin = {window: np.zeros(size, dtype=np.int64) for window in windows_us}
         end = np.zeros(size, dtype=np.int64)
         values, owners = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-        for run in runs:
-            here = run.find(asked)
-            if here is None:
-                continue
+        for here in reached:
             owner = asked.key_of[here.rows]  # rising, and moments rise within a key
             first = np.flatnonzero(np.diff(owner, prepend=-1))
             low = here.before(longest)[first]
@@ -178,14 +213,14 @@ class _Laid:
             count = high - low
             before = np.cumsum(count) - count
             places = np.repeat(low - before, count) + np.arange(count.sum())
-            values.append(run.values[column][run.rows_at(places)])
+            values.append(here.run.values[column][here.run.rows_at(places)])
             owners.append(np.repeat(owner[first], count))
             own_low = np.repeat(low, np.diff(np.append(first, len(owner))))
             end[here.rows] += here.before(0) - own_low
             for window in windows_us:
                 begin[window][here.rows] += here.before(window) - own_low
         owner_of = np.concatenate(owners)
-        order = np.argsort(owner_of, kind="stable")
+        order = stable_order(owner_of)
         owner_of = owner_of[order]
         start = np.searchsorted(owner_of, np.arange(len(asked.keys)))[asked.key_of]
         begin = {window: places + start for window, places in begin.items()}

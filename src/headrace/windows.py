@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from headrace.declaration import LineSpec, WindowFeature
 from headrace.errors import InputError, IntegrityError
 from headrace.events import ARROW_TYPES
+from headrace.questions import Asked, Moments
 from headrace.requests import cross64, hash64
-from headrace.runs import Asked, Run
+from headrace.runs import Run
 from headrace.tracks import Track
 
 Ints = NDArray[np.int64]
@@ -54,17 +55,19 @@ class WindowState:
             return
         resolved = self._in_order(resolved)
         times = _ints(resolved.column("knowledge_at"))
+        events = {event: _rows_of(resolved, event, times) for event in self._events()}
         hashed: dict[str, Ints] = {}
         for view, features in self._views.items():
             hashes = key_hashes(resolved, features[0].key, hashed)
             for track in self._tracks[view]:
-                is_event = pc.fill_null(pc.equal(resolved.column("event"), track.event), False)
-                counts = is_event.to_numpy() & (hashes >= 0)
+                rows, times = events[track.event]
+                counts = hashes[rows] >= 0
                 if track.column is not None:
-                    counts &= resolved.column(track.column).is_valid().to_numpy()
-                rows = np.flatnonzero(counts)
+                    counts &= resolved.column(track.column).is_valid().to_numpy()[rows]
+                if not counts.all():
+                    rows, times = rows[counts], times[counts]
                 if rows.size:
-                    self._push(track, resolved, rows, hashes, times)
+                    self._push(track, resolved, rows, hashes[rows], times)
 
     def _in_order(self, resolved: pa.Table) -> pa.Table:
         times = _ints(resolved.column("knowledge_at"))
@@ -80,12 +83,14 @@ class WindowState:
         return resolved
 
     def _push(
-        self, track: Track, resolved: pa.Table, rows: NDArray[np.intp], hashes: Ints, times: Ints
+        self, track: Track, resolved: pa.Table, rows: Ints, hashes: Ints, times: Ints
     ) -> None:
         schema = self._key_schema(track.features[0].key)
-        raw = resolved.select(schema.names).take(rows).cast(schema).combine_chunks()
+        raw = resolved.select(schema.names).cast(schema).combine_chunks()
         values = {name: self._integers(resolved, name)[rows] for name in track.reads}
-        track.push(Run.of_rows(track.appended, hashes[rows], raw, times[rows], values))
+        track.push(
+            Run.of_rows(track.appended, hashes, raw, rows=rows, times_us=times, values=values)
+        )
 
     def values(self, keys: pa.Table, at_us: NDArray[np.int64], view: str | None = None) -> pa.Table:
         """Window features of row i's keys over `[at_us[i] - window, at_us[i])`.
@@ -101,10 +106,14 @@ class WindowState:
                 f"at_us has {len(at_us)} moments for {keys.num_rows} keys; give one each"
             )
         wanted = self._views if view is None else {view: self._features(view)}
+        moments = Moments.of(at_us)
         hashed: dict[str, Ints] = {}
         found: dict[str, Ints] = {}
         for name, features in wanted.items():
-            asked = Asked.of(key_hashes(keys, features[0].key, hashed), at_us)
+            hashes = key_hashes(keys, features[0].key, hashed)
+            newest = [track.runs[-1] for track in self._tracks[name] if track.runs]
+            own = (run.asked_by(hashes, moments) for run in newest)
+            asked = next(filter(None, own), None) or Asked.of(hashes, moments)
             for track in self._tracks[name]:
                 for column, totals in track.values(asked).items():
                     found[column] = np.empty_like(totals)
@@ -121,10 +130,11 @@ class WindowState:
         Those with an event that came in `[since_us, until_us)` or left a window meanwhile.
         """
         key = self._features(view)[0].key
-        parts = [part for track in self._tracks[view] for part in track.changed(since_us, until_us)]
-        rows = pa.concat_tables([self._key_schema(key).empty_table(), *parts]).combine_chunks()
-        _, first = np.unique(key_hashes(rows, key), return_index=True)
-        return rows.take(first)
+        found = [pair for track in self._tracks[view] for pair in track.changed(since_us, until_us)]
+        if not found:
+            return self._key_schema(key).empty_table()
+        _, first = np.unique(np.concatenate([hashes for hashes, _ in found]), return_index=True)
+        return pa.concat_tables([raw for _, raw in found]).combine_chunks().take(first)
 
     def expire(self, before_us: int) -> None:
         """Drop events that no window asked at `before_us` or later can reach."""
@@ -190,6 +200,9 @@ class WindowState:
         column = resolved.column(name)
         return hash64(column) if self._spec.columns.get(name) == "string" else _ints(column)
 
+    def _events(self) -> list[str]:
+        return sorted({track.event for track in self._all_tracks()})
+
     def _all_tracks(self) -> list[Track]:
         return [track for tracks in self._tracks.values() for track in tracks]
 
@@ -203,7 +216,16 @@ def _run_of(track: Track, start: int, rows: pa.Table) -> Run:
     key = track.features[0].key
     hashes = key_hashes(rows, key)
     values = {name: _ints(rows.column(f"_{name}")) for name in track.reads}
-    return Run.of_rows(start, hashes, rows.select(key), _ints(rows.column("_knowledge_at")), values)
+    times = _ints(rows.column("_knowledge_at"))
+    every = np.arange(len(times), dtype=np.int64)
+    return Run.of_rows(start, hashes, rows.select(key), rows=every, times_us=times, values=values)
+
+
+def _rows_of(resolved: pa.Table, event: str, times: Ints) -> tuple[Ints, Ints]:
+    """Rows of one kind of event, and their times."""
+    is_event = pc.fill_null(pc.equal(resolved.column("event"), event), False)
+    rows = np.flatnonzero(is_event.to_numpy())
+    return rows, times[rows]
 
 
 def _declaration(features: tuple[WindowFeature, ...]) -> str:
@@ -224,7 +246,8 @@ def key_hashes(
     if len(parts) == 1:
         return parts[0]
     missing = np.logical_or.reduce([part < 0 for part in parts])
-    return np.where(missing, np.int64(-1), cross64(parts))
+    crossed = cross64(parts)
+    return np.where(missing, np.int64(-1), crossed) if missing.any() else crossed
 
 
 def _ints(column: pa.ChunkedArray) -> Ints:

@@ -28,7 +28,8 @@ OWNERS = {
     "airflow": {"dags"},
 }
 PURE = (
-    *("asof", "declaration", "errors", "events", "requests", "runs", "windows"),
+    *("asof", "declaration", "errors", "events", "requests", "windows"),
+    *("tracks", "runs", "questions", "order", "ranges"),
     *("labels", "metrics", "gates", "feature_rows", "bits"),
 )
 IO_MODULES = {"os", "io", "pathlib", "time", "socket", "subprocess", "threading", "httpx", "shutil"}

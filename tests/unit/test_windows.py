@@ -174,6 +174,27 @@ def test_kernel_equals_the_naive_oracle(rows: Any, cuts: Any, queries: Any) -> N
 
 
 @settings(max_examples=100, deadline=None)
+@given(LOGS, CUTS, st.sampled_from(["impression", "click"]), st.integers(0, 12))
+def test_each_event_asked_at_its_own_moment_equals_the_naive_oracle(
+    rows: Any, cuts: Any, event: str, seed: int
+) -> None:
+    # a replay asks so; in the order of the log and, by the seed, in any other
+    asked = [
+        row for row in rows if row["event"] == event and None not in (row["user"], row["item"])
+    ]
+    last = max((cut for cut in cuts if cut < len(rows)), default=0)
+    newest = [row for row in rows[last:] if row in asked]
+    for queries in (asked, newest, list(np.random.default_rng(seed).permutation(asked))):
+        at_us = np.array([query["knowledge_at"] for query in queries], dtype=np.int64)
+        keys = table(queries).select(KEYS.names)
+        got = state_of(rows, cuts).values(keys, at_us)
+        expected = window_values(SPEC.windows, rows, queries, at_us.tolist())
+        assert got.to_pylist() == [
+            {name: TEXT_IDS.get(value, value) for name, value in row.items()} for row in expected
+        ]
+
+
+@settings(max_examples=100, deadline=None)
 @given(LOGS, CUTS, CUTS, st.integers(0, 8), QUERIES)
 def test_batch_equals_micro_batches_with_a_restart_in_the_middle(
     rows: Any, cuts: Any, other_cuts: Any, restart_after: int, queries: Any
@@ -239,11 +260,12 @@ def test_changed_holds_every_key_whose_value_differs(
 def test_windows_are_half_open_at_both_ends() -> None:
     row = {"event": "impression", "value": 1, "user": "a", "item": 1, "price": 5, "note": "x"}
     state = state_of([{**row, "knowledge_at": 10_000}])
-    counts = [
-        at_moment(state, at_us).column("user_views_count_3")[1].as_py()
-        for at_us in (10_000, 10_001, 13_000, 13_001)
-    ]
-    assert counts == [0, 1, 1, 0]
+    for name, window_us in (("user_views_count_3", 3_000), ("user_views_count_20", 20_000)):
+        counts = [
+            at_moment(state, 10_000 + later_us).column(name)[1].as_py()
+            for later_us in (0, 1, window_us, window_us + 1)
+        ]
+        assert counts == [0, 1, 1, 0]
 
 
 def test_a_key_changes_in_the_microsecond_that_an_event_comes_or_leaves() -> None:
@@ -322,6 +344,46 @@ def test_runs_stay_few_and_keep_their_bytes_under_their_name() -> None:
                 assert written.setdefault(name, rows).equals(rows)
     tracks = 12
     assert most <= 1 + tracks * 12
+
+
+def test_long_runs_are_merged_within_a_share_of_the_longest_window() -> None:
+    row = {"event": "impression", "value": 1, "user": "a", "item": 1, "price": 5, "note": "x"}
+    state, size = WindowState(SPEC, views=["toy_by_user"]), 20_000  # 20 ms
+    batch = pa.concat_tables([table([{**row, "knowledge_at": 0}])] * size).combine_chunks()
+    for start_us in range(0, 40_000, 1_000):
+        times = np.linspace(start_us, start_us + 900, size).astype(np.int64)
+        state.append(batch.set_column(0, SCHEMA.field(0), pa.array(times)))
+        state.expire(start_us)
+    spans = []
+    for name, rows in state.checkpoint().items():
+        if name.startswith("toy_by_user.impression.0"):
+            times = rows.column("_knowledge_at").to_numpy()
+            spans.append(times[-1] - times[0])
+    assert 2_500 < max(spans) <= 5_000  # merged, and none over more than a quarter
+    assert len(spans) <= 12
+
+
+def test_rows_that_expire_before_the_next_append_are_never_merged() -> None:
+    row = {"event": "impression", "value": 1, "user": "a", "item": 1, "price": 5, "note": "x"}
+    state = WindowState(SPEC, views=["toy_by_user"])
+    for at_us in (0, 1):
+        state.append(table([{**row, "knowledge_at": at_us}]))
+    names = [name for name in state.checkpoint() if name.startswith("toy_by_user.impression.0")]
+    assert [name.rpartition(".")[2] for name in names] == [
+        "000000000000-000000000001",
+        "000000000001-000000000002",
+    ]
+    state.expire(1_000_000)
+    state.append(table([{**row, "knowledge_at": 1_000_000}]))
+    names = [name for name in state.checkpoint() if name.startswith("toy_by_user.impression.0")]
+    assert [name.rpartition(".")[2] for name in names] == ["000000000002-000000000003"]
+
+
+def test_no_questions_get_a_row_for_none() -> None:
+    row = {"event": "impression", "value": 1, "user": "a", "item": 1, "price": 5, "note": "x"}
+    for rows in ([], [{**row, "knowledge_at": 1}]):
+        values = state_of(rows).values(KEYS.empty_table(), np.array([], dtype=np.int64))
+        assert (values.num_rows, values.num_columns) == (0, len(WINDOWS))
 
 
 def test_runs_of_one_column_are_not_taken_for_those_of_all_rows() -> None:

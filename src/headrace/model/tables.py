@@ -78,6 +78,19 @@ class Tables:
             self._touched["wide"][rows[:, self._layout.fields :].ravel()] = True
         return rows
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the tables in a state."""
+        return tuple(self._variables)
+
+    def read(self, name: str, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Rows of a table as they are now. Raises `IntegrityError` for one that it lacks."""
+        length = self._lengths[name]
+        if numbers.size and not 0 <= int(numbers.min()) <= int(numbers.max()) < length:
+            raise IntegrityError(f"{name!r} has rows 0 to {length - 1}; load a base")
+        rows: NDArray[np.float32] = self._variables[name].sparse_read(numbers).numpy()
+        return rows
+
     def state(self) -> State:
         """Copies of the tables, and of the map of dynamic ids."""
         tables = {name: np.array(table.numpy()) for name, table in self._variables.items()}
