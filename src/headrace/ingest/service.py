@@ -46,8 +46,8 @@ def run(
 
     Finishes what was cut short before, pushes the newest tick again, then goes on. On `stop`
     new requests are refused, accepted events are stored and answered, and last ticks read them,
-    of which none begins more than `CATCH_UP_S` after that: less than 10 s in all, a second of
-    them without slow senders and backlog. Raises `EnvironmentFault` when the port
+    of which none begins more than `CATCH_UP_S` after that: 9 s at most, and the tick under way.
+    Raises `EnvironmentFault` when the port
     or the log is taken, or the disk has too little room. `push` defaults to Feast's online store.
     """
     push = push or feast_push(settings, spec)
