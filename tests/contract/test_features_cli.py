@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from headrace import cli
+from headrace.cli import options
 from headrace.events import event_schema
 from headrace.ingest.service import import_history
 from headrace.requests import hash64
@@ -46,7 +47,7 @@ def run(
 ) -> Any:
     monkeypatch.setenv("HEADRACE_HOME", str(lived.home))
     monkeypatch.setenv("HEADRACE_LINES_DIR", str(lived.lines_dir))
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(options.out, "width", 200)
 
     def call(*words: str, code: int = 0) -> str:
         monkeypatch.setattr("sys.argv", ["headrace", "features", *words])

@@ -45,10 +45,9 @@ def run(
 
     Finishes what was cut short before, pushes what the online store lacks, then goes on. On `stop`
     new requests are refused, accepted events are stored and answered, and last ticks read them,
-    of which none begins more than `CATCH_UP_S` after that: less than 10 s in all, a second of
-    them without slow senders and backlog. Raises `EnvironmentFault` when the port
-    or the log is taken, the disk has too little room, or the online store is away at the start;
-    nothing is lost by it. `online` defaults to Feast's online store.
+    of which none begins more than `CATCH_UP_S` after that: 9 s at most, and the tick under way.
+    Raises `EnvironmentFault` when the port or the log is taken, the disk has too little room, or
+    the online store is away at the start; nothing is lost by it. `online` defaults to Feast's.
     """
     online = online or FeastOnline(settings, spec)
     home = settings.line_home(spec.line)

@@ -207,6 +207,8 @@ def _rows(
 def _reader(view: AskedView, rows: ibis.Table) -> pa.RecordBatchReader:
     if isinstance(view.source, FileSource):  # ibis 12 has no stream of its own from DuckDB 2
         connection = ibis.get_backend(rows).con
+        # a long read would draw its progress into what a verb prints, JSON too
+        connection.execute("SET enable_progress_bar = false")
         return connection.sql(ibis.to_sql(rows)).to_arrow_reader(BLOCK_ROWS)
     return rows.to_pyarrow().to_reader(max_chunksize=BLOCK_ROWS)
 

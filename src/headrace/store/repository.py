@@ -224,11 +224,8 @@ class Store:
 
     def _store(self) -> FeatureStore:
         if self._feast is None:
-            import ibis
             from feast import FeatureStore
 
-            # a long join would draw its progress into what a verb prints, JSON too
-            ibis.get_backend().con.execute("SET enable_progress_bar = false")
             self._feast = FeatureStore(config=open_config(self._settings))
         return self._feast
 
