@@ -11,15 +11,10 @@ engine, CPU seconds of the whole tree of processes (JVM and workers), and the sa
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import re
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,6 +33,7 @@ from bench._measure import (
     make_events,
     six_windows,
 )
+from bench._process import in_a_process, python, read_arrow, tell
 from headrace.atomic import write_arrow
 from headrace.backfill.features import features
 from headrace.backfill.interval import Engine, backfill
@@ -48,7 +44,6 @@ from headrace.log.files import FileLog
 CLICKS = 0.05
 GIB = 2**30
 START_US = 1_700_000_000_000_000
-TICKS_A_S = os.sysconf("SC_CLK_TCK")
 
 
 def run(*, quick: bool = False) -> dict[str, Any]:
@@ -64,10 +59,10 @@ def run(*, quick: bool = False) -> dict[str, Any]:
         del events
         for _ in range(rounds):
             for engine in ENGINES:
-                told = _in_a_process(engine, folder)
+                told = in_a_process("bench.backfill", engine, folder)
                 seconds[engine].append(told["cpu_s"])
                 peak[engine].append(told["peak_bytes"])
-        ours, theirs = (_read(folder / f"{engine}.arrow") for engine in ENGINES)
+        ours, theirs = (read_arrow(folder / f"{engine}.arrow") for engine in ENGINES)
         equal = ours.num_rows == asked and ours.equals(theirs)
     ratio = statistics.median(
         a / b for a, b in zip(seconds["kernel"], seconds["duckdb"], strict=True)
@@ -100,7 +95,8 @@ def _overhead_of_spark(rounds: int) -> tuple[dict[str, list[float]], list[dict[s
         _write_log(folder / "large", round(1_000_000 / (1 - CLICKS)))
         for _ in range(rounds):
             for engine, size in (("local", "large"), ("spark", "large"), ("spark", "small")):
-                taken = _python("-m", "bench.backfill", f"over_log_{engine}", str(folder / size))[1]
+                arguments = ("-m", "bench.backfill", f"over_log_{engine}", str(folder / size))
+                taken = python(*arguments)[1]
                 seconds[engine if size == "large" else "spark start"].append(taken)
         local, other = (
             {path.name: path.read_bytes() for path in (folder / "large" / engine).glob("*/*")}
@@ -134,54 +130,6 @@ def _write_log(home: Path, rows: int) -> None:
     log.close()
 
 
-def _in_a_process(engine: str, folder: Path) -> dict[str, Any]:
-    """Run this file for one engine; the time to import is not counted, the memory is."""
-    told: dict[str, Any] = json.loads(_python("-m", "bench.backfill", engine, str(folder))[0])
-    return told
-
-
-def _python(*arguments: str) -> tuple[str, float]:
-    """Run Python to its end; what it printed, and CPU seconds of it and all its descendants."""
-    with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(
-            [sys.executable, *arguments],
-            cwd=Path(__file__).parents[1],
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-        )
-        seconds: dict[str, float] = {}
-        while process.poll() is None:  # a child's time is gone with it, so it is read meanwhile
-            seconds |= _tree(process.pid)
-            time.sleep(0.2)
-        printed = process.communicate()[0]
-        if process.returncode:
-            errors.seek(0)
-            raise RuntimeError(f"{arguments} failed: {errors.read().strip()[-2000:]}")
-    return printed, sum(seconds.values())
-
-
-def _tree(root: int) -> dict[str, float]:
-    """CPU seconds so far of a process and its descendants, by id and start."""
-    stats = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            stats[int(path.parent.name)] = path.read_text().rpartition(")")[2].split()
-    found, family = {}, [root]
-    while family:
-        parent = family.pop()
-        if parent in stats:
-            told = stats[parent]
-            found[f"{parent} {told[19]}"] = (int(told[11]) + int(told[12])) / TICKS_A_S
-            family += [child for child, fields in stats.items() if int(fields[1]) == parent]
-    return found
-
-
-def _read(path: Path) -> pa.Table:
-    with pa.memory_map(str(path)) as file:
-        return pa.ipc.open_file(file).read_all()
-
-
 def _kernel(spec: LineSpec, events: pa.Table) -> pa.Table:
     asked = events.select(["user_id", "item_id", "knowledge_at"]).filter(
         pc.equal(events["event"], "impression")
@@ -206,25 +154,15 @@ def _range_frames(spec: LineSpec, events: pa.Table) -> pa.Table:
 ENGINES = {"kernel": _kernel, "duckdb": _range_frames}
 
 
-def _peak_bytes() -> int:
-    # not ru_maxrss: a child's begins with what its parent held when it started it
-    told = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
-    return 1024 * int(told[1]) if told else 0
-
-
 def _main(engine: str, folder: Path) -> None:
     if engine.startswith("over_log_"):
         by: Engine = "spark" if engine.endswith("spark") else "local"
         interval = (START_US, START_US + 2 * DAY_US)
         backfill(six_windows(), folder, folder / by, interval, engine=by)
         return
-    started = time.process_time()
-    answers = ENGINES[engine](six_windows(), _read(folder / "events.arrow"))
-    write_arrow(folder / f"{engine}.arrow", answers)
-    told = {
-        "cpu_s": time.process_time() - started,
-        "peak_bytes": _peak_bytes(),
-    }
+    told = tell(
+        engine, folder, lambda: ENGINES[engine](six_windows(), read_arrow(folder / "events.arrow"))
+    )
     sys.stdout.write(json.dumps(told) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""docs/results.md, written from the JSON files that demo, replay and bench leave in `out/`.
+"""docs/results.md, from the JSON files that demo, replay, bench and tests leave in `out/`.
 
 Nothing in it is typed by hand. Each section stands between two marks; a section whose files are
 absent is left as it is, so that one machine may renew the demo and another the replay.
@@ -28,6 +28,7 @@ def write(document: Path, out: Path) -> list[str]:
         "demo": (sorted(out.glob("demo/report.json")), _demo),
         "replay": (sorted(out.glob("replay/*.json")), _replay),
         "bench": (sorted(out.glob("bench/*.json")), _bench),
+        "faults": (sorted(out.glob("faults/*.json")), _faults),
     }
     text = document.read_text(encoding="utf-8") if document.exists() else _TITLE
     renewed = []
@@ -121,3 +122,14 @@ def _bench(files: Sequence[Path]) -> str:
     heads = ["benchmark", "claim", "value", "goal", "holds"]
     claims = replay_results.table(heads, rows)
     return "\n".join(["## Benchmarks", "", "`make bench`", "", *claims, *tables])
+
+
+def _faults(files: Sequence[Path]) -> str:
+    rows = []
+    for told in map(_read, files):
+        stages = ", ".join(f"{name} {count}" for name, count in told["stages"].items())
+        rows.append(
+            [f"{told['what']} (`{told['command']}`)", str(told["kills"]), stages, told["end"]]
+        )
+    table = replay_results.table(["what", "kills", "where they fell", "how it ended"], rows)
+    return "\n".join(["## Faults", "", "`make test`, the newest run.", "", *table])

@@ -407,3 +407,14 @@ def test_results_are_written_between_their_marks(tmp_path: Path, result: dict[st
     path.write_text("{}", encoding="utf-8")
     with pytest.raises(InputError, match="not a replay result"):
         write(document, tmp_path / "out")
+
+
+def test_faults_are_told_by_where_they_fell(tmp_path: Path) -> None:
+    import json
+
+    told = {"what": "kills", "command": "pytest x", "kills": 9, "stages": {"a": 5, "b": 4}}
+    (tmp_path / "faults").mkdir()
+    (tmp_path / "faults" / "one.json").write_text(json.dumps(told | {"end": "same bytes"}))
+    assert write(tmp_path / "results.md", tmp_path) == ["faults"]
+    line = "| kills (`pytest x`) | 9 | a 5, b 4 | same bytes |"
+    assert line in (tmp_path / "results.md").read_text()

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from headrace.atomic import write_json
 from headrace.declaration import LineSpec
 from headrace.events import event_schema, served_schema
 from headrace.ingest import checkpoint
@@ -210,7 +211,17 @@ def test_ticks_killed_two_hundred_times_end_in_the_same_bytes(tmp_path):
             shutil.rmtree(stormy)
             if enough:
                 break
-    print(f"{hit.total()} kills in {run + 1} runs: {dict(hit.most_common())}")  # noqa: T201
     assert KILLS <= hit.total() <= MOST
     assert min(hit[name] for name in STAGES) >= EACH
     assert len(in_ticks) > 30
+    write_json(
+        PROJECT / "out" / "faults" / "ingest_kills.json",
+        {
+            "what": "ticks of the ingest process killed by SIGKILL at random moments",
+            "command": "pytest tests/e2e/test_ingest_kill.py",
+            "kills": hit.total(),
+            "runs": run + 1,
+            "stages": dict(hit.most_common()),
+            "end": "every file and every online row as in an undisturbed run",
+        },
+    )
