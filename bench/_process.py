@@ -48,6 +48,11 @@ def python(*arguments: str) -> tuple[str, float]:
     return printed, sum(seconds.values())
 
 
+def cpu_of_tree(root: int) -> float:
+    """CPU seconds so far of a process and its living descendants."""
+    return sum(_tree(root).values())
+
+
 def tell(engine: str, folder: Path, answer: Callable[[], pa.Table]) -> dict[str, Any]:
     """Write the answer as `<folder>/<engine>.arrow`; return its CPU seconds and peak bytes."""
     started = time.process_time()

@@ -1,18 +1,22 @@
-"""Micro-batches over a large state, committed: the kernel against DuckDB and Polars.
+"""Micro-batches over a large state, committed: the kernel against DuckDB, Polars and Spark.
 
 Each engine takes the same batch, computes six windows on three keys for each impression at its
-own moment and writes them durably as Parquet. CPU seconds of this process (all threads). The
-peers hold their history in memory as the kernel does, read only the keys of the batch and the
-span of their longest window, and are hand-written for it. They take the first batches,
-interleaved; the kernel alone goes on through a cycle of merges and expiry, and its figure is
-the mean with all of that, where a peer's is the median.
+own moment and writes them durably as Parquet. CPU seconds of this process (all threads; of
+Spark, its JVM too, without its start). The peers hold their history in memory as the kernel
+does, read only the keys of the batch and the span of their longest window, and are hand-written
+for it. They take the first batches, interleaved; the kernel alone goes on through a cycle of
+merges and expiry, and its figure is the mean with all of that, where a peer's is the median.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 import tempfile
+import time
 from collections.abc import Sequence
+from contextlib import ExitStack
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,14 +36,17 @@ from bench._measure import (
     not_measured,
     present,
     six_windows,
-    timed,
 )
+from bench._process import cpu_of_tree
+from headrace import spark
 from headrace.atomic import write_parquet
 from headrace.declaration import LineSpec, WindowFeature
 from headrace.windows import WindowState
 
 SPAN_US = 7 * DAY_US  # the longest window: the state neither grows nor shrinks
 FASTER = 5.0
+SPARK_SIZE = (2_000_000, 100_000)  # a batch takes Spark half a minute: one size, once warm
+SPARK_BATCHES = 2
 # state, batch, batches with peers, batches of the kernel, goal in µs of CPU per event
 QUICK = [(20_000, 1_000, 2, 4, None), (20_000, 5_000, 1, 2, None)]
 FULL = [
@@ -54,6 +61,16 @@ class Engine(Protocol):
     """Holds history; adds a batch and answers its impressions."""
 
     def absorb(self, batch: pa.Table, asked: pa.Table) -> pa.Table: ...
+
+    def cpu_s(self) -> float: ...
+
+
+class InProcess:
+    """An engine whose work is done in this process."""
+
+    def cpu_s(self) -> float:
+        """CPU seconds so far."""
+        return time.process_time()
 
 
 def run(*, quick: bool = False) -> dict[str, Any]:
@@ -72,7 +89,11 @@ def run(*, quick: bool = False) -> dict[str, Any]:
         engines: dict[str, Engine] = {"kernel": Kernel(spec, history)}
         engines |= {name: peer(spec, history) for name, peer in peers.items()}
         batches = [events.slice(state + i * batch, batch) for i in range(rounds)]
-        found, same = _measure(engines, batches, shared)
+        with ExitStack() as open_engines:
+            if (state, batch) == SPARK_SIZE:
+                session = open_engines.enter_context(spark.session())
+                engines["spark"] = InSpark(spec, history, session)
+            found, same = _measure(engines, batches, shared)
         equal &= same
         size = f"{batch:,} over {state:,}"
         seconds |= {f"{name}, {size}": times for name, times in found.items()}
@@ -81,7 +102,8 @@ def run(*, quick: bool = False) -> dict[str, Any]:
         "what": "micro-batches, six windows on three keys, commit with fsync",
         "rows": max(row[0] for row in (QUICK if quick else FULL)),
         "keys": keys,
-        "peers": {name: _version(name) for name in ("duckdb", "polars")},
+        "peers": {name: _version(name) for name in ("duckdb", "polars")}
+        | {"spark": version("pyspark")},
         "cpu_s": seconds,
         "claims": [equality("bit-equal to the peers", equal), *claims],
     }
@@ -96,10 +118,11 @@ def _measure(
         for number, batch in enumerate(batches):
             answers = {}
             for name, engine in engines.items():
-                if name == "kernel" or number < shared:
+                if name == "kernel" or number < (SPARK_BATCHES if name == "spark" else shared):
                     path = Path(folder) / name / f"b={number:08d}.parquet"
-                    answers[name], seconds = timed(_commit, engine, batch, path)
-                    found[name].append(seconds)
+                    began = engine.cpu_s()
+                    answers[name] = _commit(engine, batch, path)
+                    found[name].append(engine.cpu_s() - began)
             equal &= all(table.equals(answers["kernel"]) for table in answers.values())
             if number + 1 == shared:
                 engines = {"kernel": engines["kernel"]}
@@ -129,6 +152,9 @@ def _claims(
             claims.append(at_least(name, statistics.median(found[peer]) / ours, "x", FASTER))
         else:
             claims.append(not_measured(name, peer))
+    if "spark" in found:
+        name = f"CPU of spark over the kernel's, {size}"
+        claims.append(at_least(name, found["spark"][-1] / ours, "x", FASTER))
     return claims
 
 
@@ -143,7 +169,7 @@ def _version(package: str) -> str:
     return str(__import__(package).__version__)
 
 
-class Kernel:
+class Kernel(InProcess):
     """Headrace's own."""
 
     def __init__(self, spec: LineSpec, history: pa.Table) -> None:
@@ -166,7 +192,7 @@ def _views(spec: LineSpec) -> list[tuple[tuple[str, ...], list[WindowFeature], i
     ]
 
 
-class InDuckDB:
+class InDuckDB(InProcess):
     """A table in memory; range frames over the batch's keys within the longest window."""
 
     def __init__(self, spec: LineSpec, history: pa.Table) -> None:
@@ -203,7 +229,7 @@ class InDuckDB:
         )
 
 
-class InPolars:
+class InPolars(InProcess):
     """A frame in memory; the same rows, by rolling sums over each key."""
 
     def __init__(self, spec: LineSpec, history: pa.Table) -> None:
@@ -245,3 +271,57 @@ class InPolars:
             )
             found |= {feature.name: answers[feature.name].to_arrow() for feature in features}
         return int_table(self.spec, (found[feature.name] for feature in self.spec.windows))
+
+
+class InSpark:
+    """Cached frames; the same range frames in Spark SQL. Its first batch warms it up."""
+
+    def __init__(self, spec: LineSpec, history: pa.Table, session: spark.SparkSession) -> None:
+        self.spec, self.session = spec, session
+        self.rows = 0
+        self.events = self._frame(history)
+
+    def cpu_s(self) -> float:
+        """CPU seconds so far of this process and of the JVM."""
+        return cpu_of_tree(os.getpid())
+
+    def _frame(self, table: pa.Table) -> spark.DataFrame:
+        first = self.rows
+        self.rows += table.num_rows
+        places = pa.array(np.arange(first, self.rows))
+        names = ["knowledge_at", "event", "user_id", "item_id"]
+        frame = self.session.createDataFrame(table.select(names).add_column(0, "place", places))
+        frame = frame.cache()
+        frame.count()
+        return frame
+
+    def absorb(self, batch: pa.Table, asked: pa.Table) -> pa.Table:
+        first = self.rows
+        new = self._frame(batch)
+        self.events = self.events.union(new)
+        new.createOrReplaceTempView("batch")
+        self.events.createOrReplaceTempView("events")
+        found: dict[str, Any] = {}
+        start = int(batch["knowledge_at"][0].as_py())
+        for key, features, longest in _views(self.spec):
+            query = (
+                f"WITH near AS (SELECT * FROM events LEFT SEMI JOIN batch USING ({', '.join(key)}) "
+                f"WHERE knowledge_at >= {start - longest}), "
+                f"framed AS (SELECT place, event, {', '.join(map(_frame_by_case, features))} "
+                f"FROM near) SELECT * FROM framed "
+                f"WHERE event = 'impression' AND place >= {first} ORDER BY place"
+            )
+            table = spark.collect(self.session.sql(query))
+            found |= {feature.name: table[feature.name] for feature in features}
+        return int_table(
+            self.spec, (found[feature.name].combine_chunks() for feature in self.spec.windows)
+        )
+
+
+def _frame_by_case(feature: WindowFeature) -> str:
+    """`frame` without FILTER, which Spark has not for windows."""
+    return (
+        f"COALESCE(SUM(CASE WHEN event = '{feature.event}' THEN 1 ELSE 0 END) OVER ("
+        f"PARTITION BY {', '.join(feature.key)} ORDER BY knowledge_at "
+        f"RANGE BETWEEN {feature.window} PRECEDING AND 1 PRECEDING), 0) AS {feature.name}"
+    )

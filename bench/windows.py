@@ -7,7 +7,6 @@ with `RANGE BETWEEN w PRECEDING AND 1 PRECEDING` over integer microseconds.
 from __future__ import annotations
 
 import statistics
-import time
 from typing import Any
 
 import duckdb
@@ -15,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from bench._measure import timed
 from headrace.declaration import LineSpec
 from headrace.settings import find_line, load_settings
 from headrace.windows import WindowState
@@ -48,13 +48,6 @@ def run(*, quick: bool = False) -> dict[str, Any]:
              "goal": "<= 1", "holds": ratio <= 1},
         ],
     }  # fmt: skip
-
-
-def timed(function: Any, *arguments: Any) -> tuple[pa.Table, float]:
-    """Result and CPU seconds of one call."""
-    started = time.process_time()
-    result = function(*arguments)
-    return result, time.process_time() - started
 
 
 def make_events(rows: int) -> pa.Table:

@@ -129,6 +129,8 @@ def stage(home: Path) -> str:
         return "parts written" if any(home.rglob(f"b={name}.parquet")) else "plan stored"
     if not (home.parent / f"{home.name}.restored").exists():
         return "restoring"
+    if done == 0:
+        return "between ticks"
     with closing(Online(home.parent / f"{home.name}.db")) as online:
         newest = read_tick(home, done - 1)
         pushed = {view for at, view in online.pushes() if at == newest.at_us}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,7 +26,9 @@ import yaml
 
 from headrace.declaration import LineSpec
 from headrace.events import event_schema, served_schema
+from headrace.ingest.tick import resume, run_tick
 from headrace.log.files import FileLog
+from headrace.sample import TickManifest, ticks
 from headrace.settings import PROJECT, load_settings
 from headrace.stream.service import run
 from headrace.stream.source import parse
@@ -78,7 +81,8 @@ def prepare(home: Path, count: int) -> None:
 def start(home: Path, source: str, **options: Any) -> subprocess.Popen[str]:
     """The driver, in a process group of its own; it prints a line when it takes its first batch."""
     return subprocess.Popen(
-        [sys.executable, __file__, str(home), source, json.dumps(options)],
+        [sys.executable, "-m", "tests.spark.streaming", str(home), source, json.dumps(options)],
+        cwd=PROJECT,
         stdout=subprocess.PIPE,
         stderr=(home.parent / f"{home.name}.err").open("a"),
         text=True,
@@ -123,14 +127,32 @@ def log_rows(home: Path) -> list[dict[str, Any]]:
     return log.read(0, log.head).drop_columns(["arrival_at"]).to_pylist()
 
 
+def live_again(stormy: Path, calm: Path) -> list[TickManifest]:
+    """The same logs lived in another home without a disturbance, tick by tick; its manifests."""
+    ours, home = (root / "lines" / SPEC.line for root in (stormy, calm))
+    shutil.copytree(ours / "log", home / "log")
+    state = resume(SPEC, home)
+    for manifest in ticks(ours):
+        plan = state.plan(manifest.events[1])
+        assert plan is not None
+        run_tick(state, plan, Nowhere().push)
+    return ticks(home)
+
+
 def tree(home: Path) -> dict[str, bytes]:
-    """Every file of the line but Spark's own and the query's name."""
+    """Every file of the line but Spark's own and the query's name, and what the event log holds.
+
+    How its records are spread over segments depends on when these were joined.
+    """
     line = home / "lines" / SPEC.line
-    return {
+    beside = (line / "stream", line / "log" / "events")
+    found = {
         str(path.relative_to(line)): path.read_bytes()
         for path in sorted(line.rglob("*"))
-        if path.is_file() and path.name != ".lock" and path.relative_to(line).parts[0] != "stream"
+        if path.is_file() and path.name != ".lock" and not {*path.parents} & {*beside}
     }
+    log = FileLog(line / "log" / "events", event_schema(SPEC))
+    return found | {"log/events": repr(log.read(0, log.head).to_pylist()).encode()}
 
 
 def main(home: Path, source: str, at_once: int, once: bool = True) -> None:
@@ -140,8 +162,8 @@ def main(home: Path, source: str, at_once: int, once: bool = True) -> None:
 
     def clock() -> int:
         print("taken", flush=True)  # noqa: T201
-        appended = len(list(segments.glob("*.arrow")))
-        return T0 + 60 * SECOND + appended * 5 * SECOND
+        head = FileLog(segments, event_schema(SPEC)).head
+        return T0 + 60 * SECOND + head * SECOND // 10
 
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())

@@ -29,7 +29,7 @@ from headrace.stream.service import run
 from headrace.stream.source import Files
 from tests.campaign import Nowhere
 
-FILES = 24
+FILES = 36
 KILLS = 9
 
 
@@ -49,30 +49,28 @@ def once_each(rows: list[dict[str, Any]], sent: list[dict[str, Any]]) -> bool:
 
 @pytest.mark.spark
 @pytest.mark.faults
-def test_a_driver_killed_nine_times_ends_in_the_same_bytes(tmp_path: Path) -> None:
+def test_a_driver_killed_nine_times_leaves_what_an_undisturbed_one_leaves(tmp_path: Path) -> None:
     folder, sent = tmp_path / "in", streaming.events(6_000, 1)
     folder.mkdir()
     for number in range(FILES):
         lines = [json.dumps(event) for event in sent[number::FILES]] + list(MALFORMED)
         arrive(folder, f"{number:03d}.jsonl", lines, T0 // 10**6 + number)
     (folder / ".half.jsonl").write_text('{"event": "impr')
-    calm, stormy = tmp_path / "calm", tmp_path / "stormy"
-    for home in (calm, stormy):
-        streaming.prepare(home, 6_000)
-    process = streaming.start(calm, f"files:{folder}", at_once=1)
-    process.stdout.readline()
-    began = time.monotonic()
-    assert streaming.end(process) == 0
-    a_batch_s = (time.monotonic() - began) / FILES
-    fell = streaming.run_with_kills(stormy, f"files:{folder}", KILLS, 3 * a_batch_s, at_once=1)
-    assert fell == KILLS
+    stormy, calm = tmp_path / "stormy", tmp_path / "calm"
+    streaming.prepare(stormy, 6_000)
+    fell = streaming.run_with_kills(stormy, f"files:{folder}", KILLS, 0.9, at_once=1)
+    assert fell >= KILLS - 2  # a quick driver may end before the last
+    in_order = [event["impression_id"] for n in range(FILES) for event in sent[n::FILES]]
+    rows = streaming.log_rows(stormy)
+    assert [row["impression_id"] for row in rows] == in_order
+    assert once_each(rows, sent)
+    manifests = streaming.live_again(stormy, calm)
     ours, theirs = streaming.tree(stormy), streaming.tree(calm)
+    assert len(ours.pop("malformed.jsonl").splitlines()) == FILES * len(MALFORMED)
     assert ours.keys() == theirs.keys()
     assert [name for name in ours if ours[name] != theirs[name]] == []
-    assert once_each(streaming.log_rows(stormy), sent)
-    assert len(ours["malformed.jsonl"].splitlines()) == FILES * len(MALFORMED)
-    manifests = ticks(stormy / "lines" / SPEC.line)
-    assert len(manifests) == FILES
+    # a kill while Spark plans a batch may put two files into the next one
+    assert FILES - KILLS <= len(manifests) <= FILES
     assert sum(manifest.counts["positives"] for manifest in manifests) > 300
 
 
