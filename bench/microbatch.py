@@ -278,6 +278,8 @@ class InSpark:
 
     def __init__(self, spec: LineSpec, history: pa.Table, session: spark.SparkSession) -> None:
         self.spec, self.session = spec, session
+        # without it Spark walks each range frame anew, which is quadratic on hot keys
+        session.conf.set("spark.sql.window.segmentTree.enabled", "true")
         self.rows = 0
         self.events = self._frame(history)
 

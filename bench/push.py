@@ -204,7 +204,8 @@ def _ticks(settings: Settings, sizes: dict[str, int]) -> list[float]:
         now_us = clock_us()
         past = np.sort(now_us - rng.integers(2 * US, 600 * US, sizes["state"]))
         writer.append_stamped(_events(spec, rng, past, "past"))
-        tick()
+        while state.events_to < writer.head:
+            tick()
         for number in range(sizes["ticks"]):
             stamps = np.full(sizes["tick"], clock_us())
             events = _events(spec, rng, stamps, f"tick{number}")
