@@ -30,7 +30,7 @@ check: setup ## ruff, mypy, import-linter
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports
 
-test-fast: setup ## Unit, contract, golden, parity and architecture tests (under two minutes)
+test-fast: setup ## Unit, contract, golden, parity and architecture tests (about three minutes)
 	@bash infra/setup/redis.sh
 	@.venv/bin/pytest -n 2 --dist loadfile -m "not ($(SLOW))"
 

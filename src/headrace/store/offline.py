@@ -17,6 +17,7 @@ all but the newest away; this one searches for the newest (`headrace.asof`). Ans
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -41,6 +42,9 @@ from headrace.atomic import write_parquet
 from headrace.errors import InputError
 from headrace.store import history
 from headrace.store.history import AskedView
+
+# Feast shows every DeprecationWarning; this one is between ibis and DuckDB
+warnings.filterwarnings("ignore", "fetch_arrow_table", DeprecationWarning)
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _US: Final = timedelta(microseconds=1)
