@@ -14,7 +14,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
@@ -192,6 +192,23 @@ def _views(spec: LineSpec) -> list[tuple[tuple[str, ...], list[WindowFeature], i
     ]
 
 
+def _range_frames(
+    key: tuple[str, ...],
+    features: Sequence[WindowFeature],
+    expression: Callable[[WindowFeature], str],
+    since_us: int,
+    first: int,
+) -> str:
+    """SQL for a view's windows at the batch's impressions, over the rows of its keys alone."""
+    return (
+        f"WITH near AS (SELECT * FROM events SEMI JOIN batch USING ({', '.join(key)}) "
+        f"WHERE knowledge_at >= {since_us}), "
+        f"framed AS (SELECT place, event, {', '.join(map(expression, features))} FROM near) "
+        f"SELECT {', '.join(feature.name for feature in features)} FROM framed "
+        f"WHERE event = 'impression' AND place >= {first} ORDER BY place"
+    )
+
+
 class InDuckDB(InProcess):
     """A table in memory; range frames over the batch's keys within the longest window."""
 
@@ -214,13 +231,7 @@ class InDuckDB(InProcess):
         found: dict[str, Any] = {}
         start = int(batch["knowledge_at"][0].as_py())
         for key, features, longest in _views(self.spec):
-            query = (
-                f"WITH near AS (SELECT * FROM events SEMI JOIN batch USING ({', '.join(key)}) "
-                f"WHERE knowledge_at >= {start - longest}), "
-                f"framed AS (SELECT place, event, {', '.join(map(frame, features))} FROM near) "
-                f"SELECT * EXCLUDE (event) FROM framed "
-                f"WHERE event = 'impression' AND place >= {first} ORDER BY place"
-            )
+            query = _range_frames(key, features, frame, start - longest, first)
             table = self.connection.sql(query).to_arrow_table()
             found |= {feature.name: table[feature.name] for feature in features}
         self.connection.unregister("batch")
@@ -306,13 +317,7 @@ class InSpark:
         found: dict[str, Any] = {}
         start = int(batch["knowledge_at"][0].as_py())
         for key, features, longest in _views(self.spec):
-            query = (
-                f"WITH near AS (SELECT * FROM events LEFT SEMI JOIN batch USING ({', '.join(key)}) "
-                f"WHERE knowledge_at >= {start - longest}), "
-                f"framed AS (SELECT place, event, {', '.join(map(_frame_by_case, features))} "
-                f"FROM near) SELECT * FROM framed "
-                f"WHERE event = 'impression' AND place >= {first} ORDER BY place"
-            )
+            query = _range_frames(key, features, _frame_by_case, start - longest, first)
             table = spark.collect(self.session.sql(query))
             found |= {feature.name: table[feature.name] for feature in features}
         return int_table(

@@ -32,6 +32,7 @@ from headrace.log.files import FileLog
 from headrace.quarantine import Quarantine
 from headrace.replay import stream
 from headrace.settings import PROJECT, java_command
+from tests.campaign import free_port
 
 TOY: dict[str, Any] = {
     "line": "toy",
@@ -157,14 +158,8 @@ def place(
     monkeypatch.setenv("HEADRACE_HOME", str(made.home))
     monkeypatch.setenv("HEADRACE_LINES_DIR", str(made.lines))
     for name in ("SERVER", "COLLECTOR", "AIRFLOW"):
-        monkeypatch.setenv(f"HEADRACE_{name}_PORT", str(_free_port()))
+        monkeypatch.setenv(f"HEADRACE_{name}_PORT", str(free_port()))
     return made
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def changed(path: str, value: Any) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from headrace.settings import Settings, load_settings
 from headrace.stack import Service, down, running, status, up
 from headrace.stack import lifecycle as lifecycle_module
 from headrace.stack.processes import stack_processes
+from tests.campaign import free_port
 
 ANSWER = """
 import http.server, sys
@@ -56,12 +57,6 @@ def dying_service(settings: Settings, _line: str) -> tuple[Service, ...]:
     command = (sys.executable, "-c", "raise SystemExit('no such model')")
     broken = Service("serve", command, 1, lambda _since: False)
     return (answering("ingest", settings.collector_port), broken)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -20,18 +19,13 @@ from headrace.declaration import LineSpec
 from headrace.line import LineStore
 from headrace.settings import PROJECT, Settings, find_line, load_settings
 from headrace.stack import AirflowClient, running
+from tests.campaign import free_port
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 DOCUMENT = (PROJECT / "docs" / "api.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```sh\n(.*?)```", DOCUMENT, re.DOTALL)
 MARK = "=== end of a block ==="
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def publish(settings: Settings, spec: LineSpec, versions: int = 2) -> None:

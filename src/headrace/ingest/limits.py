@@ -94,26 +94,14 @@ class Admission:
             why = f"the body is too large; send at most {self.limits.body_bytes} bytes"
             raise Refusal(413, "body_too_large", why)
         if self.bytes + count > self.limits.queue_bytes:
-            raise Refusal(
-                429,
-                "queue_full",
-                f"{self.bytes} bytes wait already, of at most {self.limits.queue_bytes}; "
-                "send again later",
-                1,
-            )
+            raise _queue_full(f"{self.bytes} bytes", self.limits.queue_bytes)
         held.bytes += count
         self.bytes += count
 
     def hold_rows(self, held: Held, count: int) -> None:
         """Take room for events that wait for their append. Raises `Refusal` without room."""
         if self.rows + count > self.limits.queue_rows:
-            raise Refusal(
-                429,
-                "queue_full",
-                f"{self.rows} events wait already, of at most {self.limits.queue_rows}; "
-                "send again later",
-                1,
-            )
+            raise _queue_full(f"{self.rows} events", self.limits.queue_rows)
         held.rows += count
         self.rows += count
 
@@ -132,6 +120,11 @@ class Admission:
         free = free_bytes(self._folder)
         if free < self._min_free_bytes:
             raise Refusal(503, "disk_low", low_disk(self._folder, free, self._min_free_bytes), 30)
+
+
+def _queue_full(waiting: str, most: int) -> Refusal:
+    why = f"{waiting} wait already, of at most {most}; send again later"
+    return Refusal(429, "queue_full", why, 1)
 
 
 def free_bytes(folder: Path) -> int:
