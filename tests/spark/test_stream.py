@@ -93,6 +93,18 @@ def test_a_file_that_spark_cannot_read_is_named_and_its_batch_waits(tmp_path: Pa
     assert once_each(streaming.log_rows(home), streaming.events(20, 2))
 
 
+@pytest.mark.spark
+def test_a_batch_of_several_files_keeps_the_order_of_their_times(tmp_path: Path) -> None:
+    folder, home, sent = tmp_path / "in", tmp_path / "home", streaming.events(40, 2)
+    folder.mkdir()
+    for number, part in enumerate((sent[:2], sent[2:30], sent[30:])):  # Spark reads large first
+        arrive(folder, f"{9 - number}.jsonl", [json.dumps(event) for event in part], 1 + number)
+    settings = load_settings({"HEADRACE_HOME": str(home)})
+    run(settings, SPEC, Files(folder), threading.Event(), once=True, online=Nowhere())
+    rows = streaming.log_rows(home)
+    assert [row["impression_id"] for row in rows] == [event["impression_id"] for event in sent]
+
+
 def parquet(folder: Path, sent: list[dict[str, Any]]) -> None:
     fields = {"event": pa.string(), "impression_id": pa.string(), "user_id": pa.string()}
     fields |= {"item_id": pa.string(), "category": pa.string(), "discount": pa.float64()}

@@ -49,7 +49,7 @@ def run(
 
         def take(rows: pa.Table, batch: int) -> None:
             query = json.loads((checkpoint / "metadata").read_text(encoding="utf-8"))["id"]
-            feed.deliver(query, batch, rows["value"].to_pylist())
+            feed.deliver(query, batch, source.values(rows))
 
         try:
             every_us = None if once else spec.cadence.tick

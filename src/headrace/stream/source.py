@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from headrace.declaration import LineSpec
 from headrace.errors import EnvironmentFault, InputError
 from headrace.settings import Settings
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from headrace.spark import DataFrame, SparkSession
 
 _KAFKA: Final = re.compile(r"^kafka://(?P<brokers>[^/]+:\d+)/(?P<topic>[A-Za-z0-9._-]+)$")
+_PLACE: Final = ("file_modification_time", "file_path", "file_block_start")
 _TYPES: Final = {"string": "STRING", "int": "BIGINT", "float": "DOUBLE"}
 FILES_AT_ONCE: Final = 100
 MESSAGES_AT_ONCE: Final = 100_000
@@ -31,7 +35,7 @@ class Files:
 
     A line of a `.jsonl` file is an event. A Parquet file has columns of the event log without
     stamp (`event_at` a timestamp); those that it lacks are null. A batch has up to `at_once`
-    files of each kind.
+    files of each kind; its events come by time, then path of their files, each file in its order.
     """
 
     folder: Path
@@ -50,13 +54,21 @@ class Files:
             raise InputError(f"{self.folder} is not a folder; make it, then move event files in")
 
     def frame(self, spark: SparkSession, spec: LineSpec) -> DataFrame:
-        """The streaming frame: `value`, text."""
+        """The streaming frame: `value`, text, and where it stood, for `values`."""
         lines = self._reader(spark, "*.jsonl").text(str(self.folder)).where("trim(value) != ''")
         rows = self._reader(spark, "*.parquet").schema(_columns(spec)).parquet(str(self.folder))
         others = ("event", "impression_id", "request_id", "value", *spec.columns)
         names = ", ".join(f"`{name}`" for name in others)
         event = f"to_json(struct(unix_micros(event_at) AS event_at, {names})) AS value"
-        return lines.union(rows.selectExpr(event))
+        place = [f"_metadata.{name} AS {name}" for name in _PLACE]
+        return lines.selectExpr("value", *place).union(rows.selectExpr(event, *place))
+
+    @staticmethod
+    def values(rows: pa.Table) -> list[str]:
+        """The events of a batch in order: Spark reads the largest of its files first."""
+        by_place = pc.sort_indices(rows, [(name, "ascending") for name in _PLACE])  # stable
+        values: list[str] = rows["value"].take(by_place).to_pylist()
+        return values
 
     def _reader(self, spark: SparkSession, names: str) -> DataFrame:
         options = {"pathGlobFilter": names, "maxFilesPerTrigger": str(self.at_once)}
@@ -112,6 +124,12 @@ class Kafka:
             "maxOffsetsPerTrigger": str(self.at_once),
         }
         return spark.readStream.format("kafka").options(**options).load().select("value")
+
+    @staticmethod
+    def values(rows: pa.Table) -> list[bytes | None]:
+        """The events of a batch, those of each partition in the order of their offsets."""
+        values: list[bytes | None] = rows["value"].to_pylist()
+        return values
 
 
 def parse(text: str) -> Files | Kafka:
