@@ -34,7 +34,7 @@ HISTORY_ROWS: Final = 200_000
 HOLDOUT_SHARE: Final = 0.15
 _NEWER_MODEL_KEYS: Final = (
     *("wide", "cross_layers", "cross_rank"),
-    *("ids", "admit_after", "expire_after", "learning_rate_floor"),
+    *("ids", "admit_after", "expire_after", "learning_rate_floor", "precision"),
 )
 
 

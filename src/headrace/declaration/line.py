@@ -79,6 +79,8 @@ class ModelSpec(Declared):
     crosses: they cost no embedding (Cheng et al., "Wide & Deep Learning", 2016).
     `ids: dynamic` gives an id a row of its own once it was learned `admit_after` times, and takes
     it back after `expire_after` of event time without it; `wide` ids stay hashed.
+    `precision` is that of the network's products of matrices; what is stored, added up and
+    stepped stays float32.
     """
 
     family: Literal["ftrl", "deep", "ftrl_deep", "dcn"] = "ftrl_deep"
@@ -102,6 +104,7 @@ class ModelSpec(Declared):
     embedding_learning_rate: float = Field(0.05, gt=0)
     dense_learning_rate: float = Field(0.002, gt=0)
     learning_rate_floor: float = Field(0.0, ge=0, lt=1)
+    precision: Literal["float32", "tensorfloat32", "bfloat16"] = "float32"
 
     @model_validator(mode="after")
     def _has_inputs(self) -> Self:

@@ -46,6 +46,8 @@ from headrace.model.inputs import (
     read_weights,
     side_by_side,
 )
+from headrace.model.peers import Peers
+from headrace.model.runtime import allow_tensorfloat32
 from headrace.model.step import ADAM_DECAY, Graph, initial_arrays
 from headrace.model.tables import Columns, Tables
 
@@ -67,18 +69,28 @@ class Model:
     Everything that training changes is in `state()`; `seed` fixes the fresh weights and how ids
     are mixed. `load_state` into a model of the same spec and seed continues bit for bit.
     Not thread-safe: learn and load in one thread; predictions may run beside each other.
+    With `peers` every process of the group must learn the same samples (see peers).
     """
 
-    def __init__(self, spec: ModelSpec, seed: int, feedback: DelayedFeedback = "correct"):
+    def __init__(
+        self,
+        spec: ModelSpec,
+        seed: int,
+        feedback: DelayedFeedback = "correct",
+        peers: Peers | None = None,
+    ):
         self.spec = spec
         self.seed = seed
         self.feedback = feedback
         self._identity = _identity(spec, seed)
+        if spec.precision == "tensorfloat32":
+            allow_tensorfloat32()
         self._graph = Graph(
             spec,
             initial_arrays(spec, seed),
             PREDICT_ROWS,
             reweighted=feedback in ("fnw", "esdfm"),
+            peers=peers,
         )
         self._tables = Tables(spec, seed, self._graph.variables)
         self._late = np.zeros(2)

@@ -31,13 +31,15 @@ class Network:
     hidden: tuple[int, ...]
     cross_layers: int
     cross_rank: int
+    bfloat16: bool = False
 
     @classmethod
     def of(cls, spec: ModelSpec, columns: int) -> Network:
         """The network of a declared model."""
         crosses = spec.cross_layers if spec.family == "dcn" else 0
         width = len(spec.embedded) * spec.embedding_dim
-        return cls(width, columns, spec.hidden, crosses, spec.cross_rank)
+        low = spec.precision == "bfloat16"
+        return cls(width, columns, spec.hidden, crosses, spec.cross_rank, low)
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
@@ -81,15 +83,24 @@ class Network:
     def _deep(self, parameters: list[Tensor], embedding: Tensor, columns: Tensor) -> Tensor:
         # two products cost less than joining both inputs in memory
         first = parameters[0]
-        layer = tf.matmul(embedding, first[: self.width]) + tf.matmul(columns, first[self.width :])
+        layer = self._product(embedding, first[: self.width])
+        layer += self._product(columns, first[self.width :])
         layer += parameters[1]
         for kernel, bias in zip(parameters[2::2], parameters[3::2], strict=True):
-            layer = tf.matmul(tf.nn.relu(layer), kernel) + bias
+            layer = self._product(tf.nn.relu(layer), kernel) + bias
         return layer[:, 0]
 
     def _cross(self, parameters: list[Tensor], first: Tensor) -> Tensor:
         layer = first
         for at in range(0, 3 * self.cross_layers, 3):
             down, up, bias = parameters[at : at + 3]
-            layer += first * (tf.matmul(tf.matmul(layer, down), up) + bias)
-        return tf.matmul(layer, parameters[-1])[:, 0]
+            layer += first * (self._product(self._product(layer, down), up) + bias)
+        return self._product(layer, parameters[-1])[:, 0]
+
+    def _product(self, left: Tensor, right: Tensor) -> Tensor:
+        """Product of matrices; in bfloat16 its gradients are such products too, and two rows that
+        should cancel do so to 8 bits."""
+        if not self.bfloat16:
+            return tf.matmul(left, right)
+        product = tf.matmul(tf.cast(left, tf.bfloat16), tf.cast(right, tf.bfloat16))
+        return tf.cast(product, tf.float32)

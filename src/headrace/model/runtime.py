@@ -2,7 +2,9 @@
 
 One thread for each op and between ops: a step of a few hundred rows is too small to share out,
 and a fixed order of additions is what makes a run repeatable. No device is pinned: where
-TensorFlow sees a GPU, it uses it.
+TensorFlow sees a GPU, it uses it, and takes of its memory what it needs. The same seed gives the
+same bytes on the same kind of device, not across kinds. `float32` means that on a GPU too:
+TF32 is what `model.precision: tensorfloat32` asks for.
 """
 
 from __future__ import annotations
@@ -48,5 +50,19 @@ tf.get_logger().setLevel("ERROR")
 tf.config.threading.set_intra_op_parallelism_threads(1)
 tf.config.threading.set_inter_op_parallelism_threads(1)
 tf.config.experimental.enable_op_determinism()
+tf.config.experimental.enable_tensor_float_32_execution(False)
+for _gpu in tf.config.list_physical_devices("GPU"):
+    tf.config.experimental.set_memory_growth(_gpu, True)
 
-__all__ = ["tf"]
+
+def allow_tensorfloat32() -> None:
+    """Let every product of float32 matrices in this process run as TF32, where the GPU can."""
+    tf.config.experimental.enable_tensor_float_32_execution(True)
+
+
+def device() -> str:
+    """What a model in this process computes on: `GPU:0`, or `CPU:0` where no GPU is seen."""
+    return "GPU:0" if tf.config.list_logical_devices("GPU") else "CPU:0"
+
+
+__all__ = ["allow_tensorfloat32", "device", "tf"]

@@ -25,6 +25,7 @@ from headrace.declaration import ModelSpec
 from headrace.model.ids import first_capacity
 from headrace.model.inputs import mixed_keys
 from headrace.model.network import Network
+from headrace.model.peers import Peers
 from headrace.model.runtime import tf
 
 Tensor = Any  # tensorflow has no types that mypy could follow
@@ -120,8 +121,10 @@ class Graph:
         arrays: dict[str, NDArray[Any]],
         predict_rows: int,
         reweighted: bool = False,
+        peers: Peers | None = None,
     ):
         self._spec = spec
+        self._peers = peers or Peers()
         self._layout = Layout.of(spec)
         self._network = Network.of(spec, self._layout.columns)
         self._reweights = reweighted
@@ -130,7 +133,8 @@ class Graph:
             open_ = tf.TensorShape([None, self._layout.row_width])
             self.variables["table"] = tf.Variable(arrays["table"], name="table", shape=open_)
         of_step = [tf.TensorSpec([spec.batch_size, 2], tf.float32), tf.TensorSpec([4], tf.float32)]
-        self.learn = self._compile(self._learn, [*self._inputs(spec.batch_size), *of_step])
+        learn = self._peers.compile(self._learn)
+        self.learn = self._compile(learn, [*self._inputs(spec.batch_size), *of_step])
         of_offset = tf.TensorSpec([], tf.float32)
         self.predict = self._compile(self._predict, [*self._inputs(predict_rows), of_offset])
 
@@ -179,19 +183,30 @@ class Graph:
             of_wide = tf.unique(tf.reshape(wide, [-1]))
             held_wide = self.variables["wide"].sparse_read(of_wide.y)
             logit += self._by_row(tf.gather(self._ftrl_weight(held_wide), of_wide.idx), columns)
+        part = self._peers.share(self._spec.batch_size)
+        logit, positive, negative = logit[part], positive[part], negative[part]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             if layout.deep:
                 parameters = self._network.split(self.variables["dense"].read_value())
-                rows = tf.gather(held[:, layout.weights], position)
-                embedding = self._side_by_side(rows, columns)
+                of_part = tf.reshape(position, [self._spec.batch_size, layout.fields])[part]
+                rows = tf.gather(held[:, layout.weights], tf.reshape(of_part, [-1]))
+                embedding = self._side_by_side(rows, columns[part])
                 tape.watch([embedding, *parameters])
-                deep = self._network.logit(parameters, embedding, columns)
+                deep = self._network.logit(parameters, embedding, columns[part])
                 logit += deep
         if self._reweights:
             positive, negative = self._reweighted(positive, negative, logit, scalars[3])
         # d/dlogit of -pw·log σ - nw·log(1-σ); for a correction (1, -1) it is exactly -1
         slope = (positive + negative) * tf.sigmoid(logit) - positive
         loss = positive * tf.nn.softplus(-logit) + negative * tf.nn.softplus(logit)
+        by_row, flat = [slope, loss], tf.zeros([0])
+        if layout.deep:
+            of_embedding, *of_dense = tape.gradient(
+                deep, [embedding, *parameters], output_gradients=slope
+            )
+            by_row.append(of_embedding)
+            flat = tf.concat([tf.reshape(part, [-1]) for part in of_dense], 0)
+        (slope, loss, *by_row), flat = self._peers.exchange(by_row, flat, self._spec.batch_size)
         stepped = []
         if layout.linear:
             self._step_linear(tf.linalg.matvec(columns, slope, transpose_a=True))
@@ -202,12 +217,8 @@ class Graph:
             rows = tf.IndexedSlices(self._ftrl(held_wide, by_id), of_wide.y)
             self.variables["wide"].scatter_update(rows)
         if layout.deep:
-            of_embedding, *of_dense = tape.gradient(
-                deep, [embedding, *parameters], output_gradients=slope
-            )
-            flat = tf.concat([tf.reshape(part, [-1]) for part in of_dense], 0)
             self._step_dense(flat / self._spec.batch_size, scalars[1:3])
-            by_id = tf.reshape(of_embedding, [-1, layout.dim])
+            by_id = tf.reshape(by_row[0], [-1, layout.dim])
             stepped.append(self._adagrad(held, self._summed(by_id, position, unique)))
         table.scatter_update(tf.IndexedSlices(tf.concat(stepped, 1), unique))
         return tf.reduce_sum(loss)
