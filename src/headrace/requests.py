@@ -109,7 +109,8 @@ def _bucket(x: Floats, boundaries: Sequence[float]) -> Ints:
     return np.where(np.isnan(x), np.int64(-1), index)
 
 
-def _log1p(x: Floats) -> Floats:
+def log1p(x: Floats) -> Floats:
+    """`log1p(max(x, 0))`, shape (n,), by libm."""
     # NumPy's log1p picks a SIMD or a scalar routine by array layout and processor; Arrow's
     # calls libm for every element
     return np.asarray(pc.log1p(pa.array(np.maximum(x, 0.0))).to_numpy(zero_copy_only=False))
@@ -175,7 +176,7 @@ class _Inputs:
                 return np.maximum(np.asarray(passed.to_numpy(), np.float64), 0.0) / 1e6
             case Number(kind=kind, of=of):
                 x = self._number(of, feature.name)
-                return _log1p(x) if kind == "log1p" else x
+                return log1p(x) if kind == "log1p" else x
 
     def _time_part(self, kind: str) -> Ints:
         local = self._request_us().cast(pa.timestamp("us", tz=self._spec.timezone))

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from headrace.cli.export import export
 from headrace.cli.features import features_app
 from headrace.cli.line import line_app, quarantine_app
 from headrace.cli.options import AsJson, LineName, LinePath, open_line, out, show, until_signal
@@ -40,6 +41,7 @@ app.add_typer(quarantine_app, name="quarantine")
 app.add_typer(features_app, name="features")
 app.command()(backfill)
 app.command()(stream)
+app.command()(export)
 
 # What no verb can foresee, and its remedy; any other OSError is a fault of this program.
 _NO_SPACE = "free some space, or set HEADRACE_HOME to another disk, and run again"

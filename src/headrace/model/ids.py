@@ -31,6 +31,13 @@ def first_capacity(fields: int) -> int:
     return max(_SMALLEST, 1 << (2 * fields - 1).bit_length())
 
 
+def admitted(slots: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Keys, as int64 and rising, of the ids in `slots` that have a row, and their rows."""
+    has_row = slots[slots[:, _PLACE] >= _FIRST]
+    ordered = has_row[np.argsort(has_row[:, _KEY], kind="stable")]
+    return ordered[:, _KEY].copy(), ordered[:, _PLACE] - _FIRST
+
+
 class DynamicIds:
     """Rows of ids, with admission after a count, expiry after idle event time, and recycling."""
 

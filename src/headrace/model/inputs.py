@@ -179,12 +179,17 @@ class Statistics:
         positive, negative = np.maximum(self.classes, 0.0) + 1.0
         return np.float32(np.log(positive / negative))
 
-    def design(self, numbers: NDArray[np.float64]) -> NDArray[np.float32]:
-        """(n, 1 + 2·numbers) float32: a constant 1, the standardised numbers, their indicators."""
+    def scale(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """What a number is standardised by: mean and deviation, each (numbers,)."""
         seen, mean, squares = self.moments
         deviation = np.where(seen > 0, np.sqrt(squares / np.maximum(seen, 1e-9)), 1.0)
+        return mean, np.maximum(deviation, 1e-6)
+
+    def design(self, numbers: NDArray[np.float64]) -> NDArray[np.float32]:
+        """(n, 1 + 2·numbers) float32: a constant 1, the standardised numbers, their indicators."""
+        mean, deviation = self.scale()
         missing = np.isnan(numbers)
-        scaled = (numbers - mean) / np.maximum(deviation, 1e-6)
+        scaled = (numbers - mean) / deviation
         scaled[missing] = 0.0
         columns = (np.ones((len(numbers), 1)), np.clip(scaled, -SPREAD, SPREAD), missing)
         return np.concatenate(columns, axis=1, dtype=np.float32, casting="same_kind")

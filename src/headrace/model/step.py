@@ -112,6 +112,13 @@ def initial_arrays(spec: ModelSpec, seed: int) -> dict[str, NDArray[Any]]:
     }
 
 
+def ftrl_weight(spec: ModelSpec, rows: Tensor) -> Tensor:
+    """The weights (n,) that rows [z, n] of FTRL stand for."""
+    z, n = rows[:, 0], rows[:, 1]
+    shrunk = tf.sign(z) * tf.maximum(tf.abs(z) - spec.ftrl_l1, 0.0)
+    return -shrunk / ((spec.ftrl_beta + tf.sqrt(n)) / spec.ftrl_alpha + spec.ftrl_l2)
+
+
 class Graph:
     """Variables of one model and the compiled functions over them."""
 
@@ -265,10 +272,7 @@ class Graph:
         )
 
     def _ftrl_weight(self, rows: Tensor) -> Tensor:
-        z, n = rows[:, 0], rows[:, 1]
-        spec = self._spec
-        shrunk = tf.sign(z) * tf.maximum(tf.abs(z) - spec.ftrl_l1, 0.0)
-        return -shrunk / ((spec.ftrl_beta + tf.sqrt(n)) / spec.ftrl_alpha + spec.ftrl_l2)
+        return ftrl_weight(self._spec, rows)
 
     def _ftrl(self, rows: Tensor, gradient: Tensor) -> Tensor:
         z, n = rows[:, 0], rows[:, 1]
