@@ -90,7 +90,7 @@ IDS = [
 NUMBERS = ["ctr", "age", "mean_item", "price_log", "most_number", "hour_number"]
 KINDS: dict[str, dict[str, Any]] = {
     "ftrl": {"family": "ftrl"},
-    "dcn": {"family": "dcn", "cross_rank": 3},
+    "dcn": {"family": "dcn", "cross_rank": 3, "precision": "bfloat16"},
     "wide": {"family": "ftrl_deep", "wide": ["user_item"]},
     "dynamic": {"family": "ftrl_deep", "ids": "dynamic", "admit_after": 2, "wide": ["place_hour"]},
     "numbers only": {"family": "ftrl_deep", "categorical": []},
