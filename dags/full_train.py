@@ -15,18 +15,14 @@ broke (memory, disk); its log names what. Training restarts from the log, so jus
 
 from __future__ import annotations
 
-import logging
 from datetime import timedelta
 
 from airflow.sdk import DAG, CronTriggerTimetable, DeltaTriggerTimetable, Param, task
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
+from dags.shared.defaults import tags_of, task_defaults
+from dags.shared.training import gated_training
 from headrace.declaration import LineSpec
 from headrace.settings import find_line, load_lines, load_settings
-
-log = logging.getLogger(__name__)
-
-LONGEST = timedelta(hours=6)
 
 
 @task.short_circuit
@@ -36,31 +32,6 @@ def plan(line: str) -> bool:
 
     settings = load_settings()
     return cycle.plan_full(settings, find_line(settings, line)) is not None
-
-
-@task(execution_timeout=LONGEST)
-def run_pipeline(line: str) -> str:
-    """Check data, train, evaluate, promote; returns the name of the run's record."""
-    from headrace.launch import run_pipeline as launch
-
-    result = launch(load_settings(), "full_train", line, timeout_s=LONGEST.total_seconds())
-    if result.outcome == "failed":
-        raise AirflowException("; ".join(result.reasons))
-    return result.run
-
-
-@task(retries=0)
-def report_outcome(line: str, run: str) -> None:
-    """Say how the run ended; red, with the reasons, when a gate rejected."""
-    from headrace import records
-
-    settings = load_settings()
-    ended = records.find_record(settings, find_line(settings, line), run)
-    if ended is None and settings.kfp_endpoint is not None:
-        raise AirflowSkipException(f"the record of {run} lies on the cluster's storage")
-    if ended is None or ended.outcome == "rejected":
-        raise AirflowFailException("; ".join(ended.reasons) if ended else f"{run} has no record")
-    log.info("%s %s: version %s", run, ended.outcome, ended.version)
 
 
 def build(spec: LineSpec) -> DAG:
@@ -74,13 +45,11 @@ def build(spec: LineSpec) -> DAG:
         schedule=schedule if spec.source.kind == "live" else None,
         catchup=False,
         max_active_runs=1,
-        default_args={"retries": 1, "retry_delay": timedelta(minutes=1)},
+        default_args=task_defaults(first_retry_s=60),
         params={"reason": Param(None, type=["null", "string"], title="Reason")},
-        tags=["headrace", spec.line],
+        tags=tags_of(spec),
     ) as dag:
-        run = run_pipeline(spec.line)
-        plan(spec.line) >> run
-        report_outcome(spec.line, run)
+        gated_training(spec.line, "full_train", plan, longest=timedelta(hours=6))
     return dag
 
 

@@ -19,8 +19,9 @@ import logging
 from datetime import UTC, datetime, timedelta
 
 from airflow.sdk import DAG, DeltaTriggerTimetable, Param, task
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
+from dags.shared.defaults import tags_of, task_defaults
+from dags.shared.training import gated_training
 from headrace.declaration import LineSpec
 from headrace.settings import find_line, load_lines, load_settings
 
@@ -40,31 +41,6 @@ def plan(line: str) -> bool:
     return cycle.plan(settings, find_line(settings, line)) is not None
 
 
-@task(execution_timeout=timedelta(minutes=15))
-def run_pipeline(line: str) -> str:
-    """Check data, train, evaluate, promote; returns the name of the run's record."""
-    from headrace.launch import run_pipeline as launch
-
-    result = launch(load_settings(), "incremental_train", line)
-    if result.outcome == "failed":
-        raise AirflowException("; ".join(result.reasons))
-    return result.run
-
-
-@task(retries=0)
-def report_outcome(line: str, run: str) -> None:
-    """Say how the run ended; red, with the reasons, when a gate rejected."""
-    from headrace import records
-
-    settings = load_settings()
-    ended = records.find_record(settings, find_line(settings, line), run)
-    if ended is None and settings.kfp_endpoint is not None:
-        raise AirflowSkipException(f"the record of {run} lies on the cluster's storage")
-    if ended is None or ended.outcome == "rejected":
-        raise AirflowFailException("; ".join(ended.reasons) if ended else f"{run} has no record")
-    log.info("%s %s: version %s", run, ended.outcome, ended.version)
-
-
 def build(spec: LineSpec) -> DAG:
     """The DAG of one line."""
     every = timedelta(microseconds=spec.cadence.incremental)
@@ -75,13 +51,11 @@ def build(spec: LineSpec) -> DAG:
         start_date=datetime(2026, 1, 1, tzinfo=UTC),
         catchup=False,
         max_active_runs=1,
-        default_args={"retries": 1, "retry_delay": timedelta(seconds=5)},
+        default_args=task_defaults(first_retry_s=5),
         params={"reason": Param(None, type=["null", "string"], title="Reason")},
-        tags=["headrace", spec.line],
+        tags=tags_of(spec),
     ) as dag:
-        run = run_pipeline(spec.line)
-        plan(spec.line) >> run
-        report_outcome(spec.line, run)
+        gated_training(spec.line, "incremental_train", plan, longest=timedelta(minutes=15))
     return dag
 
 

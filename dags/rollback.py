@@ -19,6 +19,8 @@ from typing import Any
 
 from airflow.sdk import DAG, Param, task
 
+from dags.shared.assets import LineAssets
+from dags.shared.defaults import tags_of, task_defaults
 from headrace.declaration import LineSpec
 from headrace.settings import find_line, load_lines, load_settings
 
@@ -57,9 +59,11 @@ def build(spec: LineSpec) -> DAG:
             ),
             "reason": Param(None, type=["null", "string"], title="Reason"),
         },
-        tags=["headrace", spec.line],
+        default_args=task_defaults(),
+        tags=tags_of(spec),
     ) as dag:
-        move_champion(spec.line)
+        assets = LineAssets.of(spec.line)
+        move_champion.override(inlets=[assets.version], outlets=[assets.served])(spec.line)
     return dag
 
 

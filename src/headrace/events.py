@@ -16,6 +16,7 @@ correction: positive after all, no longer negative. They are facts, whatever
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import pyarrow as pa
@@ -29,6 +30,13 @@ ARROW_TYPES: Final[dict[str, pa.DataType]] = {
     "int": pa.int64(),
     "float": pa.float64(),
 }
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def micros(moment: datetime) -> int:
+    """A moment with a zone as whole microseconds since 1970, as the logs hold times."""
+    return (moment - _EPOCH) // timedelta(microseconds=1)
 
 
 def event_schema(spec: LineSpec) -> pa.Schema:

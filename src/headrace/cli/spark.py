@@ -5,16 +5,14 @@ from __future__ import annotations
 import enum
 import logging
 import sys
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
 
 from headrace.cli.options import AsJson, LineName, open_line, out, show, until_signal
 from headrace.errors import InputError
-
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 Master = Annotated[str, typer.Option(help="Spark master: local[N], spark://…, yarn.")]
 
@@ -70,10 +68,12 @@ def backfill(
 
 def _moment(option: str, text: str) -> int:
     """ISO 8601 as microseconds since 1970."""
+    from headrace.events import micros
+
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
         raise InputError(
             f"{option} {text!r} is not a time; give one like 2026-11-20 or 2026-11-20T08:00:00Z"
         ) from None
-    return (moment.replace(tzinfo=moment.tzinfo or UTC) - _EPOCH) // timedelta(microseconds=1)
+    return micros(moment.replace(tzinfo=moment.tzinfo or UTC))

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any, Final
 
 from headrace.declaration import LineSpec
-from headrace.events import IMPRESSION
+from headrace.events import IMPRESSION, micros
 
 DAY_US: Final = 86_400_000_000
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _INT64: Final = range(-(2**63), 2**63)
 _OWN: Final = {"event", "impression_id", "request_id", "event_at", "value"}
 
@@ -126,7 +125,7 @@ def _time(value: object, now_us: int) -> int:
             raise Malformed(f"event_at: {value!r} is not an ISO 8601 time") from None
         if moment.tzinfo is None:
             raise Malformed(f"event_at: {value!r} has no zone; add Z or an offset")
-        value = (moment - _EPOCH) // timedelta(microseconds=1)
+        value = micros(moment)
     if isinstance(value, bool) or not isinstance(value, int):
         raise Malformed(f"event_at: {value!r} is neither an ISO 8601 time nor microseconds")
     if value < 0:

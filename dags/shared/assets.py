@@ -1,0 +1,30 @@
+"""The assets of a line: events, features, samples, version, served, each made from those before.
+
+The resident services write the first three all the time and tell Airflow nothing; DAGs read them
+(inlets). A version is published by a training, `served` moves when the champion does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+from airflow.sdk import Asset
+
+
+@dataclass(frozen=True)
+class LineAssets:
+    """The assets of one line, upstream first."""
+
+    events: Asset
+    features: Asset
+    samples: Asset
+    version: Asset
+    served: Asset
+
+    @classmethod
+    def of(cls, line: str) -> Self:
+        """The assets named `<line>.<asset>`, with the URI `headrace://<line>/<asset>`."""
+        names = ("events", "features", "samples", "version", "served")
+        uris = {f"{line}.{name}": f"headrace://{line}/{name}" for name in names}
+        return cls(*(Asset(name, uri=uri, group="headrace") for name, uri in uris.items()))
