@@ -16,7 +16,8 @@ correction: positive after all, no longer negative. They are facts, whatever
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from calendar import timegm
+from datetime import datetime
 from typing import Final
 
 import pyarrow as pa
@@ -31,12 +32,11 @@ ARROW_TYPES: Final[dict[str, pa.DataType]] = {
     "float": pa.float64(),
 }
 
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-
 
 def micros(moment: datetime) -> int:
     """A moment with a zone as whole microseconds since 1970, as the logs hold times."""
-    return (moment - _EPOCH) // timedelta(microseconds=1)
+    # no arithmetic of datetimes: subclasses such as pendulum's give other types of difference
+    return timegm(moment.utctimetuple()) * 1_000_000 + moment.microsecond
 
 
 def event_schema(spec: LineSpec) -> pa.Schema:
