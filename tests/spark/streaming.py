@@ -93,12 +93,12 @@ def start(home: Path, source: str, **options: Any) -> subprocess.Popen[str]:
 
 def end(process: subprocess.Popen[str], timeout: float = 240) -> int:
     """Wait for its end; whatever happens, leave nothing of its group behind."""
-    try:
-        with process:
+    with process:
+        try:
             return process.wait(timeout)
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def run_with_kills(home: Path, source: str, kills: int, within_s: float, **options: Any) -> int:

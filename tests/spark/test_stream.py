@@ -138,6 +138,7 @@ def test_the_verb_takes_files_as_they_come_until_it_is_stopped(tmp_path: Path) -
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0, (tmp_path / "err").read_text()
     finally:
+        process.kill()  # of one that has ended: nothing
         streaming.end(process)
     rows = [row for row in streaming.log_rows(home) if row["event"] != "mark"]
     assert once_each(rows, sent)
@@ -162,7 +163,7 @@ def tick_head(home: Path) -> int:
     return ticks(line)[-1].events[1] if head_tick(line) else 0
 
 
-def wait(done: Any, seconds: float = 120) -> None:
+def wait(done: Any, seconds: float = 240) -> None:
     until = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < until
