@@ -21,7 +21,7 @@ from headrace.settings import PROJECT, Settings, find_line, load_settings
 from headrace.stack import AirflowClient, running
 from tests.campaign import free_port
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 DOCUMENT = (PROJECT / "docs" / "api.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```sh\n(.*?)```", DOCUMENT, re.DOTALL)
@@ -72,7 +72,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     publish(settings, find_line(settings, "coupons"))
     with running(settings, "coupons"):
         with AirflowClient(settings) as airflow:
-            airflow.wait_for_dags({"incremental_train_coupons", "rollback_coupons"})
+            verbs = ("incremental_train", "rollback", "watch_parity", "backfill_features")
+            airflow.wait_for_dags({f"{verb}_coupons" for verb in verbs})
         deadline = time.monotonic() + 60
         while not httpx.get(f"{settings.server_url}/v2/health/ready", trust_env=False).is_success:
             assert time.monotonic() < deadline, "no champion serves"
@@ -97,7 +98,7 @@ def said(stack: Settings) -> list[str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=480,
         cwd=PROJECT,
         env=os.environ | {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"},
     )
@@ -159,6 +160,15 @@ def test_the_rollback_moves_the_champion(said, stack):
     assert champion is not None
     assert (champion.version, champion.action) == ("v000001", "rollback")
     assert champion.reason == "by REST"
+
+
+def test_parity_is_watched_and_features_are_backfilled(said):
+    assert block(said, "state watch_parity_coupons") == "success\nsuccess\n"
+    assert answer(said, "/api/v2/backfills")["dag_id"] == "backfill_features_coupons"
+
+
+def test_an_alarm_has_an_address(said):
+    assert answer(said, "/api/v2/connections")["connection_id"] == "headrace_alerts"
 
 
 def test_the_schedule_is_paused(said):
