@@ -1,7 +1,7 @@
 """Every night: the window features of a day's impressions, recomputed from the log, as Parquet.
 
-**Guarantee.** The parts of an interval appear whole below `features/` in the line's folder of
-backfills, named by the interval; a run that is repeated writes the same bytes. Whatever computes
+**Guarantee.** The parts of an interval appear whole below `backfill/` in the line's home, in a
+folder named by the interval; a run that is repeated writes the same bytes. Whatever computes
 them, this machine or Spark, they are the values that were served, bit for bit.
 
 **Schedule.** Daily in the line's time zone over the day before, by the stamps of the log. Older

@@ -69,10 +69,10 @@ def _start(
 def _moment_us(text: str) -> int:
     """A duration before now, or a time with its zone."""
     from headrace.declaration.base import parse_duration_us
+    from headrace.events import micros
 
-    now = datetime.now(UTC)
     try:
-        return int(now.timestamp() * 1e6) - parse_duration_us(text)
+        return micros(datetime.now(UTC)) - parse_duration_us(text)
     except ValueError:
         pass  # a time, then
     try:
@@ -84,7 +84,7 @@ def _moment_us(text: str) -> int:
             f"--since {text!r} is neither a duration nor a time with a zone; write 10m or "
             "2026-05-01T12:00:00+02:00"
         )
-    return int(moment.timestamp() * 1e6)
+    return micros(moment)
 
 
 def _print(line: str, report: ParityReport) -> None:
