@@ -80,9 +80,9 @@ def apply_lines() -> Callable[..., Settings]:
     return _apply
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def applied(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    """Settings of an applied home, with SQLite as its online store."""
+    """Settings of an applied home of a module's own, with SQLite as its online store."""
     return _apply(tmp_path_factory.mktemp("applied"))
 
 
@@ -97,7 +97,7 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
     server.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def shop(applied: Settings) -> LineSpec:
     return find_line(applied, "shop")
 
