@@ -20,6 +20,7 @@ from headrace.declaration.features import (
     TimePart,
     WindowFeature,
 )
+from headrace.declaration.guard import GuardSpec
 from headrace.declaration.line import DelayedFeedback, LabelSpec, LineSpec, ModelGateSpec, ModelSpec
 from headrace.declaration.source import (
     DelayDistribution,
@@ -46,6 +47,7 @@ __all__ = [
     "Explode",
     "FileSource",
     "FileSpec",
+    "GuardSpec",
     "Hash",
     "LabelInRow",
     "LabelSpec",
