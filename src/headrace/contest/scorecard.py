@@ -98,20 +98,19 @@ class Scorecard:
         ask = (held != served) & (held != "")
         for version in np.unique(held[ask]):
             at = np.flatnonzero(ask & (held == version))
-            model = self._model(timeline, str(version))
+            model = self._model(timeline.spec, str(version))
             scores[at] = model.predict(rows.take(pa.array(at)))
         return scores
 
-    def _model(self, timeline: Timeline, version: str) -> Model:
+    def _model(self, spec: LineSpec, version: str) -> Model:
+        """The version in memory; arms of one declaration share a model, and load it in turns."""
         from headrace.model import Model
 
-        held = self._models.get(timeline.arm)
-        if held is None:
-            held = ("", Model(timeline.spec.model, timeline.spec.seed))
+        declared = spec.model.model_dump_json()
+        held = self._models.get(declared) or ("", Model(spec.model, spec.seed))
         if held[0] != version:
             held[1].load_state(self._store.load(version)[1])
-            held = (version, held[1])
-        self._models[timeline.arm] = held
+        self._models[declared] = (version, held[1])
         return held[1]
 
 
