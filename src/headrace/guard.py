@@ -30,7 +30,7 @@ from headrace.events import TIME, served_schema
 from headrace.labels.revisions import unsettled
 from headrace.line import Champion, LineStore
 from headrace.log.files import FileLog
-from headrace.sample import head_tick, read_samples, tick_as_of
+from headrace.sample import SampleTail, head_tick, tick_as_of
 from headrace.settings import Settings
 from headrace.train import quarantined, require_same_code
 from headrace.watch import Live, Watched, watch
@@ -67,6 +67,7 @@ class Guard:
         self._spec = spec
         self._home = settings.line_home(spec.line)
         self._store = LineStore(settings.line_store_url(spec.line), spec.line)
+        self._samples = SampleTail(spec, self._home)
         self._previous: tuple[str, Model] | None = None
         self._told: set[tuple[int, int, str]] = set()
 
@@ -132,7 +133,7 @@ class Guard:
         head = head_tick(self._home)
         start = min(tick_as_of(self._home, since_us), head)
         exclude = quarantined(self._settings, self._spec, start, head)
-        samples = read_samples(self._spec, self._home, start, head, exclude=exclude)
+        samples = self._samples.read(start, head, exclude)
         return first_seen(samples.filter(pa.array(~unsettled(self._spec, samples))))
 
     def _predecessor(self, champion: Champion, rows: pa.Table) -> NDArray[np.float64] | None:

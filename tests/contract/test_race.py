@@ -12,6 +12,7 @@ import pytest
 
 from headrace import cli, contest, train
 from headrace.alarms import alarms
+from headrace.contest import scorecard
 from headrace.errors import ConflictError, DeclarationError, GateRejected, InputError
 from headrace.line.races import Races
 from headrace.race.arms import Rules
@@ -84,7 +85,7 @@ def test_a_worse_challenger_is_dropped_and_the_other_goes_on(line):
     assert line.champion == "v000001"
 
 
-def test_scores_are_those_of_the_version_held_when_the_row_was_served_and_kept(line):
+def test_scores_are_those_of_the_version_held_when_the_row_was_served_and_kept(line, monkeypatch):
     found = start(line, {"name": "a", "version": "v000003"}, rules=Rules(min_requests=10_000))
     line.tick(3, version="v000001")
     first = found.look()
@@ -94,6 +95,15 @@ def test_scores_are_those_of_the_version_held_when_the_row_was_served_and_kept(l
     again = contest.Contest(line.settings, line.spec).look()  # another process
     assert again.rows == 4 * 50
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    monkeypatch.setattr(scorecard, "MOST_FILES", 2)
+    line.tick(1, version="v000001")
+    joined = contest.Contest(line.settings, line.spec)
+    assert joined.look().standings["a"].rows == 5 * 50
+    assert len(list(line.home.glob("race/*/*.parquet"))) == 1
+    assert (
+        joined.look().standings["a"]
+        == contest.Contest(line.settings, line.spec).look().standings["a"]
+    )
     rows = train.window_samples(line.settings, line.spec, 30, 34).samples
     own = line.score(
         "v000003", {n: rows[n].to_numpy(zero_copy_only=False) for n in rows.column_names}

@@ -12,6 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -28,15 +29,24 @@ from headrace.errors import (
     HeadraceError,
     InputError,
 )
+from headrace.events import sample_schema
 from headrace.gates import Evidence
+from headrace.labels.revisions import once
 from headrace.line import Champion, LineStore
 from headrace.line.races import Raced, Races
 from headrace.race.arms import CHAMPION, Arm, Race, Rules
 from headrace.race.verdict import Decision, Standing, decide, standing
-from headrace.sample import head_tick, read_samples, tick_as_of
+from headrace.sample import SampleTail, head_tick, tick_as_of
 from headrace.settings import Settings
 
 LOG = logging.getLogger(__name__)
+_READ: Final = frozenset(
+    (
+        *("request_id", "served_at", "arm", "propensity", "event_at", "emitted_at", "revision"),
+        *("label", "positive_weight", "negative_weight", "impression_offset"),
+    )
+)
+"""What a look needs of a sample: a race of days must not hold their vectors."""
 
 
 class Contest:
@@ -48,6 +58,8 @@ class Contest:
         self._home = settings.line_home(spec.line)
         self._store = LineStore(settings.line_store_url(spec.line), spec.line)
         self._races = Races(self._store)
+        names = sample_schema(spec).names
+        self._samples = SampleTail(spec, self._home, [name for name in names if name in _READ])
         self._scorecard: tuple[str, Scorecard] | None = None
         self._told: set[tuple[int, str]] = set()
 
@@ -60,9 +72,8 @@ class Contest:
         start = min(tick_as_of(self._home, since_us), head)
         scores = self._scores(race, start, head)
         exclude = train.quarantined(self._settings, self._spec, start, head)
-        rows = read_samples(
-            self._spec, self._home, start, head, exclude=exclude, as_of_tick=head
-        ).sort_by("served_at")
+        samples = self._samples.read(start, head, exclude)
+        rows = once(samples, samples.slice(samples.num_rows)).sort_by("served_at")
         closed = rows.filter(pa.array(closed_rows(self._spec, rows)))
         arms = [CHAMPION, *(arm.name for arm in race.arms)]
         given = scores.of(closed["impression_offset"].to_numpy(), arms)

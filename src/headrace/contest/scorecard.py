@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,7 @@ from headrace.sample import read_samples
 if TYPE_CHECKING:
     from headrace.model import Model
 
+MOST_FILES: Final = 100
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -42,7 +43,7 @@ class Timeline:
 
 
 class Scorecard:
-    """Scores of a race's arms by impression, kept as one Parquet file for each look at new ticks.
+    """Scores of a race's arms by impression, kept as a Parquet file for each look at new ticks.
 
     A row's scores never change once its tick is committed, so each is computed once, whoever
     looks; a look that dies leaves a file or none.
@@ -68,7 +69,23 @@ class Scorecard:
         columns = {"impression_offset": rows["impression_offset"]}
         for timeline in timelines:
             columns[timeline.arm] = pa.array(self._score(timeline, rows))
-        write_parquet(self._folder / f"{done:08d}-{head:08d}.parquet", pa.table(columns))
+        self._write(done, head, pa.table(columns))
+        self._join(head)
+
+    def _write(self, start: int, head: int, scores: pa.Table) -> None:
+        write_parquet(self._folder / f"{start:08d}-{head:08d}.parquet", scores)
+
+    def _join(self, head: int) -> None:
+        """Make one file of many; killed in between, rows are there twice, with equal scores."""
+        parts = sorted(self._folder.glob("*.parquet"))
+        if len(parts) < MOST_FILES:
+            return
+        tables = [pq.read_table(path, partitioning=None) for path in parts]
+        whole = pa.concat_tables(tables, promote_options="default")
+        self._write(_ticks(parts[0])[0], head, whole)
+        for path in parts:
+            path.unlink()
+        self._kept = {}
 
     def of(self, impressions: Ints, arms: Sequence[str]) -> dict[str, Floats]:
         """Scores by arm of the impressions with these offsets, (n,) each; NaN where unknown."""
