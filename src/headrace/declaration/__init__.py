@@ -7,6 +7,7 @@ DAGs) is derived from it. Unknown keys are refused. Durations are written with a
 
 from headrace.declaration.base import Declared, parse_duration_us
 from headrace.declaration.delivery import DeliverySpec
+from headrace.declaration.duty import GuardSpec
 from headrace.declaration.features import (
     MISSING,
     Bucketize,
@@ -20,7 +21,6 @@ from headrace.declaration.features import (
     TimePart,
     WindowFeature,
 )
-from headrace.declaration.guard import GuardSpec
 from headrace.declaration.line import DelayedFeedback, LabelSpec, LineSpec, ModelGateSpec, ModelSpec
 from headrace.declaration.source import (
     DelayDistribution,

@@ -9,8 +9,8 @@ from pydantic import Field, field_validator, model_validator
 
 from headrace.declaration.base import ColumnType, Declared, DurationUs, Name
 from headrace.declaration.delivery import DeliverySpec
+from headrace.declaration.duty import GuardSpec
 from headrace.declaration.features import RequestFeature, WindowFeature
-from headrace.declaration.guard import GuardSpec
 from headrace.declaration.source import FileSource, LiveSource
 
 RESERVED = frozenset(
