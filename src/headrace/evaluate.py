@@ -169,8 +169,20 @@ def _evidence(
         parity_history=proof.history,
         data_passed=quality.passed(home, version.from_tick, version.to_tick, version.excluded),
         eval_rows_plausible=_plausible(spec, labels),
+        candidate_logloss_error=_standard_error(loss),
+        score_deciles=_deciles(predicted),
         made_at_us=time.time_ns() // 1_000,
     )
+
+
+def _standard_error(loss: NDArray[np.float64]) -> float | None:
+    return float(loss.std(ddof=1) / loss.size**0.5) if loss.size > 1 else None
+
+
+def _deciles(scores: NDArray[np.float64]) -> list[float] | None:
+    if not np.isfinite(scores).all() or not scores.size:
+        return None
+    return [float(value) for value in np.quantile(scores, np.linspace(0.1, 0.9, 9))]
 
 
 def _plausible(spec: LineSpec, labels: NDArray[np.int8]) -> bool:

@@ -47,6 +47,7 @@ class Settings:
     kafka_jars: Path
     online_store: str | None = field(default=None, repr=False)  # a Redis URL; None is SQLite
     offline_store: str = "duckdb"
+    alarm_command: str | None = None  # gets each alarm as JSON on its standard input
 
     def line_home(self, line: str) -> Path:
         """Folder of what belongs to one line on this machine: logs, ticks, samples, records."""
@@ -116,6 +117,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         kafka_jars=path("HEADRACE_KAFKA_JARS", PROJECT / "out" / "kafka" / "spark"),
         online_store=_redis_url(env.get("HEADRACE_ONLINE_STORE") or None),
         offline_store=_offline_store(env.get("HEADRACE_OFFLINE_STORE") or "duckdb"),
+        alarm_command=env.get("HEADRACE_ALARM_COMMAND") or None,
     )
 
 

@@ -105,29 +105,36 @@ def window_samples(
     return Window(from_tick, to_tick, excluded, samples)
 
 
-def incremental(settings: Settings, spec: LineSpec, from_tick: int, to_tick: int) -> str:
-    """Continue the champion over the samples of `[from_tick, to_tick)`; returns the version.
+def incremental(
+    settings: Settings, spec: LineSpec, from_tick: int, to_tick: int, parent: str | None = None
+) -> str:
+    """Continue the champion, or the version `parent`, over the samples of `[from_tick, to_tick)`;
+    returns the new version.
 
-    Raises `ConflictError` when the champion does not end at `from_tick` (it moved since the
-    window was planned), `InputError` without samples, `DeclarationError` when the champion was
-    trained under another declaration.
+    Raises `ConflictError` when that version does not end at `from_tick` (the champion moved since
+    the window was planned), `InputError` without samples, `DeclarationError` when it was trained
+    under another declaration.
     """
     store = LineStore(settings.line_store_url(spec.line), spec.line)
-    champion = store.champion()
-    if champion is None:
-        raise InputError(f"line {spec.line!r} has no champion to continue; run full_train first")
-    parent, state = store.load(champion.version)
-    require_same_code(spec, parent)
-    if parent.to_tick != from_tick:
+    if parent is None:
+        champion = store.champion()
+        if champion is None:
+            raise InputError(
+                f"line {spec.line!r} has no champion to continue; run full_train first"
+            )
+        parent = champion.version
+    before, state = store.load(parent)
+    require_same_code(spec, before)
+    if before.to_tick != from_tick:
         raise ConflictError(
-            f"champion {parent.version} ends at tick {parent.to_tick}, but the window starts at "
+            f"version {before.version} ends at tick {before.to_tick}, but the window starts at "
             f"{from_tick}: the line moved on; plan again"
         )
     window = window_samples(settings, spec, from_tick, to_tick)
     model = _model(spec, spec.label.delayed_feedback)
     model.load_state(state)
     rows = thin_negatives(spec, window.samples)
-    return _learn(settings, spec, model, rows, window=window, parent=(parent, state), epochs=1)
+    return _learn(settings, spec, model, rows, window=window, parent=(before, state), epochs=1)
 
 
 def full(settings: Settings, spec: LineSpec, to_tick: int | None = None) -> str:

@@ -7,6 +7,7 @@ DAGs) is derived from it. Unknown keys are refused. Durations are written with a
 
 from headrace.declaration.base import Declared, parse_duration_us
 from headrace.declaration.delivery import DeliverySpec
+from headrace.declaration.duty import GuardSpec
 from headrace.declaration.features import (
     MISSING,
     Bucketize,
@@ -46,6 +47,7 @@ __all__ = [
     "Explode",
     "FileSource",
     "FileSpec",
+    "GuardSpec",
     "Hash",
     "LabelInRow",
     "LabelSpec",

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from headrace.declaration.base import ColumnType, Declared, DurationUs, Name
 from headrace.declaration.delivery import DeliverySpec
+from headrace.declaration.duty import GuardSpec
 from headrace.declaration.features import RequestFeature, WindowFeature
 from headrace.declaration.source import FileSource, LiveSource
 
@@ -198,6 +199,7 @@ class LineSpec(Declared):
     request_features: tuple[RequestFeature, ...] = ()
     model: ModelSpec
     gates: GateSpec = GateSpec()
+    guard: GuardSpec = GuardSpec()
     cadence: CadenceSpec = CadenceSpec()
     delivery: DeliverySpec = DeliverySpec()
 
