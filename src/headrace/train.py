@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 
 from headrace.declaration import DelayedFeedback, LabelSpec, LineSpec, ModelSpec
 from headrace.errors import ConflictError, DeclarationError, InputError
-from headrace.events import event_schema, input_fields
-from headrace.labels.revisions import newest, thin_negatives
+from headrace.events import event_schema, input_fields, offset_columns
+from headrace.labels.revisions import newest, thin_negatives, unlearned
 from headrace.line import LineStore, Version
 from headrace.log.files import FileLog
 from headrace.sample import Quarantine, head_tick, read_samples
@@ -55,7 +55,7 @@ def code_of(spec: LineSpec) -> str:
     unsaid = {  # versions from before these keys stay valid
         part: {name for name in names if getattr(declared, name) == _default(declared, name)}
         for part, declared, names in (
-            ("label", spec.label, ("delayed_feedback", "negative_rate")),
+            ("label", spec.label, ("delayed_feedback", "negative_rate", "conversion")),
             ("model", spec.model, _NEWER_MODEL_KEYS),
         )
     }
@@ -83,25 +83,16 @@ def window_samples(
 ) -> Window:
     """Samples of the ticks in stream order, without quarantined ones.
 
-    A correction whose first sample lies in quarantine was never learned as a negative, so it
-    takes nothing back: its negative weight becomes 0.
+    A correction whose earlier rows all lie in quarantine takes nothing back: none was learned.
     """
     home = settings.line_home(spec.line)
     excluded = quarantined(settings, spec, from_tick, to_tick)
     samples = read_samples(spec, home, from_tick, to_tick, exclude=excluded, latest=latest)
-    takes_back = pc.less(samples["negative_weight"], 0)
-    if not pc.any(takes_back).as_py():
-        return Window(from_tick, to_tick, excluded, samples)
-    unlearned = [
-        read_samples(spec, home, start, end)["impression_id"]
-        for start, end in quarantined(settings, spec, 0, to_tick)
-    ]
-    if unlearned:
-        ids = pa.chunked_array([chunk for part in unlearned for chunk in part.chunks], pa.string())
-        orphan = pc.and_(takes_back, pc.is_in(samples["impression_id"], value_set=ids))
-        weights = pc.if_else(orphan, pa.scalar(0.0, pa.float32()), samples["negative_weight"])
-        at = samples.schema.get_field_index("negative_weight")
-        samples = samples.set_column(at, samples.schema.field(at), weights)
+    corrects = pc.any(pc.greater(samples["revision"], 0)).as_py()
+    skipped = quarantined(settings, spec, 0, to_tick)
+    if corrects and skipped and not latest:
+        parts = [read_samples(spec, home, start, end) for start, end in skipped]
+        samples = unlearned(samples, pa.concat_tables(parts))
     return Window(from_tick, to_tick, excluded, samples)
 
 
@@ -229,9 +220,7 @@ def _learn(
 
 def _watermark_us(settings: Settings, spec: LineSpec, samples: pa.Table) -> int:
     """Arrival of the newest event behind the samples: the log is in arrival order."""
-    newest = max(
-        pc.max(samples["impression_offset"]).as_py(), pc.max(samples["engagement_offset"]).as_py()
-    )
+    newest = max(pc.max(samples[name]).as_py() for name in offset_columns(spec))
     log = FileLog(settings.line_home(spec.line) / "log" / "events", event_schema(spec))
     record = log.read(newest, newest + 1)
     return int(record["arrival_at"].cast(pa.int64())[0].as_py())
