@@ -103,8 +103,9 @@ def _check_history(spec: LineSpec, events: pa.Table, tick_us: int) -> None:
     names = set(events["event"].unique().to_pylist())
     unknown = names - set(spec.label.events)
     if unknown:
+        known = " nor ".join(map(repr, spec.label.events))
         raise InputError(
-            f"event {sorted(unknown)[0]!r} is neither {' nor '.join(map(repr, spec.label.events))}, "
+            f"event {sorted(unknown)[0]!r} is neither {known}, "
             f"the events of line {spec.line!r}; rename it or leave it out"
         )
 

@@ -164,7 +164,7 @@ class LabelState:
         count = late.impression.size
         if not count:
             return samples
-        facts = {
+        facts: dict[str, NDArray[Any]] = {
             "event_at": late.event_at,
             "revision": late.revision,
             "label": np.ones(count, np.int8),
@@ -244,7 +244,7 @@ class LabelState:
         before[:-1] = after[1:] = places[1:] == places[:-1]
         label = np.where(before, 0, shelf["label"][places])
         corrects = (shelf["stage"][places] == NEGATIVE) | after
-        added = {
+        added: dict[str, NDArray[Any]] = {
             "event_at": shelf["event_at"][places],
             "revision": corrects.astype(np.int32),
             "label": label,
