@@ -58,7 +58,7 @@ def evaluate(settings: Settings, spec: LineSpec, candidate: str, wait_s: float =
     store = LineStore(settings.line_store_url(spec.line), spec.line)
     version, state = store.load(candidate)
     require_same_code(spec, version)
-    model = Model(spec.model, spec.seed)
+    model = Model(spec.model, spec.seed, conversion=spec.converts)
     model.load_state(state)
     finite = model.is_finite()
     champion = store.champion()

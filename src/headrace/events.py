@@ -89,7 +89,7 @@ def sample_schema(spec: LineSpec) -> pa.Schema:
     earlier row has told it; so is `conversion_offset`.
     """
     conversion = []
-    if spec.label.conversion is not None:
+    if spec.converts:
         conversion = [
             pa.field("conversion", pa.int8(), nullable=False),
             pa.field("conversion_positive_weight", pa.float32(), nullable=False),
@@ -114,7 +114,7 @@ def sample_schema(spec: LineSpec) -> pa.Schema:
 
 def task_scores(spec: LineSpec) -> tuple[str, ...]:
     """Columns of the served log for the tasks beside the click."""
-    if spec.label.conversion is None:
+    if not spec.converts:
         return ()
     return ("conversion_score", "click_and_conversion_score")
 
@@ -122,7 +122,7 @@ def task_scores(spec: LineSpec) -> tuple[str, ...]:
 def offset_columns(spec: LineSpec) -> tuple[str, ...]:
     """Columns of the samples that hold offsets of events; -1 is none."""
     own = ("impression_offset", "engagement_offset")
-    return own if spec.label.conversion is None else (*own, "conversion_offset")
+    return own if not spec.converts else (*own, "conversion_offset")
 
 
 def input_fields(spec: LineSpec) -> list[pa.Field]:

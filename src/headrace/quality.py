@@ -72,14 +72,14 @@ def _frame(spec: LineSpec, samples: pa.Table) -> pd.DataFrame:
     """One row for each sample: keys, label, score, model inputs, indicators of what is missing."""
     inputs = (*spec.model.categorical, *spec.model.numeric)
     names = ("impression_id", "request_id", "revision", "label", "score", *inputs)
-    if spec.label.conversion is not None:
+    if spec.converts:
         names += ("conversion", *task_scores(spec))
     frame: pd.DataFrame = samples.select(list(dict.fromkeys(names))).to_pandas()
     frame[_SAMPLE_KEY] = frame["impression_id"] + "#" + frame["revision"].astype(str)
     newest = frame.groupby("impression_id", sort=False)["label"].transform("last")
     known = (frame["revision"] == 0) & ~unsettled(spec, samples)
     frame[_FIRST_LABEL] = newest.where(known).astype("float64")
-    if spec.label.conversion is not None:
+    if spec.converts:
         frame[_UNCLICKED] = frame["conversion"] - frame["label"]
     frame[_ODD_STRETCH] = _odd_stretches(spec, frame[_FIRST_LABEL])
     for name in spec.model.categorical:
@@ -117,7 +117,7 @@ def _statistics(spec: LineSpec, frame: pd.DataFrame) -> dict[str, Any]:
 def _expectations(spec: LineSpec, gxe: Any) -> list[Any]:
     gate = spec.gates.data
     low, high = gate.label_rate
-    revisions = [0, 1] if spec.label.conversion is None else [0, 1, 2]
+    revisions = [0, 1] if not spec.converts else [0, 1, 2]
     between = gxe.ExpectColumnValuesToBeBetween
     suite = [
         gxe.ExpectTableRowCountToBeBetween(min_value=gate.min_rows),
@@ -132,7 +132,7 @@ def _expectations(spec: LineSpec, gxe: Any) -> list[Any]:
         # NaN scores (bootstrapped rows were never scored) count as null here and pass.
         between(column="score", min_value=0.0, max_value=1.0),
     ]
-    if spec.label.conversion is not None:
+    if spec.converts:
         suite += [
             gxe.ExpectColumnValuesToBeInSet(column="conversion", value_set=[0, 1]),
             between(column=_UNCLICKED, max_value=0),  # no conversion without a click

@@ -173,7 +173,7 @@ def require_same_code(spec: LineSpec, version: Version) -> None:
 def _model(spec: LineSpec, feedback: DelayedFeedback = "correct") -> Model:
     from headrace.model import Model
 
-    return Model(spec.model, spec.seed, feedback)
+    return Model(spec.model, spec.seed, feedback, conversion=spec.converts)
 
 
 def _learn(
@@ -200,7 +200,10 @@ def _learn(
     if parent is not None:
         watermark_us = max(watermark_us, parent[0].watermark_us)
         event_at_us = max(event_at_us, parent[0].event_at_us)
-    labels = newest(samples)["label"].to_numpy()
+    known = newest(samples)
+    rates = {"label_rate": float(known["label"].to_numpy().mean())}
+    if spec.converts:
+        rates["click_and_conversion_rate"] = float(known["conversion"].to_numpy().mean())
     version = LineStore(settings.line_store_url(spec.line), spec.line).publish(
         model.state(),
         parent=None if parent is None else parent[0].version,
@@ -213,7 +216,7 @@ def _learn(
         feature_service=spec.feature_service,
         code=code_of(spec),
         rows=samples.num_rows,
-        metrics={"loss": float(report.loss), "label_rate": float(labels.mean())},
+        metrics={"loss": float(report.loss), **rates},
     )
     return version.version
 

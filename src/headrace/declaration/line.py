@@ -263,6 +263,11 @@ class LineSpec(Declared):
         return self
 
     @property
+    def converts(self) -> bool:
+        """Whether the line has a second task: the conversion after the click."""
+        return self.label.conversion is not None
+
+    @property
     def feature_service(self) -> str:
         """Name of the Feast feature service, such as `flights_v1`."""
         return f"{self.line}_v{self.version}"

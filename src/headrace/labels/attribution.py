@@ -137,7 +137,7 @@ class Attribution:
         )
         arrival = as_us(kept, "arrival_at")
         clicks = self.impressions.take(places)
-        if self.spec.label.conversion is not None:
+        if self.spec.converts:
             self._hand_on(as_strings(clicks, "impression_id"), known, places, clicked_at)
         resolved = pa.concat_tables(
             [

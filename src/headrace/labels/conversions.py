@@ -14,7 +14,7 @@ Attribution is by `event_at`: `[click, click + attribution_window)`; the first i
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -68,6 +68,36 @@ class Late(NamedTuple):
     vector: Int64s
     revision: NDArray[np.int32]
     converted: Int64s
+
+    def facts(self) -> dict[str, NDArray[Any]]:
+        """What their rows say beside the served vector: nothing new of the click."""
+        count = self.impression.size
+        every = np.ones(count, dtype=np.bool_)
+        return {
+            "event_at": self.event_at,
+            "revision": self.revision,
+            "label": np.ones(count, np.int8),
+            "positive_weight": np.zeros(count, np.float32),
+            "negative_weight": np.zeros(count, np.float32),
+            "impression_offset": self.impression,
+            "engagement_offset": np.full(count, -1, np.int64),
+            **conversion_facts(self.converted, every),
+        }
+
+
+def conversion_facts(converted: Int64s, corrects: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:
+    """What rows say of click-and-conversion.
+
+    converted: offset of the conversion, -1 without; corrects: an earlier row of the impression
+    has said that there is none.
+    """
+    is_conversion = converted >= 0
+    return {
+        "conversion": is_conversion.astype(np.int8),
+        "conversion_positive_weight": is_conversion.astype(np.float32),
+        "conversion_negative_weight": (~is_conversion).astype(np.float32) - corrects,
+        "conversion_offset": converted,
+    }
 
 
 class Conversions:

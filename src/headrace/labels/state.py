@@ -42,7 +42,7 @@ from headrace.labels.attribution import (
     as_strings,
     as_us,
 )
-from headrace.labels.conversions import CONVERSION_FATES, Conversions, Waiting
+from headrace.labels.conversions import CONVERSION_FATES, Conversions, Waiting, conversion_facts
 from headrace.labels.shelf import Int64s, Shelf
 
 __all__ = ["FATES", "FATE_SCHEMA", "MARK", "Emitted", "LabelState", "ReadServed", "fates_of"]
@@ -62,7 +62,7 @@ _AT_ONCE: Final = 65_536
 
 def fates_of(spec: LineSpec) -> tuple[str, ...]:
     """What may become of an event of a line that is in no sample."""
-    return FATES if spec.label.conversion is None else (*FATES, *CONVERSION_FATES)
+    return FATES if not spec.converts else (*FATES, *CONVERSION_FATES)
 
 
 class ReadServed(Protocol):
@@ -161,23 +161,9 @@ class LabelState:
         join.expire(at_us)
         for offset, fate in join.drain_fates():
             self._join.say(np.array([offset], dtype=np.int64), fate)
-        count = late.impression.size
-        if not count:
+        if not late.impression.size:
             return samples
-        facts: dict[str, NDArray[Any]] = {
-            "event_at": late.event_at,
-            "revision": late.revision,
-            "label": np.ones(count, np.int8),
-            "positive_weight": np.zeros(count, np.float32),
-            "negative_weight": np.zeros(count, np.float32),
-            "impression_offset": late.impression,
-            "engagement_offset": np.full(count, -1, np.int64),
-            "emitted_at": np.full(count, at_us, np.int64),
-            "conversion": np.ones(count, np.int8),
-            "conversion_positive_weight": np.ones(count, np.float32),
-            "conversion_negative_weight": np.full(count, -1, np.float32),
-            "conversion_offset": late.converted,
-        }
+        facts = late.facts() | {"emitted_at": np.full(late.impression.size, at_us)}
         both = pa.concat_tables([samples, self._rows(late.vector, facts)]).combine_chunks()
         return both.take(pc.sort_indices(both, [("impression_offset", "ascending")]))
 
@@ -262,14 +248,7 @@ class LabelState:
                 shelf["vector"][places[clicked]],
                 corrects[clicked].astype(np.int64),
             )
-            conversion = converted >= 0
-            # a click that corrects a negative finds its "no conversion" said already
-            added |= {
-                "conversion": conversion.astype(np.int8),
-                "conversion_positive_weight": conversion.astype(np.float32),
-                "conversion_negative_weight": (~conversion).astype(np.float32) - corrects,
-                "conversion_offset": converted,
-            }
+            added |= conversion_facts(converted, corrects)
         return self._rows(shelf["vector"][places], added)
 
     def _rows(self, vectors: Int64s, added: dict[str, NDArray[Any]]) -> pa.Table:
