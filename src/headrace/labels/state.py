@@ -257,7 +257,7 @@ class LabelState:
         rows = self._served.take(self._served.places(vectors))
         columns = [rows[name] for name in rows.schema.names]
         columns += [
-            pa.array(values).cast(schema.field(name).type) for name, values in added.items()
+            pa.array(added[field.name]).cast(field.type) for field in schema if field.name in added
         ]
         return pa.table(columns, schema=schema)
 
