@@ -58,7 +58,7 @@ def evaluate(settings: Settings, spec: LineSpec, candidate: str, wait_s: float =
     store = LineStore(settings.line_store_url(spec.line), spec.line)
     version, state = store.load(candidate)
     require_same_code(spec, version)
-    model = Model(spec.model, spec.seed)
+    model = Model(spec.model, spec.seed, conversion=spec.converts)
     model.load_state(state)
     finite = model.is_finite()
     champion = store.champion()
@@ -92,14 +92,11 @@ def first_seen(samples: pa.Table) -> pa.Table:
     A correction of an impression of an earlier window is left out: alone it would be a positive
     without its peers, the negatives that were never corrected. Stream order is kept.
     """
-    ids = samples["impression_id"].combine_chunks()
-    known = samples.filter(pc.equal(samples["revision"], 0))["impression_id"]
-    seen = samples.filter(pc.is_in(ids, value_set=known.combine_chunks()))
-    corrected = seen.filter(pc.greater(seen["revision"], 0))["impression_id"].combine_chunks()
-    outdated = pc.and_(
-        pc.equal(seen["revision"], 0), pc.is_in(seen["impression_id"], value_set=corrected)
-    )
-    return seen.filter(pc.invert(outdated))
+    offsets = samples["impression_offset"].to_numpy()
+    known = offsets[samples["revision"].to_numpy() == 0]
+    _, last = np.unique(offsets[::-1], return_index=True)
+    kept = np.sort(offsets.size - 1 - last)
+    return samples.take(pa.array(kept[np.isin(offsets[kept], known)]))
 
 
 def _wait_for_rows(settings: Settings, spec: LineSpec, start: int, wait_s: float) -> _Later:

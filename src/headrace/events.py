@@ -12,6 +12,11 @@ later at most one correction (`revision` 1). `positive_weight` and `negative_wei
 much of each class is true of the impression: (1, 0) positive, (0, 1) negative, (1, -1) a
 correction: positive after all, no longer negative. They are facts, whatever
 `label.delayed_feedback` makes of them when they are learned.
+
+Where `label.conversion` is declared, the same three facts are told of click-and-conversion:
+`conversion` (0 or 1), `conversion_positive_weight`, `conversion_negative_weight`, and (0, 0) where
+a row says nothing new of it. A conversion that comes after its click's row is a row of its own, the
+next revision, whose weights of the click are (0, 0).
 """
 
 from __future__ import annotations
@@ -58,6 +63,8 @@ def served_schema(spec: LineSpec) -> pa.Schema:
     """Schema of the served log: request columns, window values, model inputs, the answer.
 
     `<view>__at` is the `event_timestamp` of the Feast row that was read (null: the key had none).
+    `score` is the probability of a click; with conversions declared, `conversion_score` is that of
+    a conversion given a click and `click_and_conversion_score` their product.
     """
     return pa.schema(
         [
@@ -66,6 +73,7 @@ def served_schema(spec: LineSpec) -> pa.Schema:
             pa.field("served_at", TIME, nullable=False),
             pa.field("version", pa.string(), nullable=False),
             pa.field("score", pa.float64(), nullable=False),
+            *(pa.field(name, pa.float64(), nullable=False) for name in task_scores(spec)),
             *_declared_columns(spec),
             *(pa.field(f"{view}__at", TIME) for view in spec.views),
             *(pa.field(feature.name, pa.int64(), nullable=False) for feature in spec.windows),
@@ -77,8 +85,17 @@ def served_schema(spec: LineSpec) -> pa.Schema:
 def sample_schema(spec: LineSpec) -> pa.Schema:
     """Schema of the sample log: the served row, its label, weights, and the log offsets behind it.
 
-    `engagement_offset` is -1 where no engagement stands behind the label.
+    `engagement_offset` is -1 where no engagement stands behind the row: it has none, or an
+    earlier row has told it; so is `conversion_offset`.
     """
+    conversion = []
+    if spec.converts:
+        conversion = [
+            pa.field("conversion", pa.int8(), nullable=False),
+            pa.field("conversion_positive_weight", pa.float32(), nullable=False),
+            pa.field("conversion_negative_weight", pa.float32(), nullable=False),
+            pa.field("conversion_offset", pa.int64(), nullable=False),
+        ]
     return pa.schema(
         [
             *served_schema(spec),
@@ -90,8 +107,22 @@ def sample_schema(spec: LineSpec) -> pa.Schema:
             pa.field("impression_offset", pa.int64(), nullable=False),
             pa.field("engagement_offset", pa.int64(), nullable=False),
             pa.field("emitted_at", TIME, nullable=False),
+            *conversion,
         ]
     )
+
+
+def task_scores(spec: LineSpec) -> tuple[str, ...]:
+    """Columns of the served log for the tasks beside the click."""
+    if not spec.converts:
+        return ()
+    return ("conversion_score", "click_and_conversion_score")
+
+
+def offset_columns(spec: LineSpec) -> tuple[str, ...]:
+    """Columns of the samples that hold offsets of events; -1 is none."""
+    own = ("impression_offset", "engagement_offset")
+    return own if not spec.converts else (*own, "conversion_offset")
 
 
 def input_fields(spec: LineSpec) -> list[pa.Field]:

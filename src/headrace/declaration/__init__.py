@@ -6,6 +6,7 @@ DAGs) is derived from it. Unknown keys are refused. Durations are written with a
 """
 
 from headrace.declaration.base import Declared, parse_duration_us
+from headrace.declaration.conversion import ConversionSpec
 from headrace.declaration.delivery import DeliverySpec
 from headrace.declaration.duty import GuardSpec
 from headrace.declaration.features import (
@@ -39,6 +40,7 @@ from headrace.declaration.words import in_words, write_duration
 __all__ = [
     "MISSING",
     "Bucketize",
+    "ConversionSpec",
     "Cross",
     "Declared",
     "DelayDistribution",

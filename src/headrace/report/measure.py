@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from headrace.account import account
 from headrace.cycle import Cycle, records
 from headrace.declaration import LineSpec
-from headrace.events import IMPRESSION, event_schema, served_schema
+from headrace.events import IMPRESSION, event_schema, offset_columns, served_schema
 from headrace.line import Champion, LineStore, Version
 from headrace.log.files import FileLog
 from headrace.report.freshness import (
@@ -89,7 +89,7 @@ def read_artifacts(settings: Settings, spec: LineSpec) -> Artifacts:
         events=events,
         served=served,
         manifests=manifests,
-        tick_of=ticks_of_events(_samples(home, manifests), events.num_rows),
+        tick_of=ticks_of_events(_samples(spec, home, manifests), events.num_rows),
         versions={version.version: version for version in store.versions()},
         champions=store.history(),
         cycles=records(settings, spec),
@@ -251,14 +251,16 @@ def _scored(found: Artifacts) -> Scored:
     if truth.num_rows and found.champions:
         from headrace.model import Model
 
-        model = Model(found.spec.model, found.spec.seed)
+        model = Model(found.spec.model, found.spec.seed, conversion=found.spec.converts)
         model.load_state(found.store.load(found.champions[0].version)[1])
         frozen = model.predict(served)
     return scored_rows(truth, served, frozen)
 
 
-def _samples(home: Path, manifests: Sequence[TickManifest]) -> list[tuple[int, pa.Table]]:
-    columns = ["impression_offset", "engagement_offset"]
+def _samples(
+    spec: LineSpec, home: Path, manifests: Sequence[TickManifest]
+) -> list[tuple[int, pa.Table]]:
+    columns = list(offset_columns(spec))
     return [
         (manifest.tick, pq.read_table(home / path, columns=columns, partitioning=None))
         for manifest in manifests

@@ -25,7 +25,11 @@ def wall_clock_us() -> int:
 
 @dataclass(frozen=True)
 class Scored:
-    """Scores (n,) float64 in the order of the candidates, and which model gave them."""
+    """Scores (n,) float64 in the order of the candidates, and which model gave them.
+
+    `scores` are probabilities of a click; `tasks`, of a line with conversions, those of a
+    `conversion` given a click and of `click_and_conversion`.
+    """
 
     request_id: str
     version: str
@@ -33,6 +37,7 @@ class Scored:
     staleness_s: float
     impression_ids: list[str]
     scores: NDArray[np.float64]
+    tasks: dict[str, NDArray[np.float64]]
 
 
 class Scorer:
@@ -70,8 +75,8 @@ class Scorer:
         features = self._store.read_online(self._spec, asked)
         inputs = features.select(self._inputs)
         with self._models.use() as loaded:
-            scores = np.asarray(loaded.model.predict(inputs), dtype=np.float64)
-        if not np.isfinite(scores).all():
+            tasks = loaded.model.predict_tasks(inputs)
+        if not all(np.isfinite(scores).all() for scores in tasks.values()):
             raise EnvironmentFault(
                 f"version {loaded.version.version} gave a score that is not finite; roll it back"
             )
@@ -82,7 +87,8 @@ class Scorer:
             watermark_us=loaded.version.watermark_us,
             staleness_s=(now_us - loaded.version.watermark_us) / 1e6,
             impression_ids=ids,
-            scores=scores,
+            scores=tasks.pop("click"),
+            tasks=tasks,
         )
         self._served.put(self._served_rows(scored, asked, features, now_us))
         return scored
@@ -104,6 +110,7 @@ class Scorer:
             "served_at": pa.array([now_us] * size, pa.int64()).cast(TIME),
             "version": pa.array([scored.version] * size, pa.string()),
             "score": pa.array(scored.scores, pa.float64()),
+            **{f"{task}_score": pa.array(values) for task, values in scored.tasks.items()},
         }
         for table in (asked, features):
             given.update(zip(table.column_names, table.columns, strict=True))
