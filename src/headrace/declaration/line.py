@@ -10,11 +10,21 @@ from pydantic import Field, field_validator, model_validator
 from headrace.declaration.base import ColumnType, Declared, DurationUs, Name
 from headrace.declaration.delivery import DeliverySpec
 from headrace.declaration.features import RequestFeature, WindowFeature
+from headrace.declaration.serving import ServingSpec
 from headrace.declaration.source import FileSource, LiveSource
 
 RESERVED = frozenset(
     {"event", "impression_id", "request_id", "event_at", "arrival_at", "value", "offset"}
-    | {"event_timestamp", "label", "request_at", "served_at", "score", "version"}
+    | {
+        "event_timestamp",
+        "label",
+        "request_at",
+        "served_at",
+        "score",
+        "version",
+        "arm",
+        "propensity",
+    }
 )
 
 
@@ -200,6 +210,7 @@ class LineSpec(Declared):
     gates: GateSpec = GateSpec()
     cadence: CadenceSpec = CadenceSpec()
     delivery: DeliverySpec = DeliverySpec()
+    serving: ServingSpec = ServingSpec()
 
     @field_validator("timezone")
     @classmethod
