@@ -5,7 +5,11 @@ engagements by `event`. `arrival_at` is stamped by the log when it appends (stri
 than every earlier append) and is the knowledge time of the record; `event_at` is the
 record's own clock and decides attribution only.
 
-The **served log** holds the vectors that the server used, keyed by `impression_id`.
+The **served log** holds the vectors that the server used, keyed by `impression_id`, and who
+answered: `arm` (`champion` without a race) and `propensity`, the probability in (0, 1] with which
+that arm was drawn. Both are null for rows that no server drew: of a history, of a replay. Rows of
+the arm `pinned` were scored by the version that a request asked for: they are logged, but never
+sampled.
 
 The **sample log** holds served vectors with their label: first a sample (`revision` 0),
 later at most one correction (`revision` 1). `positive_weight` and `negative_weight` say how
@@ -30,7 +34,10 @@ import pyarrow as pa
 from headrace.declaration import LineSpec
 
 IMPRESSION: Final = "impression"
+CHAMPION_ARM: Final = "champion"
+PINNED_ARM: Final = "pinned"
 TIME: Final = pa.timestamp("us", tz="UTC")
+LATER: Final = {"headrace": "null in logs from before the column was there"}
 ARROW_TYPES: Final[dict[str, pa.DataType]] = {
     "string": pa.string(),
     "int": pa.int64(),
@@ -74,6 +81,8 @@ def served_schema(spec: LineSpec) -> pa.Schema:
             pa.field("version", pa.string(), nullable=False),
             pa.field("score", pa.float64(), nullable=False),
             *(pa.field(name, pa.float64(), nullable=False) for name in task_scores(spec)),
+            pa.field("arm", pa.string(), metadata=LATER),
+            pa.field("propensity", pa.float64(), metadata=LATER),
             *_declared_columns(spec),
             *(pa.field(f"{view}__at", TIME) for view in spec.views),
             *(pa.field(feature.name, pa.int64(), nullable=False) for feature in spec.windows),

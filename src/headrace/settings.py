@@ -37,6 +37,7 @@ class Settings:
     feature_repo: Path
     host: str
     server_port: int
+    grpc_port: int
     collector_port: int
     airflow_port: int
     min_free_bytes: int
@@ -107,6 +108,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         ).resolve(),
         host=env.get("HEADRACE_HOST", "127.0.0.1"),
         server_port=port("HEADRACE_SERVER_PORT", 8500),
+        grpc_port=port("HEADRACE_GRPC_PORT", 8502),
         collector_port=port("HEADRACE_COLLECTOR_PORT", 8501),
         airflow_port=port("HEADRACE_AIRFLOW_PORT", 8080),
         min_free_bytes=megabytes("HEADRACE_MIN_FREE_MB", 256),

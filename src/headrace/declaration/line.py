@@ -12,11 +12,21 @@ from headrace.declaration.conversion import CONVERSION_COLUMNS, ConversionSpec
 from headrace.declaration.delivery import DeliverySpec
 from headrace.declaration.duty import GuardSpec
 from headrace.declaration.features import RequestFeature, WindowFeature
+from headrace.declaration.serving import ServingSpec
 from headrace.declaration.source import FileSource, LiveSource
 
 RESERVED = frozenset(
     {"event", "impression_id", "request_id", "event_at", "arrival_at", "value", "offset"}
-    | {"event_timestamp", "label", "request_at", "served_at", "score", "version"}
+    | {
+        "event_timestamp",
+        "label",
+        "request_at",
+        "served_at",
+        "score",
+        "version",
+        "arm",
+        "propensity",
+    }
 )
 
 
@@ -235,6 +245,7 @@ class LineSpec(Declared):
     guard: GuardSpec = GuardSpec()
     cadence: CadenceSpec = CadenceSpec()
     delivery: DeliverySpec = DeliverySpec()
+    serving: ServingSpec = ServingSpec()
 
     @field_validator("timezone")
     @classmethod

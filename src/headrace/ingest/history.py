@@ -81,6 +81,8 @@ def bootstrap_vectors(state: TickState, impressions: pa.Table) -> pa.Table:
         "served_at": request_at,
         "version": pa.array([BOOTSTRAP] * count, pa.string()),
         **{name: pa.array(np.full(count, np.nan)) for name in ("score", *task_scores(spec))},
+        "arm": pa.nulls(count, pa.string()),
+        "propensity": pa.nulls(count, pa.float64()),
         **{name: declared[name] for name in spec.columns},
         **{f"{view}__at": read_at for view in spec.views},
         **{name: windows[name] for name in windows.column_names},

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from headrace.declaration import LineSpec
 from headrace.errors import InputError
-from headrace.events import sample_schema, served_schema
+from headrace.events import PINNED_ARM, sample_schema, served_schema
 from headrace.labels.attribution import (
     DONE,
     FATE_SCHEMA,
@@ -183,7 +183,10 @@ class LabelState:
         )
 
     def _serve(self, served: pa.Table) -> None:
-        """Shelve new vectors (the first of an id wins) and hand them to open impressions."""
+        """Shelve new vectors (the first of an id wins) and hand them to open impressions.
+
+        Answers of a version that the request asked for are passed over: nobody was to see them.
+        """
         times = as_us(served, "served_at")
         offsets = np.arange(self._served_head, self._served_head + times.size, dtype=np.int64)
         self._served_head += times.size
@@ -193,11 +196,12 @@ class LabelState:
         until = shelf["served_at"][shelf.places(earlier[old])] + self.horizon_us
         blocked = np.zeros(times.size, dtype=np.bool_)
         blocked[old] = (until > self._at_us) & (until > times[old])
+        pinned = pc.fill_null(pc.equal(served["arm"], PINNED_ARM), False).to_pylist()
         fresh: list[int] = []
         taken: dict[str, int] = {}
         for place, (name, offset) in enumerate(zip(ids, offsets.tolist(), strict=True)):
             repeated = name in taken and times[place] < taken[name] + self.horizon_us
-            if not repeated and (name in taken or not blocked[place]):
+            if not pinned[place] and not repeated and (name in taken or not blocked[place]):
                 index[name] = offset
                 taken[name] = int(times[place])
                 fresh.append(place)

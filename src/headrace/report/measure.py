@@ -22,7 +22,14 @@ from numpy.typing import NDArray
 from headrace.account import account
 from headrace.cycle import Cycle, records
 from headrace.declaration import LineSpec
-from headrace.events import IMPRESSION, event_schema, offset_columns, served_schema
+from headrace.events import (
+    CHAMPION_ARM,
+    IMPRESSION,
+    PINNED_ARM,
+    event_schema,
+    offset_columns,
+    served_schema,
+)
 from headrace.line import Champion, LineStore, Version
 from headrace.log.files import FileLog
 from headrace.report.freshness import (
@@ -78,6 +85,7 @@ def read_artifacts(settings: Settings, spec: LineSpec) -> Artifacts:
     events = _read_log(home / "log" / "events", event_schema(spec))
     served = _read_log(home / "log" / "served", served_schema(spec))
     served = served.filter(pc.not_equal(served["version"], "bootstrap"))
+    served = served.filter(pc.not_equal(pc.fill_null(served["arm"], CHAMPION_ARM), PINNED_ARM))
     store = LineStore(settings.line_store_url(spec.line), spec.line)
     manifests = ticks(home)
     summary = read_json(home / "truth" / "summary.json")
