@@ -39,7 +39,7 @@ test: test-fast ## All tests
 	@bash infra/setup/kafka.sh
 	@.venv/bin/pytest -m "$(SLOW)"
 
-golden: setup ## Write the golden files anew (compiled pipelines, OpenAPI)
+golden: setup ## Write the golden files anew (compiled pipelines and protocol, OpenAPI)
 	@.venv/bin/python -m pipelines.incremental_train --compile
 	@.venv/bin/python -m pipelines.full_train --compile
 	@HEADRACE_GOLDEN=write .venv/bin/pytest tests/golden

@@ -121,6 +121,8 @@ def vectors(spec: LineSpec, shown: pa.Table) -> pa.Table:
         "served_at": shown["arrival_at"].cast(TIME),
         "version": pa.array(["bench"] * rows),
         "score": pa.array(np.full(rows, np.nan)),
+        "arm": pa.nulls(rows, pa.string()),
+        "propensity": pa.nulls(rows, pa.float64()),
     }
     schema = served_schema(spec)
     return pa.table([given[name] for name in schema.names], schema=schema).combine_chunks()

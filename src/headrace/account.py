@@ -10,16 +10,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from headrace.declaration import LineSpec
-from headrace.events import event_schema
+from headrace.events import event_schema, offset_columns
 from headrace.ingest.tick import TickState
-from headrace.labels.state import FATES
+from headrace.labels.state import fates_of
 from headrace.line import LineStore
 from headrace.log.files import FileLog
 from headrace.quarantine import Quarantine
 from headrace.sample import TickManifest, ticks
 from headrace.settings import Settings
-
-_COLUMNS = ["revision", "impression_offset", "engagement_offset"]
 
 
 def account(settings: Settings, spec: LineSpec) -> dict[str, int]:
@@ -39,7 +37,7 @@ def account(settings: Settings, spec: LineSpec) -> dict[str, int]:
         [(body["from"], body["to"]) for body in Quarantine(home).intervals()], len(manifests)
     )
     places: dict[str, list[NDArray[np.int64]]] = {
-        name: [] for name in ("learned", "pending", "quarantined", *FATES)
+        name: [] for name in ("learned", "pending", "quarantined", *fates_of(spec))
     }
     for manifest in manifests:
         place = "pending"
@@ -47,7 +45,7 @@ def account(settings: Settings, spec: LineSpec) -> dict[str, int]:
             place = "learned"
         elif refused[manifest.tick]:
             place = "quarantined"
-        places[place].append(_sampled(home, manifest))
+        places[place].append(_sampled(spec, home, manifest))
         for fate, offsets in _fates(home, manifest).items():
             places[fate].append(offsets)
     state = TickState.restore(spec, home, len(manifests), windows=False)
@@ -90,14 +88,17 @@ def _flags(intervals: list[tuple[int, int]], count: int) -> NDArray[np.bool_]:
     return flags
 
 
-def _sampled(home: Path, manifest: TickManifest) -> NDArray[np.int64]:
+def _sampled(spec: LineSpec, home: Path, manifest: TickManifest) -> NDArray[np.int64]:
     """Offsets that a tick's samples account for; a correction repeats its impression's."""
     if manifest.samples is None:
         return np.empty(0, dtype=np.int64)
-    rows = pq.read_table(home / manifest.samples, columns=_COLUMNS, partitioning=None)
-    impressions = rows["impression_offset"].to_numpy()[rows["revision"].to_numpy() == 0]
-    engagements = rows["engagement_offset"].to_numpy()
-    return np.concatenate([impressions, engagements[engagements >= 0]]).astype(np.int64)
+    names = offset_columns(spec)
+    columns = ["revision", *names]
+    rows = pq.read_table(home / manifest.samples, columns=columns, partitioning=None)
+    offsets = [rows[name].to_numpy() for name in names]
+    offsets[0] = offsets[0][rows["revision"].to_numpy() == 0]
+    found = np.concatenate(offsets).astype(np.int64)
+    return found[found >= 0]
 
 
 def _fates(home: Path, manifest: TickManifest) -> dict[str, NDArray[np.int64]]:

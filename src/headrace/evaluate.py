@@ -58,7 +58,7 @@ def evaluate(settings: Settings, spec: LineSpec, candidate: str, wait_s: float =
     store = LineStore(settings.line_store_url(spec.line), spec.line)
     version, state = store.load(candidate)
     require_same_code(spec, version)
-    model = Model(spec.model, spec.seed)
+    model = Model(spec.model, spec.seed, conversion=spec.converts)
     model.load_state(state)
     finite = model.is_finite()
     champion = store.champion()
@@ -92,14 +92,11 @@ def first_seen(samples: pa.Table) -> pa.Table:
     A correction of an impression of an earlier window is left out: alone it would be a positive
     without its peers, the negatives that were never corrected. Stream order is kept.
     """
-    ids = samples["impression_id"].combine_chunks()
-    known = samples.filter(pc.equal(samples["revision"], 0))["impression_id"]
-    seen = samples.filter(pc.is_in(ids, value_set=known.combine_chunks()))
-    corrected = seen.filter(pc.greater(seen["revision"], 0))["impression_id"].combine_chunks()
-    outdated = pc.and_(
-        pc.equal(seen["revision"], 0), pc.is_in(seen["impression_id"], value_set=corrected)
-    )
-    return seen.filter(pc.invert(outdated))
+    offsets = samples["impression_offset"].to_numpy()
+    known = offsets[samples["revision"].to_numpy() == 0]
+    _, last = np.unique(offsets[::-1], return_index=True)
+    kept = np.sort(offsets.size - 1 - last)
+    return samples.take(pa.array(kept[np.isin(offsets[kept], known)]))
 
 
 def _wait_for_rows(settings: Settings, spec: LineSpec, start: int, wait_s: float) -> _Later:
@@ -169,8 +166,20 @@ def _evidence(
         parity_history=proof.history,
         data_passed=quality.passed(home, version.from_tick, version.to_tick, version.excluded),
         eval_rows_plausible=_plausible(spec, labels),
+        candidate_logloss_error=_standard_error(loss),
+        score_deciles=_deciles(predicted),
         made_at_us=time.time_ns() // 1_000,
     )
+
+
+def _standard_error(loss: NDArray[np.float64]) -> float | None:
+    return float(loss.std(ddof=1) / loss.size**0.5) if loss.size > 1 else None
+
+
+def _deciles(scores: NDArray[np.float64]) -> list[float] | None:
+    if not np.isfinite(scores).all() or not scores.size:
+        return None
+    return [float(value) for value in np.quantile(scores, np.linspace(0.1, 0.9, 9))]
 
 
 def _plausible(spec: LineSpec, labels: NDArray[np.int8]) -> bool:

@@ -5,13 +5,22 @@ engagements by `event`. `arrival_at` is stamped by the log when it appends (stri
 than every earlier append) and is the knowledge time of the record; `event_at` is the
 record's own clock and decides attribution only.
 
-The **served log** holds the vectors that the server used, keyed by `impression_id`.
+The **served log** holds the vectors that the server used, keyed by `impression_id`, and who
+answered: `arm` (`champion` without a race) and `propensity`, the probability in (0, 1] with which
+that arm was drawn. Both are null for rows that no server drew: of a history, of a replay. Rows of
+the arm `pinned` were scored by the version that a request asked for: they are logged, but never
+sampled.
 
 The **sample log** holds served vectors with their label: first a sample (`revision` 0),
 later at most one correction (`revision` 1). `positive_weight` and `negative_weight` say how
 much of each class is true of the impression: (1, 0) positive, (0, 1) negative, (1, -1) a
 correction: positive after all, no longer negative. They are facts, whatever
 `label.delayed_feedback` makes of them when they are learned.
+
+Where `label.conversion` is declared, the same three facts are told of click-and-conversion:
+`conversion` (0 or 1), `conversion_positive_weight`, `conversion_negative_weight`, and (0, 0) where
+a row says nothing new of it. A conversion that comes after its click's row is a row of its own, the
+next revision, whose weights of the click are (0, 0).
 """
 
 from __future__ import annotations
@@ -25,7 +34,10 @@ import pyarrow as pa
 from headrace.declaration import LineSpec
 
 IMPRESSION: Final = "impression"
+CHAMPION_ARM: Final = "champion"
+PINNED_ARM: Final = "pinned"
 TIME: Final = pa.timestamp("us", tz="UTC")
+LATER: Final = {"headrace": "null in logs from before the column was there"}
 ARROW_TYPES: Final[dict[str, pa.DataType]] = {
     "string": pa.string(),
     "int": pa.int64(),
@@ -58,6 +70,8 @@ def served_schema(spec: LineSpec) -> pa.Schema:
     """Schema of the served log: request columns, window values, model inputs, the answer.
 
     `<view>__at` is the `event_timestamp` of the Feast row that was read (null: the key had none).
+    `score` is the probability of a click; with conversions declared, `conversion_score` is that of
+    a conversion given a click and `click_and_conversion_score` their product.
     """
     return pa.schema(
         [
@@ -66,6 +80,9 @@ def served_schema(spec: LineSpec) -> pa.Schema:
             pa.field("served_at", TIME, nullable=False),
             pa.field("version", pa.string(), nullable=False),
             pa.field("score", pa.float64(), nullable=False),
+            *(pa.field(name, pa.float64(), nullable=False) for name in task_scores(spec)),
+            pa.field("arm", pa.string(), metadata=LATER),
+            pa.field("propensity", pa.float64(), metadata=LATER),
             *_declared_columns(spec),
             *(pa.field(f"{view}__at", TIME) for view in spec.views),
             *(pa.field(feature.name, pa.int64(), nullable=False) for feature in spec.windows),
@@ -77,8 +94,17 @@ def served_schema(spec: LineSpec) -> pa.Schema:
 def sample_schema(spec: LineSpec) -> pa.Schema:
     """Schema of the sample log: the served row, its label, weights, and the log offsets behind it.
 
-    `engagement_offset` is -1 where no engagement stands behind the label.
+    `engagement_offset` is -1 where no engagement stands behind the row: it has none, or an
+    earlier row has told it; so is `conversion_offset`.
     """
+    conversion = []
+    if spec.converts:
+        conversion = [
+            pa.field("conversion", pa.int8(), nullable=False),
+            pa.field("conversion_positive_weight", pa.float32(), nullable=False),
+            pa.field("conversion_negative_weight", pa.float32(), nullable=False),
+            pa.field("conversion_offset", pa.int64(), nullable=False),
+        ]
     return pa.schema(
         [
             *served_schema(spec),
@@ -90,8 +116,22 @@ def sample_schema(spec: LineSpec) -> pa.Schema:
             pa.field("impression_offset", pa.int64(), nullable=False),
             pa.field("engagement_offset", pa.int64(), nullable=False),
             pa.field("emitted_at", TIME, nullable=False),
+            *conversion,
         ]
     )
+
+
+def task_scores(spec: LineSpec) -> tuple[str, ...]:
+    """Columns of the served log for the tasks beside the click."""
+    if not spec.converts:
+        return ()
+    return ("conversion_score", "click_and_conversion_score")
+
+
+def offset_columns(spec: LineSpec) -> tuple[str, ...]:
+    """Columns of the samples that hold offsets of events; -1 is none."""
+    own = ("impression_offset", "engagement_offset")
+    return own if not spec.converts else (*own, "conversion_offset")
 
 
 def input_fields(spec: LineSpec) -> list[pa.Field]:

@@ -73,10 +73,7 @@ def request_fields(spec: LineSpec) -> dict[str, str]:
 
 def entity_columns(spec: LineSpec, asked: pa.Table) -> dict[str, pa.ChunkedArray]:
     """Join keys (never null) and request fields of rows asked, as Feast wants them."""
-    columns: dict[str, pa.ChunkedArray] = {}
-    for name in dict.fromkeys(name for feature in spec.windows for name in feature.key):
-        kind = spec.columns[name]
-        columns[name] = pc.fill_null(asked[name].cast(ARROW_TYPES[kind]), MISSING_KEY[kind])
+    columns = key_columns(spec, asked)
     fields = request_fields(spec)
     for name, kind in spec.columns.items():
         if (sent := _request_name(spec, name)) in fields:
@@ -85,6 +82,15 @@ def entity_columns(spec: LineSpec, asked: pa.Table) -> dict[str, pa.ChunkedArray
                 column = pc.if_else(pc.is_nan(column), None, column)
             columns[sent] = column
     columns["request_at"] = asked["request_at"].cast(pa.int64())
+    return columns
+
+
+def key_columns(spec: LineSpec, asked: pa.Table) -> dict[str, pa.ChunkedArray]:
+    """Join keys of rows asked; a null is replaced by a marker that no row is written under."""
+    columns = {}
+    for name in dict.fromkeys(name for feature in spec.windows for name in feature.key):
+        kind = spec.columns[name]
+        columns[name] = pc.fill_null(asked[name].cast(ARROW_TYPES[kind]), MISSING_KEY[kind])
     return columns
 
 

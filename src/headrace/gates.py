@@ -28,7 +28,8 @@ class Evidence:
     `logloss_diff_*` is candidate minus champion. `parity_expected` counts the checked rows that
     a server answered (bootstrapped rows were never served and have nothing to compare);
     `parity_history` says by which join history was read beside the log, `parity_causes` counts
-    the mismatches by cause.
+    the mismatches by cause. `candidate_logloss_error` (standard error) and `score_deciles` (nine)
+    are for the guard, which compares with them what the version does once it serves.
     """
 
     line: str | None = None
@@ -57,6 +58,8 @@ class Evidence:
     parity_history: str | None = None
     data_passed: bool | None = None
     eval_rows_plausible: bool | None = None
+    candidate_logloss_error: float | None = None
+    score_deciles: list[float] | None = None
     made_at_us: int | None = None
 
     @property

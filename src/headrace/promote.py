@@ -54,16 +54,23 @@ def roll_back(
     to: str | None = None,
     reason: str = "",
     learn_again: bool = False,
+    *,
+    expected: Champion | None = None,
 ) -> Champion:
     """Make an earlier version champion again, and keep out what the abandoned ones had learned.
 
     If the present version continues the other, the ticks between them go to quarantine, so that
     the next increment does not learn them into the line again; release them, or give
-    `learn_again`, if they were good.
+    `learn_again`, if they were good. With `expected`, nothing but that champion is rolled back.
     Raises as `LineStore.rollback` does; nothing is quarantined then.
     """
     store = LineStore(settings.line_store_url(spec.line), spec.line)
     present, target = store.rollback_target(to)
+    if expected is not None and present != expected:
+        raise ConflictError(
+            f"line {spec.line!r}: {expected.version!r} was to be rolled back, but "
+            f"{present.version!r} serves now ({present.action}); look at that one"
+        )
     left, back = store.get(present.version), store.get(target)
     start, end = back.to_tick, left.to_tick
     quarantine = Quarantine(settings.line_home(spec.line))

@@ -23,6 +23,7 @@ import pyarrow as pa
 from headrace import metrics
 from headrace.atomic import write_json
 from headrace.declaration import LineSpec
+from headrace.events import task_scores
 from headrace.labels.revisions import unsettled
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ _LARGEST: Final = float(np.finfo(np.float64).max)
 _FIRST_LABEL: Final = "label_of_impression"
 _SAMPLE_KEY: Final = "sample_key"
 _ODD_STRETCH: Final = "label_rate_of_odd_stretch"
+_UNCLICKED: Final = "conversion_less_click"
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,15 @@ def _frame(spec: LineSpec, samples: pa.Table) -> pd.DataFrame:
     """One row for each sample: keys, label, score, model inputs, indicators of what is missing."""
     inputs = (*spec.model.categorical, *spec.model.numeric)
     names = ("impression_id", "request_id", "revision", "label", "score", *inputs)
+    if spec.converts:
+        names += ("conversion", *task_scores(spec))
     frame: pd.DataFrame = samples.select(list(dict.fromkeys(names))).to_pandas()
     frame[_SAMPLE_KEY] = frame["impression_id"] + "#" + frame["revision"].astype(str)
     newest = frame.groupby("impression_id", sort=False)["label"].transform("last")
     known = (frame["revision"] == 0) & ~unsettled(spec, samples)
     frame[_FIRST_LABEL] = newest.where(known).astype("float64")
+    if spec.converts:
+        frame[_UNCLICKED] = frame["conversion"] - frame["label"]
     frame[_ODD_STRETCH] = _odd_stretches(spec, frame[_FIRST_LABEL])
     for name in spec.model.categorical:
         frame[f"{name}__missing"] = (frame[name] == -1).astype("float64")
@@ -102,7 +108,7 @@ def _statistics(spec: LineSpec, frame: pd.DataFrame) -> dict[str, Any]:
     return {
         "rows": len(frame),
         "impressions": len(labels),
-        "corrections": int((frame["revision"] == 1).sum()),
+        "corrections": int((frame["revision"] > 0).sum()),
         "label_rate": float(labels.mean()) if len(labels) else None,
         "missing_share": missing,
     }
@@ -111,6 +117,7 @@ def _statistics(spec: LineSpec, frame: pd.DataFrame) -> dict[str, Any]:
 def _expectations(spec: LineSpec, gxe: Any) -> list[Any]:
     gate = spec.gates.data
     low, high = gate.label_rate
+    revisions = [0, 1] if not spec.converts else [0, 1, 2]
     between = gxe.ExpectColumnValuesToBeBetween
     suite = [
         gxe.ExpectTableRowCountToBeBetween(min_value=gate.min_rows),
@@ -118,13 +125,19 @@ def _expectations(spec: LineSpec, gxe: Any) -> list[Any]:
         gxe.ExpectColumnValuesToNotBeNull(column="request_id"),
         gxe.ExpectColumnValuesToNotBeNull(column="label"),
         gxe.ExpectColumnValuesToBeInSet(column="label", value_set=[0, 1]),
-        gxe.ExpectColumnValuesToBeInSet(column="revision", value_set=[0, 1]),
+        gxe.ExpectColumnValuesToBeInSet(column="revision", value_set=revisions),
         gxe.ExpectColumnValuesToBeUnique(column=_SAMPLE_KEY),
         gxe.ExpectColumnMeanToBeBetween(column=_FIRST_LABEL, min_value=low, max_value=high),
         between(column=_ODD_STRETCH, min_value=low, max_value=high),
         # NaN scores (bootstrapped rows were never scored) count as null here and pass.
         between(column="score", min_value=0.0, max_value=1.0),
     ]
+    if spec.converts:
+        suite += [
+            gxe.ExpectColumnValuesToBeInSet(column="conversion", value_set=[0, 1]),
+            between(column=_UNCLICKED, max_value=0),  # no conversion without a click
+            *(between(column=name, min_value=0.0, max_value=1.0) for name in task_scores(spec)),
+        ]
     suite += [between(column=name, min_value=-1) for name in spec.model.categorical]
     suite += [
         between(column=name, min_value=-_LARGEST, max_value=_LARGEST) for name in spec.model.numeric
@@ -191,6 +204,7 @@ _NAMES: Final = {
     _FIRST_LABEL: "label rate over impressions",
     _ODD_STRETCH: "label rate of a stretch of impressions",
     _SAMPLE_KEY: "(impression_id, revision)",
+    _UNCLICKED: "conversion less click",
 }
 
 

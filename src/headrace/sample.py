@@ -22,6 +22,7 @@ from headrace.quarantine import Quarantine
 
 __all__ = [
     "Quarantine",
+    "SampleTail",
     "TickManifest",
     "check_ticks",
     "head_tick",
@@ -164,6 +165,33 @@ def read_samples(
     ]
     samples = pa.concat_tables([schema.empty_table(), *parts]).combine_chunks()
     return newest(samples) if latest else samples
+
+
+class SampleTail:
+    """Samples of ticks from a moving start to the head, each tick read once however often asked.
+
+    For those who look every few seconds at rows of minutes or days. `columns`: what is kept.
+    """
+
+    def __init__(self, spec: LineSpec, home: Path, columns: Sequence[str] | None = None) -> None:
+        self._spec = spec
+        self._home = home
+        self._columns = sample_schema(spec).names if columns is None else list(columns)
+        self._asked: tuple[int, list[tuple[int, int]]] | None = None
+        self._head = 0
+        self._held: pa.Table | None = None
+
+    def read(self, from_tick: int, to_tick: int, exclude: Sequence[tuple[int, int]]) -> pa.Table:
+        """As `read_samples`; anew from `from_tick` when it or `exclude` is not what it was."""
+        asked = (from_tick, [(start, stop) for start, stop in exclude])
+        if self._held is None or self._asked != asked or to_tick < self._head:
+            self._asked, self._head = asked, from_tick
+            self._held = sample_schema(self._spec).empty_table().select(self._columns)
+        if to_tick > self._head:
+            new = read_samples(self._spec, self._home, self._head, to_tick, exclude=exclude)
+            parts = [self._held, new.select(self._columns)]
+            self._held, self._head = pa.concat_tables(parts).combine_chunks(), to_tick
+        return self._held
 
 
 def tick_as_of(home: Path, at_us: int) -> int:

@@ -37,6 +37,7 @@ class Settings:
     feature_repo: Path
     host: str
     server_port: int
+    grpc_port: int
     collector_port: int
     airflow_port: int
     min_free_bytes: int
@@ -47,6 +48,7 @@ class Settings:
     kafka_jars: Path
     online_store: str | None = field(default=None, repr=False)  # a Redis URL; None is SQLite
     offline_store: str = "duckdb"
+    alarm_command: str | None = None  # gets each alarm as JSON on its standard input
 
     def line_home(self, line: str) -> Path:
         """Folder of what belongs to one line on this machine: logs, ticks, samples, records."""
@@ -106,6 +108,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         ).resolve(),
         host=env.get("HEADRACE_HOST", "127.0.0.1"),
         server_port=port("HEADRACE_SERVER_PORT", 8500),
+        grpc_port=port("HEADRACE_GRPC_PORT", 8502),
         collector_port=port("HEADRACE_COLLECTOR_PORT", 8501),
         airflow_port=port("HEADRACE_AIRFLOW_PORT", 8080),
         min_free_bytes=megabytes("HEADRACE_MIN_FREE_MB", 256),
@@ -116,6 +119,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         kafka_jars=path("HEADRACE_KAFKA_JARS", PROJECT / "out" / "kafka" / "spark"),
         online_store=_redis_url(env.get("HEADRACE_ONLINE_STORE") or None),
         offline_store=_offline_store(env.get("HEADRACE_OFFLINE_STORE") or "duckdb"),
+        alarm_command=env.get("HEADRACE_ALARM_COMMAND") or None,
     )
 
 

@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 
 from headrace.declaration import DelayedFeedback, LabelSpec, LineSpec, ModelSpec
 from headrace.errors import ConflictError, DeclarationError, InputError
-from headrace.events import event_schema, input_fields
-from headrace.labels.revisions import newest, thin_negatives
+from headrace.events import event_schema, input_fields, offset_columns
+from headrace.labels.revisions import newest, thin_negatives, unlearned
 from headrace.line import LineStore, Version
 from headrace.log.files import FileLog
 from headrace.sample import Quarantine, head_tick, read_samples
@@ -55,7 +55,7 @@ def code_of(spec: LineSpec) -> str:
     unsaid = {  # versions from before these keys stay valid
         part: {name for name in names if getattr(declared, name) == _default(declared, name)}
         for part, declared, names in (
-            ("label", spec.label, ("delayed_feedback", "negative_rate")),
+            ("label", spec.label, ("delayed_feedback", "negative_rate", "conversion")),
             ("model", spec.model, _NEWER_MODEL_KEYS),
         )
     }
@@ -83,51 +83,49 @@ def window_samples(
 ) -> Window:
     """Samples of the ticks in stream order, without quarantined ones.
 
-    A correction whose first sample lies in quarantine was never learned as a negative, so it
-    takes nothing back: its negative weight becomes 0.
+    A correction whose earlier rows all lie in quarantine takes nothing back: none was learned.
     """
     home = settings.line_home(spec.line)
     excluded = quarantined(settings, spec, from_tick, to_tick)
     samples = read_samples(spec, home, from_tick, to_tick, exclude=excluded, latest=latest)
-    takes_back = pc.less(samples["negative_weight"], 0)
-    if not pc.any(takes_back).as_py():
-        return Window(from_tick, to_tick, excluded, samples)
-    unlearned = [
-        read_samples(spec, home, start, end)["impression_id"]
-        for start, end in quarantined(settings, spec, 0, to_tick)
-    ]
-    if unlearned:
-        ids = pa.chunked_array([chunk for part in unlearned for chunk in part.chunks], pa.string())
-        orphan = pc.and_(takes_back, pc.is_in(samples["impression_id"], value_set=ids))
-        weights = pc.if_else(orphan, pa.scalar(0.0, pa.float32()), samples["negative_weight"])
-        at = samples.schema.get_field_index("negative_weight")
-        samples = samples.set_column(at, samples.schema.field(at), weights)
+    corrects = pc.any(pc.greater(samples["revision"], 0)).as_py()
+    skipped = quarantined(settings, spec, 0, to_tick)
+    if corrects and skipped and not latest:
+        parts = [read_samples(spec, home, start, end) for start, end in skipped]
+        samples = unlearned(samples, pa.concat_tables(parts))
     return Window(from_tick, to_tick, excluded, samples)
 
 
-def incremental(settings: Settings, spec: LineSpec, from_tick: int, to_tick: int) -> str:
-    """Continue the champion over the samples of `[from_tick, to_tick)`; returns the version.
+def incremental(
+    settings: Settings, spec: LineSpec, from_tick: int, to_tick: int, parent: str | None = None
+) -> str:
+    """Continue the champion, or the version `parent`, over the samples of `[from_tick, to_tick)`;
+    returns the new version.
 
-    Raises `ConflictError` when the champion does not end at `from_tick` (it moved since the
-    window was planned), `InputError` without samples, `DeclarationError` when the champion was
-    trained under another declaration.
+    Raises `ConflictError` when that version does not end at `from_tick` (the champion moved since
+    the window was planned), `InputError` without samples, `DeclarationError` when it was trained
+    under another declaration.
     """
     store = LineStore(settings.line_store_url(spec.line), spec.line)
-    champion = store.champion()
-    if champion is None:
-        raise InputError(f"line {spec.line!r} has no champion to continue; run full_train first")
-    parent, state = store.load(champion.version)
-    require_same_code(spec, parent)
-    if parent.to_tick != from_tick:
+    if parent is None:
+        champion = store.champion()
+        if champion is None:
+            raise InputError(
+                f"line {spec.line!r} has no champion to continue; run full_train first"
+            )
+        parent = champion.version
+    before, state = store.load(parent)
+    require_same_code(spec, before)
+    if before.to_tick != from_tick:
         raise ConflictError(
-            f"champion {parent.version} ends at tick {parent.to_tick}, but the window starts at "
+            f"version {before.version} ends at tick {before.to_tick}, but the window starts at "
             f"{from_tick}: the line moved on; plan again"
         )
     window = window_samples(settings, spec, from_tick, to_tick)
     model = _model(spec, spec.label.delayed_feedback)
     model.load_state(state)
     rows = thin_negatives(spec, window.samples)
-    return _learn(settings, spec, model, rows, window=window, parent=(parent, state), epochs=1)
+    return _learn(settings, spec, model, rows, window=window, parent=(before, state), epochs=1)
 
 
 def full(settings: Settings, spec: LineSpec, to_tick: int | None = None) -> str:
@@ -182,7 +180,7 @@ def require_same_code(spec: LineSpec, version: Version) -> None:
 def _model(spec: LineSpec, feedback: DelayedFeedback = "correct") -> Model:
     from headrace.model import Model
 
-    return Model(spec.model, spec.seed, feedback)
+    return Model(spec.model, spec.seed, feedback, conversion=spec.converts)
 
 
 def _learn(
@@ -209,7 +207,10 @@ def _learn(
     if parent is not None:
         watermark_us = max(watermark_us, parent[0].watermark_us)
         event_at_us = max(event_at_us, parent[0].event_at_us)
-    labels = newest(samples)["label"].to_numpy()
+    known = newest(samples)
+    rates = {"label_rate": float(known["label"].to_numpy().mean())}
+    if spec.converts:
+        rates["click_and_conversion_rate"] = float(known["conversion"].to_numpy().mean())
     version = LineStore(settings.line_store_url(spec.line), spec.line).publish(
         model.state(),
         parent=None if parent is None else parent[0].version,
@@ -222,16 +223,14 @@ def _learn(
         feature_service=spec.feature_service,
         code=code_of(spec),
         rows=samples.num_rows,
-        metrics={"loss": float(report.loss), "label_rate": float(labels.mean())},
+        metrics={"loss": float(report.loss), **rates},
     )
     return version.version
 
 
 def _watermark_us(settings: Settings, spec: LineSpec, samples: pa.Table) -> int:
     """Arrival of the newest event behind the samples: the log is in arrival order."""
-    newest = max(
-        pc.max(samples["impression_offset"]).as_py(), pc.max(samples["engagement_offset"]).as_py()
-    )
+    newest = max(pc.max(samples[name]).as_py() for name in offset_columns(spec))
     log = FileLog(settings.line_home(spec.line) / "log" / "events", event_schema(spec))
     record = log.read(newest, newest + 1)
     return int(record["arrival_at"].cast(pa.int64())[0].as_py())

@@ -72,6 +72,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Settings, 
         "HEADRACE_HOME": str(tmp_path_factory.mktemp("home")),
         "HEADRACE_AIRFLOW_PORT": "28080",
         "HEADRACE_SERVER_PORT": "28500",
+        "HEADRACE_GRPC_PORT": "28502",
         "HEADRACE_COLLECTOR_PORT": "28501",
     }
     settings = load_settings(environ)

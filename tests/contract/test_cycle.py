@@ -113,6 +113,8 @@ class Line:
             "emitted_at": at,
             "version": [version] * ROWS,
             "score": np.full(ROWS, 0.2),
+            "arm": ["champion"] * ROWS,
+            "propensity": np.ones(ROWS),
             "revision": np.zeros(ROWS, np.int32),
             "label": labels,
             "positive_weight": labels.astype(np.float32),

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from headrace.errors import EnvironmentFault, InputError, IntegrityError
+from headrace.events import LATER
 from headrace.log.files import FileLog
 from headrace.log.stamp import EventWriter
 from headrace.settings import load_line
@@ -92,6 +93,15 @@ def test_another_schema_and_missing_values_are_refused(log):
     with pytest.raises(InputError, match="'n' holds a null"):
         log.append(pa.table([[None], ["x"]], schema=SCHEMA))
     assert log.head == 0
+
+
+def test_columns_that_headrace_logs_since_are_null_in_older_records(log, tmp_path):
+    log.append(rows(1, 2))
+    newer = pa.schema([*log.read(0, 1).schema, pa.field("arm", pa.string(), metadata=LATER)])
+    assert FileLog(tmp_path / "log", newer).read(0, 9)["arm"].to_pylist() == [None, None]
+    declared = pa.schema([*log.read(0, 1).schema, pa.field("colour", pa.string())])
+    with pytest.raises(IntegrityError, match="other columns than the line declares"):
+        FileLog(tmp_path / "log", declared).read(0, 9)
 
 
 def test_missing_and_damaged_segments_are_named(log, tmp_path):

@@ -28,8 +28,11 @@ KINDS: dict[str, dict[str, Any]] = {
     "dynamic": {"family": "ftrl_deep", "ids": "dynamic", "admit_after": 2, "expire_after": "1h"},
     "bfloat16": {"family": "dcn", "precision": "bfloat16"},
     "dynamic wide": {"family": "ftrl_deep", "wide": ("item",), "ids": "dynamic"},
+    "two tasks": {"family": "ftrl_deep", "wide": ("item",)},
+    "two tasks dcn": {"family": "dcn", "cross_rank": 3, "ids": "dynamic"},
 }
-ELSEWHERE = ("wide", "dcn", "dynamic")  # every kind of table and of network, for another process
+# every kind of table and of network, for another process
+ELSEWHERE = ("wide", "dcn", "dynamic", "two tasks")
 BATCH = 64
 FIELDS = ("user", "item")
 NUMBERS = ("rate", "log_count")
@@ -63,8 +66,15 @@ def spec_of(family: str, **changes: Any) -> ModelSpec:
     return ModelSpec.model_validate(declared | changes)
 
 
+def model_of(family: str, **changes: Any) -> Model:
+    return Model(spec_of(family, **changes), seed=7, conversion=family.startswith("two tasks"))
+
+
 def stream(rows: int, seed: int = 0) -> pa.Table:
-    """The item decides the label up to noise; the rate helps; some values are missing."""
+    """The item decides the label up to noise; the rate helps; some values are missing.
+
+    What was clicked converts by its item too, otherwise than it was clicked.
+    """
     draw = np.random.default_rng(seed)
     item = draw.integers(0, 20, rows)
     rate = draw.random(rows)
@@ -73,10 +83,19 @@ def stream(rows: int, seed: int = 0) -> pa.Table:
     user = draw.integers(0, 2**63 - 1, 40)[draw.integers(0, 40, rows)]
     user[draw.random(rows) < 0.1] = -1
     rate[draw.random(rows) < 0.1] = np.nan
-    return samples(user, item, rate, draw.random(rows) * 10, label)
+    log_count = draw.random(rows) * 10
+    converted = label & (draw.random(rows) < conversion_rate(item))
+    return samples(user, item, rate, log_count, label, converted)
 
 
-def samples(user: Any, item: Any, rate: Any, log_count: Any, label: Any) -> pa.Table:
+def conversion_rate(item: Any) -> Any:
+    return np.where(item % 5 == 0, 0.9, 0.1)
+
+
+def samples(
+    user: Any, item: Any, rate: Any, log_count: Any, label: Any, converted: Any = 0
+) -> pa.Table:
+    converted = np.broadcast_to(np.asarray(converted, np.float32), np.shape(label))
     return pa.table(
         {
             "user": pa.array(user, pa.int64()),
@@ -85,6 +104,8 @@ def samples(user: Any, item: Any, rate: Any, log_count: Any, label: Any) -> pa.T
             "log_count": pa.array(log_count, pa.float64()),
             "positive_weight": pa.array(np.asarray(label, np.float32)),
             "negative_weight": pa.array(1 - np.asarray(label, np.float32)),
+            "conversion_positive_weight": pa.array(converted),
+            "conversion_negative_weight": pa.array(1 - converted),
             "event_at": pa.array(np.arange(len(label)) * 10_000_000),
         }
     )
@@ -93,6 +114,17 @@ def samples(user: Any, item: Any, rate: Any, log_count: Any, label: Any) -> pa.T
 def with_column(table: pa.Table, name: str, values: Any) -> pa.Table:
     position = table.column_names.index(name)
     return table.set_column(position, name, pa.array(values, table.schema.field(name).type))
+
+
+def weighed(table: pa.Table, positive: Any, negative: Any) -> pa.Table:
+    """The rows with these weights of the click, of which none converts."""
+    positive, negative = (np.broadcast_to(w, table.num_rows) for w in (positive, negative))
+    weights = {"positive_weight": positive, "negative_weight": negative}
+    weights |= {"conversion_positive_weight": 0 * positive}
+    weights |= {"conversion_negative_weight": positive + negative}
+    for name, values in weights.items():
+        table = with_column(table, name, values.astype(np.float32))
+    return table
 
 
 def loss_of(model: Model, table: pa.Table) -> float:
@@ -108,7 +140,7 @@ def family(request: pytest.FixtureRequest) -> str:
 
 @cache
 def traced(family: str, use: str) -> tuple[Model, State]:
-    model = Model(spec_of(family), seed=7)
+    model = model_of(family)
     return model, model.state()
 
 
@@ -171,8 +203,7 @@ def test_a_learning_rate_floor_lets_an_old_id_change_its_mind(family: str) -> No
 
 def test_the_rate_of_positives_is_learned_within_a_batch(model: Model) -> None:
     rare = stream(BATCH)
-    rare = with_column(rare, "positive_weight", [1.0] + [0.0] * (BATCH - 1))
-    rare = with_column(rare, "negative_weight", [0.0] + [1.0] * (BATCH - 1))
+    rare = weighed(rare, [1.0] + [0.0] * (BATCH - 1), [0.0] + [1.0] * (BATCH - 1))
     model.learn(rare)
     assert model.predict(stream(100, seed=5)).mean() < 0.15
 
@@ -198,7 +229,7 @@ def test_continuing_through_the_line_store_equals_never_having_stopped(
     resumed.load_state(store.load(base.version)[1])
     resumed.learn(stream(20, seed=2))
     child = store.publish(resumed.state(), parent=base.version, **PUBLISHED)
-    again = Model(spec_of(family), seed=7)
+    again = model_of(family)
     again.load_state(LineStore(tmp_path, "x").load(child.version)[1])
     again.learn(stream(150, seed=3))
     model.learn(stream(20, seed=2))
@@ -218,7 +249,7 @@ def test_a_delta_equals_the_full_state_and_holds_only_touched_rows(model: Model)
 
 
 def test_a_seed_means_the_same_bytes(family: str) -> None:
-    one, two = Model(spec_of(family), seed=7), fresh(family, "first")
+    one, two = model_of(family), fresh(family, "first")
     assert same_bits(one.state(), two.state())
     one.learn(stream(150))
     two.learn(stream(150))
@@ -253,7 +284,7 @@ def test_another_process_ends_in_the_same_bytes_and_starts_quietly() -> None:
 
 def test_the_padding_of_a_short_batch_changes_nothing(family: str) -> None:
     ten = stream(10, seed=2)
-    padded, exact = fresh(family, "first"), Model(spec_of(family, batch_size=10), 7)
+    padded, exact = fresh(family, "first"), model_of(family, batch_size=10)
     padded.learn(stream(150, seed=1))
     before = padded.state()
     exact.load_state(before)
@@ -271,8 +302,7 @@ def test_the_padding_of_a_short_batch_changes_nothing(family: str) -> None:
 def test_a_padding_row_changes_no_bit(family: str, count: int) -> None:
     ten = stream(10, seed=2)
     padding = ten.take(np.resize([0, 3, 9], count))
-    for name in ("positive_weight", "negative_weight"):
-        padding = with_column(padding, name, [0.0] * count)
+    padding = weighed(padding, 0.0, 0.0)
     alone, padded = fresh(family, "first"), fresh(family, "second")
     for model in (alone, padded):
         model.learn(stream(150, seed=1))
@@ -323,8 +353,7 @@ def test_a_delta_that_does_not_fit_changes_nothing(family: str, model: Model) ->
 def test_learning_rows_of_no_weight_leaves_every_parameter(model: Model) -> None:
     model.learn(stream(10, seed=1))
     before = model.state()
-    nothing = with_column(stream(10, seed=1), "positive_weight", [0.0] * 10)
-    nothing = with_column(nothing, "negative_weight", [0.0] * 10)
+    nothing = weighed(stream(10, seed=1), [0.0] * 10, [0.0] * 10)
     assert model.learn(nothing).loss == 0.0
     after = model.state()
     for name in {"table", "wide", "linear", "moments", "classes"} & set(before):
@@ -351,11 +380,9 @@ def gradient_step(family: str, table: pa.Table) -> State:
 
 def test_a_correction_takes_its_negative_back(family: str) -> None:
     row = stream(1, seed=2)
-    positive = with_column(row, "positive_weight", [1.0])
-    positive = with_column(positive, "negative_weight", [0.0])
-    negative = with_column(row, "positive_weight", [0.0])
-    negative = with_column(negative, "negative_weight", [1.0])
-    correction = with_column(positive, "negative_weight", [-1.0])
+    positive = weighed(row, [1.0], [0.0])
+    negative = weighed(row, [0.0], [1.0])
+    correction = weighed(row, 1.0, -1.0)
     both = gradient_step(family, pa.concat_tables([negative, correction]))
     once = gradient_step(family, positive)
     within = 1e-2 if family == "bfloat16" else 1e-4  # its products have 8 bits, as it says
@@ -364,8 +391,7 @@ def test_a_correction_takes_its_negative_back(family: str) -> None:
 
 
 def test_corrections_of_unknown_negatives_stay_finite(model: Model) -> None:
-    correction = with_column(stream(300), "positive_weight", [1.0] * 300)
-    correction = with_column(correction, "negative_weight", [-1.0] * 300)
+    correction = weighed(stream(300), [1.0] * 300, [-1.0] * 300)
     model.learn(correction)
     assert model.is_finite()
     assert (model.predict(correction) > 0.5).all()
@@ -426,7 +452,7 @@ def test_unfit_columns_are_refused_by_name(model: Model) -> None:
 def test_a_foreign_or_broken_state_is_refused_whole(family: str, model: Model) -> None:
     before = model.state()
     with pytest.raises(DeclarationError, match="another declaration or seed"):
-        model.load_state(Model(spec_of(family, numeric=("rate",)), seed=7).state())
+        model.load_state(model_of(family, numeric=("rate",)).state())
     broken = {**before, "moments": np.ones((3, 7))}
     with pytest.raises(IntegrityError, match="moments"):
         model.load_state(broken)
@@ -457,7 +483,7 @@ def test_a_state_is_a_copy(model: Model) -> None:
 def test_a_model_may_lack_ids_numbers_or_layers(
     family: str, changes: dict[str, Any], tmp_path: Any
 ) -> None:
-    model = Model(spec_of(family, **changes), seed=7)
+    model = model_of(family, **changes)
     model.learn(stream(150))
     store = LineStore(tmp_path, "x")
     version = store.publish(model.state(), parent=None, **PUBLISHED)

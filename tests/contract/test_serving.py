@@ -6,11 +6,10 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -24,44 +23,11 @@ from headrace.serving.app import create_app, run
 from headrace.serving.payload import MAX_BODY_BYTES, MAX_CANDIDATES
 from headrace.serving.served import ServedWriter
 from headrace.settings import Settings
+from tests.serving import WATERMARK_US, advance, publish, served_rows, until
 
 with warnings.catch_warnings():  # Starlette asks for httpx2, which is no dependency of ours
     warnings.simplefilter("ignore")
     from fastapi.testclient import TestClient
-
-WATERMARK_US = 1_750_000_000_000_000
-
-
-def until(claim: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not claim():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.02)
-
-
-def publish(settings: Settings, spec: LineSpec, bias: float, watermark_us: int) -> str:
-    """A version whose dense weights are shifted, so that each version scores differently."""
-    state = Model(spec.model, spec.seed).state()
-    state["classes"] = np.array([10.0 * bias, 10.0])
-    version = LineStore(settings.line_store_url(spec.line), spec.line).publish(
-        state,
-        parent=None,
-        from_tick=0,
-        to_tick=1,
-        excluded=[],
-        watermark_us=watermark_us,
-        event_at_us=watermark_us,
-        feature_service=spec.feature_service,
-        code="test",
-        rows=0,
-        metrics={},
-    )
-    return version.version
-
-
-def advance(settings: Settings, spec: LineSpec, version: str) -> None:
-    lines = LineStore(settings.line_store_url(spec.line), spec.line)
-    lines.advance(lines.champion(), version, "promote", "test")
 
 
 @pytest.fixture(scope="module")
@@ -77,12 +43,6 @@ def server(applied: Settings, shop: LineSpec) -> Iterator[TestClient]:
         advance(applied, shop, "v000001")
         until(lambda: client.get("/v2/health/ready").status_code == 200)
         yield client
-
-
-def served_rows(settings: Settings, spec: LineSpec, request_id: str) -> list[dict[str, object]]:
-    log = FileLog(settings.line_home(spec.line) / "log" / "served", served_schema(spec))
-    rows = log.read(0, log.head).to_pylist()
-    return [row for row in rows if row["request_id"] == request_id]
 
 
 def test_scores_carry_version_watermark_and_staleness(server, applied, shop):
@@ -130,7 +90,7 @@ def test_the_open_inference_protocol_gives_the_same_scores(server, shop):
     body = answer.json()
     assert (body["model_name"], body["model_version"], body["id"]) == ("shop", "v000001", "oip")
     assert body["parameters"]["request_id"] == "oip"
-    assert set(body["parameters"]) == {"version", "watermark", "staleness_s", "request_id"}
+    assert set(body["parameters"]) == {"version", "arm", "watermark", "staleness_s", "request_id"}
     score, impression = body["outputs"]
     assert (score["name"], score["datatype"], score["shape"]) == ("score", "FP64", [2])
     assert score["data"] == [s["score"] for s in short["scores"]]
@@ -174,7 +134,7 @@ def test_a_wrong_request_is_refused_with_the_path_of_the_field(server, body, pat
         ({"name": "colour"}, ["body", "inputs", 0, "name"]),
         ({"datatype": "BYTES"}, ["body", "inputs", 0, "datatype"]),
         ({"shape": [3]}, ["body", "inputs", 0, "shape"]),
-        ({"data": [1, 2.5]}, ["body", "inputs", 0, "data", "1"]),
+        ({"data": [1, 2.5]}, ["body", "inputs", 0, "data", 1]),
         ({"data": []}, ["body", "inputs", 0, "data"]),
     ],
 )
@@ -336,6 +296,18 @@ def test_a_full_queue_refuses_and_names_the_reason_and_loses_nothing():
     assert log.written == 4
     with pytest.raises(EnvironmentFault, match="stopping"):
         writer.put(pa.table({"x": [7]}))
+
+
+def test_a_full_queue_sheds_where_that_is_the_policy_and_counts():
+    log = StuckLog()
+    writer = ServedWriter(log, max_rows=3, linger_s=0.01, policy="shed")
+    writer.start()
+    for _ in range(3):
+        writer.put(pa.table({"x": [1, 2]}))
+    assert (writer.waiting_rows, writer.shed_rows) == (2, 4)
+    log.full = False
+    writer.stop()
+    assert log.written == 2
 
 
 def test_stop_tells_when_accepted_rows_could_not_be_written():

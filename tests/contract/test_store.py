@@ -10,6 +10,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from feast import FeatureStore
 
 T0 = 1_750_000_000_123_457  # not a whole second: Feast's SQLite store would cut it
+HOUR_US = 3_600_000_000
+WIDE = 10_000
 BIG = 2**62 + 1  # a float64 would round it
 
 
@@ -119,6 +122,27 @@ def test_pushed_rows_are_read_with_their_exact_time_and_values(store: Store, sho
     assert row["thing"] == int(requests.hash64(pa.array([BIG]))[0])
     assert row["user_ctr"] == (8 + 1) / (7 + 1 + 9)
     assert row["price_log"] == math.log1p(2.5)
+
+
+def test_reading_by_column_gives_the_bits_of_feasts_own_read(store, shop, kiosk):
+    rng = np.random.default_rng(3)
+    for spec in (shop, kiosk):
+        for view, features in spec.views.items():
+            keys = [
+                tuple(f"wide{i}" if column == "user_id" else WIDE + i for column in features[0].key)
+                for i in range(40)
+            ]
+            for at_us, some in ((T0 - 2 * HOUR_US, keys), (T0, keys[::3])):
+                store.push(spec, view, rows(spec, view, at_us, some, int(rng.integers(300))))
+        for size in (1, 7, 60):
+            users = [f"wide{i}" if i % 7 else None for i in rng.integers(0, 60, size)]
+            items = [WIDE + int(i) if i % 5 else None for i in rng.integers(0, 60, size)]
+            prices = [float(i) if i > 0 else math.nan for i in rng.normal(3, 5, size)]
+            at_us = (T0 + rng.integers(0, 2 * HOUR_US, size)).tolist()
+            question = asked(spec, at_us, user_id=users, item=items, price=prices)
+            found = store.read_online(spec, question)
+            assert found.schema.equals(feature_schema(spec))
+            assert bits(found) == bits(store.read_by_feast(spec, question))
 
 
 def test_an_absent_or_missing_key_reads_as_empty_without_a_time(store: Store, shop: LineSpec):

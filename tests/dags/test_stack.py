@@ -65,6 +65,7 @@ def settings(tmp_path: Path) -> Iterator[Settings]:
         {
             "HEADRACE_HOME": str(tmp_path / "home with space"),
             "HEADRACE_SERVER_PORT": str(free_port()),
+            "HEADRACE_GRPC_PORT": str(free_port()),
             "HEADRACE_COLLECTOR_PORT": str(free_port()),
             "HEADRACE_AIRFLOW_PORT": str(free_port()),
         }
@@ -187,6 +188,7 @@ def start_in_a_process(settings: Settings, *flags: str) -> subprocess.Popen[byte
     environ = dict(os.environ) | {
         "HEADRACE_HOME": str(settings.home),
         "HEADRACE_SERVER_PORT": str(settings.server_port),
+        "HEADRACE_GRPC_PORT": str(settings.grpc_port),
         "HEADRACE_COLLECTOR_PORT": str(settings.collector_port),
         "HEADRACE_AIRFLOW_PORT": str(settings.airflow_port),
     }

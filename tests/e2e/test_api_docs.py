@@ -66,6 +66,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
             "HEADRACE_LINES_DIR": str(root / "lines"),
             "HEADRACE_AIRFLOW_PORT": str(free_port()),
             "HEADRACE_SERVER_PORT": str(free_port()),
+            "HEADRACE_GRPC_PORT": str(free_port()),
             "HEADRACE_COLLECTOR_PORT": str(free_port()),
         }
     )

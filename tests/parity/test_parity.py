@@ -144,6 +144,8 @@ def _serve(
         "served_at": now_us,
         "version": "v000001",
         "score": 0.5,
+        "arm": "champion",
+        "propensity": 1.0,
     }
     schema = served_schema(spec)
     at = {name: value for name, value in windows.items() if name.endswith("__at")}

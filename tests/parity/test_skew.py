@@ -115,6 +115,8 @@ class Life:
             "served_at": pa.array([at_us] * count).cast(TIME),
             "version": pa.array(["v000001"] * count),
             "score": pa.array([0.5] * count),
+            "arm": pa.array(["champion"] * count),
+            "propensity": pa.array([1.0] * count),
         }
         schema = served_schema(self.spec)
         self.served.append(pa.table([given[f.name] for f in schema], schema=schema))

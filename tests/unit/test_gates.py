@@ -45,7 +45,10 @@ GOOD = Evidence(
     eval_rows_plausible=True,
     made_at_us=NOW_US - 1_000_000,
 )
-TOLD = ("parent", "auc", "train_from_tick", "parity_causes")
+TOLD = (
+    *("parent", "auc", "train_from_tick", "parity_causes"),
+    *("candidate_logloss_error", "score_deciles"),
+)
 JUDGED = [f.name for f in fields(Evidence) if f.name not in TOLD]
 
 

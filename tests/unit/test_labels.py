@@ -60,9 +60,10 @@ def click(which: str, arrival: float, event_at: float | None = None, value: int 
     return event("click", which, arrival, event_at, value)
 
 
-def vector(which: str, served_at: float, score: float = 0.5):
+def vector(which: str, served_at: float, score: float = 0.5, arm: str = "champion"):
     row: dict[str, Any] = dict.fromkeys(served_schema(SPEC).names, 0)
     row |= {"impression_id": which, "request_id": which, "version": "v000001", "score": score}
+    row |= {"arm": arm, "propensity": 1.0}
     row |= {name: None for name, kind in SPEC.columns.items()}
     row |= {f"{view}__at": None for view in SPEC.views}
     return row | {"served_at": int(served_at * SECOND)}
@@ -221,6 +222,15 @@ def test_what_never_finds_its_other_half_gets_a_fate_at_the_horizon():
     assert ran.fates == {0: "unmatched"}
     ran = run(events, [], at(3, 16.5))
     assert ran.fates == {0: "unmatched", 1: "unserved", 2: "unserved"}
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_answers_of_a_version_asked_for_are_never_learned(restart):
+    served = [vector("a", 1, 0.9, "pinned"), vector("b", 1, 0.8, "pinned"), vector("b", 2, 0.4)]
+    events = [shown("a", 3), shown("b", 3), click("a", 4)]
+    ran = run(events, served, at(5, 16, 30), restart=restart)
+    assert [(row["impression_id"], row["score"]) for row in ran.samples] == [("b", 0.4)]
+    assert ran.fates == {0: "unserved", 2: "unserved"}
 
 
 def test_an_impression_older_than_the_horizon_is_too_late():

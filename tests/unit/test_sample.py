@@ -14,7 +14,15 @@ from headrace.atomic import write_json, write_parquet
 from headrace.errors import InputError, IntegrityError
 from headrace.events import sample_schema
 from headrace.quarantine import Quarantine
-from headrace.sample import TickManifest, check_ticks, head_tick, read_samples, tick_as_of, ticks
+from headrace.sample import (
+    SampleTail,
+    TickManifest,
+    check_ticks,
+    head_tick,
+    read_samples,
+    tick_as_of,
+    ticks,
+)
 from headrace.settings import load_line
 
 SPEC = load_line(Path(__file__).parents[2] / "lines" / "coupons.yaml")
@@ -165,3 +173,17 @@ def test_time_travel_equals_a_stop_at_that_tick(history, data):
             for interval in ((0, cut), (cut, now))
         ]
     assert sorted(weights(pa.concat_tables(parts))) == sorted(weights(then))
+
+
+def test_a_tail_reads_each_tick_once_and_anew_from_another_start(home: Path) -> None:
+    tail = SampleTail(SPEC, home, ["impression_offset", "label"])
+    assert tail.read(0, 1, [])["impression_offset"].to_pylist() == [0, 1]
+    (home / "samples" / "b=00000000.parquet").rename(home / "moved")  # it is not read again
+    assert tail.read(0, 3, [])["impression_offset"].to_pylist() == [0, 1, 0, 2]
+    assert tail.read(0, 3, []).column_names == ["impression_offset", "label"]
+    assert tail.read(2, 3, [])["label"].to_pylist() == [1, 0]
+    (home / "moved").rename(home / "samples" / "b=00000000.parquet")
+    assert tail.read(0, 3, [(2, 3)])["impression_offset"].to_pylist() == [0, 1]
+    assert tail.read(0, 3, [(2, 3)]).equals(
+        read_samples(SPEC, home, 0, 3, [(2, 3)]).select(["impression_offset", "label"])
+    )

@@ -21,9 +21,11 @@ from rich.table import Table
 
 from headrace.cli.export import export
 from headrace.cli.features import features_app
+from headrace.cli.guard import guard
 from headrace.cli.line import line_app, quarantine_app
 from headrace.cli.options import AsJson, LineName, LinePath, open_line, out, show, until_signal
 from headrace.cli.proof import parity
+from headrace.cli.race import race_app
 from headrace.cli.spark import backfill, stream
 from headrace.errors import GateRejected, HeadraceError, IntegrityError
 from headrace.settings import load_line, load_lines, load_settings
@@ -36,9 +38,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(parity)
+app.command()(guard)
 app.add_typer(line_app, name="line")
 app.add_typer(quarantine_app, name="quarantine")
 app.add_typer(features_app, name="features")
+app.add_typer(race_app, name="race")
 app.command()(backfill)
 app.command()(stream)
 app.command()(export)

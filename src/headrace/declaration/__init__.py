@@ -6,7 +6,9 @@ DAGs) is derived from it. Unknown keys are refused. Durations are written with a
 """
 
 from headrace.declaration.base import Declared, parse_duration_us
+from headrace.declaration.conversion import ConversionSpec
 from headrace.declaration.delivery import DeliverySpec
+from headrace.declaration.duty import GuardSpec
 from headrace.declaration.features import (
     MISSING,
     Bucketize,
@@ -38,6 +40,7 @@ from headrace.declaration.words import in_words, write_duration
 __all__ = [
     "MISSING",
     "Bucketize",
+    "ConversionSpec",
     "Cross",
     "Declared",
     "DelayDistribution",
@@ -46,6 +49,7 @@ __all__ = [
     "Explode",
     "FileSource",
     "FileSpec",
+    "GuardSpec",
     "Hash",
     "LabelInRow",
     "LabelSpec",

@@ -8,13 +8,25 @@ from zoneinfo import ZoneInfo
 from pydantic import Field, field_validator, model_validator
 
 from headrace.declaration.base import ColumnType, Declared, DurationUs, Name
+from headrace.declaration.conversion import CONVERSION_COLUMNS, ConversionSpec
 from headrace.declaration.delivery import DeliverySpec
+from headrace.declaration.duty import GuardSpec
 from headrace.declaration.features import RequestFeature, WindowFeature
+from headrace.declaration.serving import ServingSpec
 from headrace.declaration.source import FileSource, LiveSource
 
 RESERVED = frozenset(
     {"event", "impression_id", "request_id", "event_at", "arrival_at", "value", "offset"}
-    | {"event_timestamp", "label", "request_at", "served_at", "score", "version"}
+    | {
+        "event_timestamp",
+        "label",
+        "request_at",
+        "served_at",
+        "score",
+        "version",
+        "arm",
+        "propensity",
+    }
 )
 
 
@@ -36,6 +48,7 @@ class LabelSpec(Declared):
     model's own prediction (Ktena et al. 2019), and only the gates wait `provisional_after`
     before they believe silence; `esdfm` weighs what was late (Yang et al. 2021).
     `negative_rate` is the share of negatives that training keeps, each at weight 1/rate.
+    `conversion` makes the line a model of two tasks (docs/adr/0024).
     """
 
     engagement: Name
@@ -44,6 +57,13 @@ class LabelSpec(Declared):
     provisional_after: DurationUs | None = None
     delayed_feedback: DelayedFeedback = "correct"
     negative_rate: float = Field(1.0, gt=0, le=1)
+    conversion: ConversionSpec | None = None
+
+    @property
+    def events(self) -> tuple[str, ...]:
+        """The events that an application may report."""
+        after = () if self.conversion is None else (self.conversion.engagement,)
+        return ("impression", self.engagement, *after)
 
     @property
     def patience_us(self) -> int:
@@ -69,6 +89,30 @@ class LabelSpec(Declared):
             )
         if policy in ("naive", "fnw", "esdfm") and self.provisional_after is None:
             raise ValueError(f"delayed_feedback: {policy} needs provisional_after; declare it")
+        return self
+
+    @model_validator(mode="after")
+    def _conversion_fits(self) -> Self:
+        conversion = self.conversion
+        if conversion is None:
+            return self
+        if conversion.engagement in ("impression", "mark", self.engagement):
+            raise ValueError(
+                f"conversion.engagement: {conversion.engagement!r} is an event of its own already; "
+                "name the event that follows the click"
+            )
+        if (conversion.provisional_after or 0) > conversion.attribution_window:
+            raise ValueError(
+                "conversion.provisional_after is longer than conversion.attribution_window; "
+                "shorten it"
+            )
+        if self.outcome == "explicit":
+            raise ValueError("conversion follows a click; remove outcome: explicit")
+        if self.delayed_feedback in ("fnw", "esdfm"):
+            raise ValueError(
+                f"delayed_feedback: {self.delayed_feedback} weighs one task; with conversion "
+                "declare correct, naive or wait"
+            )
         return self
 
 
@@ -198,8 +242,10 @@ class LineSpec(Declared):
     request_features: tuple[RequestFeature, ...] = ()
     model: ModelSpec
     gates: GateSpec = GateSpec()
+    guard: GuardSpec = GuardSpec()
     cadence: CadenceSpec = CadenceSpec()
     delivery: DeliverySpec = DeliverySpec()
+    serving: ServingSpec = ServingSpec()
 
     @field_validator("timezone")
     @classmethod
@@ -228,6 +274,11 @@ class LineSpec(Declared):
                 "events; lengthen feature_ttl or shorten the window"
             )
         return self
+
+    @property
+    def converts(self) -> bool:
+        """Whether the line has a second task: the conversion after the click."""
+        return self.label.conversion is not None
 
     @property
     def feature_service(self) -> str:
@@ -277,7 +328,16 @@ class LineSpec(Declared):
                         f"model: {name!r} is not a request feature that produces a {kind}; wrap it "
                         "(hash, cross, bucketize … give ids; number, log1p, ratio give numbers)"
                     )
+        if self.label.conversion is not None:
+            for name in sorted(CONVERSION_COLUMNS & known.keys()):
+                raise ValueError(
+                    f"{name!r} is a column of samples with conversions; choose another name"
+                )
         if isinstance(self.source, FileSource):
+            if self.label.conversion is not None:
+                raise ValueError(
+                    "label.conversion: files hold no conversions; post them (source: kind: live)"
+                )
             unknown = set(self.source.impressions.columns) - set(self.columns)
             if unknown:
                 raise ValueError(

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from headrace.atomic import sync_folder, write_json
 from headrace.declaration import LineSpec
-from headrace.errors import InputError
+from headrace.errors import DeclarationError, InputError
 from headrace.evaluate import first_seen
 from headrace.export import proof, signature
 from headrace.export.graph import Scorer
@@ -66,6 +66,10 @@ def export(
     version of another declaration, `IntegrityError` when the scores differ.
     """
     _require_free(to)
+    if spec.converts:
+        raise DeclarationError(
+            f"line {spec.line!r} has two tasks, an export holds one; ask the server for scores"
+        )
     found, state = _load(settings, spec, version)
     arrays = weights(spec.model, state)
     small = quantized(arrays, quantize)

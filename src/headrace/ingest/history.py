@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from headrace.atomic import disk_faults
 from headrace.declaration import LineSpec
 from headrace.errors import InputError
-from headrace.events import IMPRESSION, TIME, served_schema
+from headrace.events import IMPRESSION, TIME, served_schema, task_scores
 from headrace.ingest.online import FeastOnline, Online, catch_up
 from headrace.ingest.plan import Logs
 from headrace.ingest.tick import TickState, advance, resume
@@ -80,7 +80,9 @@ def bootstrap_vectors(state: TickState, impressions: pa.Table) -> pa.Table:
         "request_id": pc.coalesce(impressions["request_id"], impressions["impression_id"]),
         "served_at": request_at,
         "version": pa.array([BOOTSTRAP] * count, pa.string()),
-        "score": pa.array(np.full(count, np.nan)),
+        **{name: pa.array(np.full(count, np.nan)) for name in ("score", *task_scores(spec))},
+        "arm": pa.nulls(count, pa.string()),
+        "propensity": pa.nulls(count, pa.float64()),
         **{name: declared[name] for name in spec.columns},
         **{f"{view}__at": read_at for view in spec.views},
         **{name: windows[name] for name in windows.column_names},
@@ -101,11 +103,12 @@ def _check_history(spec: LineSpec, events: pa.Table, tick_us: int) -> None:
     if events.num_rows == 0:
         raise InputError("the history has no events; give at least one")
     names = set(events["event"].unique().to_pylist())
-    unknown = names - {IMPRESSION, spec.label.engagement}
+    unknown = names - set(spec.label.events)
     if unknown:
+        known = " nor ".join(map(repr, spec.label.events))
         raise InputError(
-            f"event {sorted(unknown)[0]!r} is neither 'impression' nor {spec.label.engagement!r}, "
-            f"the engagement of line {spec.line!r}; rename it or leave it out"
+            f"event {sorted(unknown)[0]!r} is neither {known}, "
+            f"the events of line {spec.line!r}; rename it or leave it out"
         )
 
 

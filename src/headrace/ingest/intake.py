@@ -87,10 +87,9 @@ class Intake:
         if unknown:
             raise Malformed(f"{sorted(map(repr, unknown))[0]}: not a column of this line")
         name = event.get("event")
-        if name not in (IMPRESSION, self._spec.label.engagement):
-            raise Malformed(
-                f"event: {name!r} is neither 'impression' nor {self._spec.label.engagement!r}"
-            )
+        if name not in self._spec.label.events:
+            known = " nor ".join(map(repr, self._spec.label.events))
+            raise Malformed(f"event: {name!r} is neither {known}")
         row = {
             "event": name,
             "impression_id": _text("impression_id", event.get("impression_id")),

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from headrace.declaration import LineSpec
 from headrace.ingest.limits import REASONS
 from headrace.ingest.online import Online
-from headrace.labels.state import FATES
+from headrace.labels.state import fates_of
 from headrace.sample import TickManifest
 
 _PREFIX: Final = "headrace_ingest"
@@ -66,7 +66,8 @@ class IngestMetrics:
             self.refused.labels(reason)
         for stage in STAGES:
             self._tick_seconds.labels(stage)
-        for fate in FATES:
+        self._every_fate = fates_of(spec)
+        for fate in self._every_fate:
             self._fates.labels(fate)
         for view in spec.views:
             self._rows_pushed.labels(view)
@@ -82,7 +83,7 @@ class IngestMetrics:
         self._ticks.inc()
         self._samples.inc(counts["samples"])
         self._corrections.inc(counts["corrections"])
-        for fate in FATES:
+        for fate in self._every_fate:
             self._fates.labels(fate).inc(counts.get(fate, 0))
         for stage in STAGES:
             self._tick_seconds.labels(stage).observe(spent_s.get(stage, 0.0))

@@ -251,9 +251,11 @@ def _counts(plan: Plan, emitted: Emitted, features: dict[str, pa.Table]) -> dict
         "events": plan.events[1] - plan.events[0],
         "served": plan.served[1] - plan.served[0],
         "samples": emitted.samples.num_rows,
-        "corrections": int((emitted.samples["revision"].to_numpy() == 1).sum()),
-        "positives": int(emitted.samples["label"].to_numpy().sum()),
+        "corrections": int((emitted.samples["revision"].to_numpy() > 0).sum()),
+        "positives": int(emitted.samples["positive_weight"].to_numpy().sum()),
         "features": sum(rows.num_rows for rows in features.values()),
     }
+    if "conversion_offset" in emitted.samples.column_names:
+        counts["conversions"] = int((emitted.samples["conversion_offset"].to_numpy() >= 0).sum())
     fates, numbers = np.unique(emitted.fates["fate"].to_numpy().astype(str), return_counts=True)
     return {**counts, **dict(zip(fates.tolist(), numbers.tolist(), strict=True))}

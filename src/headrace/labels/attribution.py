@@ -14,6 +14,7 @@ import pyarrow as pa
 from headrace.declaration import LineSpec
 from headrace.errors import InputError, IntegrityError
 from headrace.events import IMPRESSION, event_schema
+from headrace.labels.conversions import Click
 from headrace.labels.shelf import Int64s, Shelf
 
 MARK: Final = "mark"
@@ -71,6 +72,7 @@ class Attribution:
         self._served = served
         self._early_by_id: dict[str, list[int]] = {}
         self._fates: list[tuple[Int64s, str]] = []
+        self._clicks: list[Click] = []  # attributed since the last look, where conversions follow
         self._resolved_schema = pa.schema(
             [
                 ("knowledge_at", pa.int64()),
@@ -130,11 +132,13 @@ class Attribution:
         impressions = events.filter(pa.array(kinds == IMPRESSION))
         engagements = events.filter(pa.array(kinds == self.spec.label.engagement))
         kept = self._register(impressions)
-        known, places = self._attribute(
+        known, places, clicked_at = self._attribute(
             self._gather(engagements, as_strings(kept, "impression_id"))
         )
         arrival = as_us(kept, "arrival_at")
         clicks = self.impressions.take(places)
+        if self.spec.converts:
+            self._hand_on(as_strings(clicks, "impression_id"), known, places, clicked_at)
         resolved = pa.concat_tables(
             [
                 self._shape(IMPRESSION, kept, arrival, kept["value"], kept["offset"]),
@@ -233,8 +237,10 @@ class Attribution:
         found.value.append(row.value)
         found.impression.append(impression)
 
-    def _attribute(self, found: _Engagements) -> tuple[Int64s, Int64s]:
-        """Give each impression its first valid engagement: (knowledge times, places)."""
+    def _attribute(self, found: _Engagements) -> tuple[Int64s, Int64s, Int64s]:
+        """Give each impression its first valid engagement: (knowledge times, places, event times)
+        of these engagements.
+        """
         offset, event_at, arrival, value, impression = (
             np.asarray(column, dtype=np.int64)
             for column in (
@@ -263,7 +269,21 @@ class Attribution:
         explicit = self.spec.label.outcome == "explicit"
         shelf["label"][places[won]] = (value[won] != 0) if explicit else 1
         known = np.maximum(arrival[won], shelf["arrival_at"][places[won]])
-        return known, places[won]
+        return known, places[won], event_at[won]
+
+    def _hand_on(self, ids: list[str], known: Int64s, places: Int64s, clicked_at: Int64s) -> None:
+        shelf = self.impressions
+        impression = shelf["offset"][places]
+        columns = (
+            np.maximum(impression, shelf["engaged"][places]).tolist(), ids, impression.tolist(),
+            shelf["event_at"][places].tolist(), clicked_at.tolist(), known.tolist(),
+        )  # fmt: skip
+        self._clicks += map(Click._make, zip(*columns, strict=True))
+
+    def drain_clicks(self) -> list[Click]:
+        """Clicks attributed since the last call, by offset; empty where nothing follows them."""
+        clicks, self._clicks = self._clicks, []
+        return sorted(clicks)
 
     def release(self, offset: int) -> None:
         """An early engagement no longer waits."""

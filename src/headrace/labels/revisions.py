@@ -18,13 +18,17 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 def newest(samples: pa.Table) -> pa.Table:
     """The last row of each impression, where it stands, with the plain weights of its label:
-    (1, 0) or (0, 1).
+    (1, 0) or (0, 1); and of its conversion, where samples have one.
     """
     offsets = samples["impression_offset"].to_numpy()
     _, last = np.unique(offsets[::-1], return_index=True)
     kept = samples.take(pa.array(np.sort(offsets.size - 1 - last)))
     label = kept["label"].to_numpy().astype(np.float32)
-    return _weighted(kept, label, 1 - label)
+    plain = _weighted(kept, label, 1 - label)
+    if "conversion" not in kept.column_names:
+        return plain
+    conversion = kept["conversion"].to_numpy().astype(np.float32)
+    return _weighted(plain, conversion, 1 - conversion, "conversion_")
 
 
 def once(samples: pa.Table, until: pa.Table) -> pa.Table:
@@ -64,6 +68,10 @@ def thin_negatives(spec: LineSpec, samples: pa.Table) -> pa.Table:
     correction knows what became of its negative without looking: it takes 1/rate back, or
     nothing if that was never learned. Every sum of weights keeps its expectation, so log odds
     need no repair afterwards. Rate 1 gives the same table.
+
+    A negative stands for 1/rate impressions without a conversion too. Once clicked, it stands for
+    itself again in both tasks: its correction makes up the difference, so that a conversion, which
+    comes alone, takes back 1.
     """
     rate = spec.label.negative_rate
     if rate == 1:
@@ -71,8 +79,38 @@ def thin_negatives(spec: LineSpec, samples: pa.Table) -> pa.Table:
     kept = _drawn(hash64(samples["impression_id"]), spec.seed) < np.uint64(int(rate * 2**64))
     positive = samples["positive_weight"].to_numpy()
     negative = samples["negative_weight"].to_numpy()
-    thinned = _weighted(samples, positive, np.where(kept, negative / np.float32(rate), 0))
+    share = np.where(kept, 1 / np.float32(rate), np.float32(0))  # what a negative stands for
+    thinned = _weighted(samples, positive, negative * share)
+    if "conversion" in samples.column_names:
+        converted, not_converted = (
+            samples[f"conversion_{side}_weight"].to_numpy() for side in ("positive", "negative")
+        )
+        without = np.where(negative > 0, not_converted * share, not_converted)
+        without = np.where(negative < 0, not_converted + 1 - share, without)
+        thinned = _weighted(thinned, converted, without, "conversion_")
     return thinned.filter(pa.array(kept | (negative <= 0)))
+
+
+def unlearned(samples: pa.Table, skipped: pa.Table) -> pa.Table:
+    """The samples as a model learns them that has not learned the `skipped` rows (a quarantine's).
+
+    A row corrects those of its impression before it. Where all of them were skipped there is
+    nothing to take back: its negative weights become what the label says.
+    """
+    offsets, times = np.unique(skipped["impression_offset"].to_numpy(), return_counts=True)
+    own = samples["impression_offset"].to_numpy()
+    at = np.searchsorted(offsets, own)
+    seen = np.append(offsets, -1)[at] == own
+    revision = samples["revision"].to_numpy()
+    orphan = seen & (revision > 0) & (np.append(times, 0)[at] == revision)
+    positive, negative = (samples[f"{side}_weight"].to_numpy() for side in ("positive", "negative"))
+    samples = _weighted(samples, positive, np.where(orphan, np.maximum(negative, 0), negative))
+    if "conversion" not in samples.column_names:
+        return samples
+    converted, without = (
+        samples[f"conversion_{side}_weight"].to_numpy() for side in ("positive", "negative")
+    )
+    return _weighted(samples, converted, without + orphan, "conversion_")
 
 
 def _drawn(ids: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
@@ -89,9 +127,13 @@ def _splitmix64(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def _weighted(
-    samples: pa.Table, positive: NDArray[np.float32], negative: NDArray[np.float32]
+    samples: pa.Table,
+    positive: NDArray[np.float32],
+    negative: NDArray[np.float32],
+    task: str = "",
 ) -> pa.Table:
-    for name, weight in (("positive_weight", positive), ("negative_weight", negative)):
+    for side, weight in (("positive", positive), ("negative", negative)):
+        name = f"{task}{side}_weight"
         place = samples.schema.get_field_index(name)
         values = pa.array(weight, pa.float32())
         samples = samples.set_column(place, samples.schema.field(place), values)

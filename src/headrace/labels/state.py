@@ -12,20 +12,24 @@ ticks ends in the same labels:
   first record might be forgotten by then, so it could not be told from a duplicate.
 
 Attribution is by `event_at`: `[impression, impression + attribution_window)`.
+
+Where `label.conversion` is declared, `conversions` joins conversions to these clicks, and a
+sample says both.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Protocol, Self
+from typing import Any, Final, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from headrace.declaration import LineSpec
 from headrace.errors import InputError
-from headrace.events import sample_schema, served_schema
+from headrace.events import PINNED_ARM, sample_schema, served_schema
 from headrace.labels.attribution import (
     DONE,
     FATE_SCHEMA,
@@ -38,9 +42,10 @@ from headrace.labels.attribution import (
     as_strings,
     as_us,
 )
+from headrace.labels.conversions import CONVERSION_FATES, Conversions, Waiting, conversion_facts
 from headrace.labels.shelf import Int64s, Shelf
 
-__all__ = ["FATES", "FATE_SCHEMA", "MARK", "Emitted", "LabelState", "ReadServed"]
+__all__ = ["FATES", "FATE_SCHEMA", "MARK", "Emitted", "LabelState", "ReadServed", "fates_of"]
 
 GRACE_US: Final = 600_000_000
 FATES: Final = (
@@ -52,6 +57,12 @@ FATES: Final = (
     "unlabelled",
     MARK,
 )
+_AT_ONCE: Final = 65_536
+
+
+def fates_of(spec: LineSpec) -> tuple[str, ...]:
+    """What may become of an event of a line that is in no sample."""
+    return FATES if not spec.converts else (*FATES, *CONVERSION_FATES)
 
 
 class ReadServed(Protocol):
@@ -86,6 +97,13 @@ class LabelState:
         self._served = Shelf(served_schema(spec), {"served_at": np.int64})
         self._join = Attribution(spec, self.horizon_us, self._served)
         self._impressions = self._join.impressions
+        self._conversions: Conversions | None = None
+        if spec.label.conversion is not None:
+            self._conversions = Conversions(
+                spec.label.conversion,
+                self.horizon_us,
+                grace_us=self.horizon_us - spec.label.attribution_window,
+            )
         self._served_head = 0
         self._at_us = -1
 
@@ -95,9 +113,19 @@ class LabelState:
         Returns `knowledge_at` (int64 us), `event`, `value`, `offset` (int64, of that record) and
         the declared columns: first records of impressions and attributed engagements by the
         time both were known.
+        Conversions are no window's events: they are joined, and wait for `emit`.
         Raises `IntegrityError` when arrival stamps fall, `InputError` for an unknown event.
         """
-        return self._join.resolve(events)
+        if self._conversions is None:
+            return self._join.resolve(events)
+        is_conversion = pc.equal(events["event"], self._conversions.spec.engagement)
+        resolved = self._join.resolve(events.filter(pc.invert(is_conversion)))
+        came = events.filter(is_conversion)
+        columns = (as_strings(came, "impression_id"), as_us(came, "event_at").tolist())
+        rows = map(Waiting, *columns, as_us(came, "arrival_at").tolist())
+        offsets = as_us(came, "offset").tolist()
+        self._conversions.resolve(self._join.drain_clicks(), list(zip(offsets, rows, strict=True)))
+        return resolved
 
     def emit(self, served: pa.Table, at_us: int) -> Emitted:
         """Join new served rows (served schema, in log order) and emit what is due at `at_us`.
@@ -121,9 +149,23 @@ class LabelState:
         stage[settled] = DONE
         stage[silent] = NEGATIVE
         self._close(at_us)
+        if self._conversions is not None:
+            samples = self._with_late(samples, self._conversions, at_us)
         self._expire(at_us)
         self._at_us = at_us
         return Emitted(samples, self._join.drain_fates())
+
+    def _with_late(self, samples: pa.Table, join: Conversions, at_us: int) -> pa.Table:
+        """The samples and a row for each conversion whose click has one; fates of the others."""
+        late = join.drain_late()
+        join.expire(at_us)
+        for offset, fate in join.drain_fates():
+            self._join.say(np.array([offset], dtype=np.int64), fate)
+        if not late.impression.size:
+            return samples
+        facts = late.facts() | {"emitted_at": np.full(late.impression.size, at_us)}
+        both = pa.concat_tables([samples, self._rows(late.vector, facts)]).combine_chunks()
+        return both.take(pc.sort_indices(both, [("impression_offset", "ascending")]))
 
     def due(self, at_us: int) -> bool:
         """Whether `emit` at this time would say something though no new record came."""
@@ -134,12 +176,17 @@ class LabelState:
             waited[:] = False
         closed = (shelf["close_at"] <= at_us) & (shelf["stage"] == OPEN)
         early = next(iter(self._join.early.values()), None)
-        return bool(np.any(shelf["alive"] & ((silent & waited) | closed))) or (
-            early is not None and early.arrival_at + self.horizon_us <= at_us
+        return (
+            bool(np.any(shelf["alive"] & ((silent & waited) | closed)))
+            or (early is not None and early.arrival_at + self.horizon_us <= at_us)
+            or (self._conversions is not None and self._conversions.due(at_us))
         )
 
     def _serve(self, served: pa.Table) -> None:
-        """Shelve new vectors (the first of an id wins) and hand them to open impressions."""
+        """Shelve new vectors (the first of an id wins) and hand them to open impressions.
+
+        Answers of a version that the request asked for are passed over: nobody was to see them.
+        """
         times = as_us(served, "served_at")
         offsets = np.arange(self._served_head, self._served_head + times.size, dtype=np.int64)
         self._served_head += times.size
@@ -149,11 +196,12 @@ class LabelState:
         until = shelf["served_at"][shelf.places(earlier[old])] + self.horizon_us
         blocked = np.zeros(times.size, dtype=np.bool_)
         blocked[old] = (until > self._at_us) & (until > times[old])
+        pinned = pc.fill_null(pc.equal(served["arm"], PINNED_ARM), False).to_pylist()
         fresh: list[int] = []
         taken: dict[str, int] = {}
         for place, (name, offset) in enumerate(zip(ids, offsets.tolist(), strict=True)):
             repeated = name in taken and times[place] < taken[name] + self.horizon_us
-            if not repeated and (name in taken or not blocked[place]):
+            if not pinned[place] and not repeated and (name in taken or not blocked[place]):
                 index[name] = offset
                 taken[name] = int(times[place])
                 fresh.append(place)
@@ -181,13 +229,12 @@ class LabelState:
 
     def _samples(self, places: Int64s, at_us: int) -> pa.Table:
         """Rows of these positions; one that stands twice is a negative, then its correction."""
-        schema, shelf = sample_schema(self.spec), self._impressions
-        rows = self._served.take(self._served.places(shelf["vector"][places]))
+        shelf = self._impressions
         before, after = np.zeros((2, places.size), dtype=np.bool_)
         before[:-1] = after[1:] = places[1:] == places[:-1]
         label = np.where(before, 0, shelf["label"][places])
         corrects = (shelf["stage"][places] == NEGATIVE) | after
-        added = {
+        added: dict[str, NDArray[Any]] = {
             "event_at": shelf["event_at"][places],
             "revision": corrects.astype(np.int32),
             "label": label,
@@ -197,9 +244,24 @@ class LabelState:
             "engagement_offset": np.where(before, -1, shelf["engaged"][places]),
             "emitted_at": np.full(places.size, at_us, dtype=np.int64),
         }
+        if self._conversions is not None:
+            clicked = np.flatnonzero(label)
+            converted = np.full(places.size, -1, dtype=np.int64)
+            converted[clicked] = self._conversions.tell(
+                shelf["offset"][places[clicked]],
+                shelf["vector"][places[clicked]],
+                corrects[clicked].astype(np.int64),
+            )
+            added |= conversion_facts(converted, corrects)
+        return self._rows(shelf["vector"][places], added)
+
+    def _rows(self, vectors: Int64s, added: dict[str, NDArray[Any]]) -> pa.Table:
+        """Served rows by their offsets, with the columns that samples add."""
+        schema = sample_schema(self.spec)
+        rows = self._served.take(self._served.places(vectors))
         columns = [rows[name] for name in rows.schema.names]
         columns += [
-            pa.array(values).cast(schema.field(name).type) for name, values in added.items()
+            pa.array(added[field.name]).cast(field.type) for field in schema if field.name in added
         ]
         return pa.table(columns, schema=schema)
 
@@ -212,6 +274,8 @@ class LabelState:
         self._join.say(shelf["offset"][unserved], "unserved")
         engaged = shelf["engaged"][unserved]
         self._join.say(engaged[engaged >= 0], "unserved")
+        if self._conversions is not None:
+            self._conversions.give_up(shelf["offset"][unserved])
         self._join.say(shelf["offset"][silent[shelf["vector"][silent] >= 0]], "unlabelled")
         shelf.drop(closed)
         self._join.superseded.clear()
@@ -235,6 +299,8 @@ class LabelState:
         """Vectors that an impression may still claim, or a correction may still repeat."""
         shelf = self._impressions
         claimed = shelf["vector"][shelf["alive"] & (shelf["stage"] != DONE)]
+        if self._conversions is not None:
+            claimed = np.concatenate([claimed, self._conversions.claimed()])
         young = self._served["served_at"] + self.horizon_us > at_us
         kept: NDArray[np.bool_] = self._served["alive"] & (
             young | np.isin(self._served["offset"], claimed)
@@ -247,15 +313,14 @@ class LabelState:
         alive = shelf["alive"]
         engaged = shelf["engaged"]
         waiting = alive & (shelf["stage"] != DONE) & (engaged >= 0)
-        return np.sort(
-            np.concatenate(
-                [
-                    shelf["offset"][alive & (shelf["stage"] == OPEN)],
-                    engaged[waiting],
-                    np.asarray(list(self._join.early), dtype=np.int64),
-                ]
-            )
-        )
+        found = [
+            shelf["offset"][alive & (shelf["stage"] == OPEN)],
+            engaged[waiting],
+            np.asarray(list(self._join.early), dtype=np.int64),
+        ]
+        if self._conversions is not None:
+            found.append(self._conversions.pending_offsets())
+        return np.sort(np.concatenate(found))
 
     def checkpoint(self) -> dict[str, pa.Table]:
         """The state after `emit` as tables; equal states give equal tables.
@@ -270,11 +335,13 @@ class LabelState:
         early = [{"offset": offset, **row._asdict()} for offset, row in self._join.early.items()]
         wanted = self._served["offset"][self._wanted(self._at_us)]
         clocks = [self.horizon_us, self._served_head, self._join.last_arrival_us, self._at_us]
+        after = {} if self._conversions is None else self._conversions.checkpoint()
         return {
             "impressions": impressions.combine_chunks(),
             "early": pa.Table.from_pylist(early, schema=_EARLY_SCHEMA),
             "served": pa.table({"offset": pa.array(wanted)}),
             "clocks": pa.table({"value": pa.array(clocks, pa.int64())}),
+            **after,
         }
 
     @classmethod
@@ -292,15 +359,23 @@ class LabelState:
         for row in tables["early"].to_pylist():
             offset = row.pop("offset")
             state._join.hold(offset, Early(**row))
-        wanted = as_us(tables["served"], "offset")
-        if wanted.size:
-            start = int(wanted[0])
-            vectors = served(start, int(wanted[-1]) + 1).take(pa.array(wanted - start))
-            times = as_us(vectors, "served_at")
-            state._served.add(vectors, wanted, {"served_at": times})
-            names = as_strings(vectors, "impression_id")
-            state._served.index = dict(zip(names, wanted.tolist(), strict=True))
+        if state._conversions is not None:
+            state._conversions.restore(tables)
+        state._read_again(as_us(tables["served"], "offset"), served)
         return state
+
+    def _read_again(self, wanted: Int64s, served: ReadServed) -> None:
+        """Put these records of the served log (rising offsets) back on their shelf.
+
+        A stretch of the log at a time: what a conversion may repeat lies far back and apart.
+        """
+        while wanted.size:
+            start = int(wanted[0])
+            near, wanted = np.split(wanted, [np.searchsorted(wanted, start + _AT_ONCE)])
+            vectors = served(start, int(near[-1]) + 1).take(pa.array(near - start))
+            self._served.add(vectors, near, {"served_at": as_us(vectors, "served_at")})
+            names = as_strings(vectors, "impression_id")
+            self._served.index.update(zip(names, near.tolist(), strict=True))
 
 
 _EARLY_SCHEMA: Final = pa.schema(

@@ -7,6 +7,7 @@
     <root>/versions/v000001/base.json               of a delta: names a whole state beside it
     <root>/versions/v000001/{pin,pruned}.json       keeps its files; says that they are gone
     <root>/champion/00000001.json                   one `Champion` a generation, never rewritten
+    <root>/race/00000001.json                       one state of the race a generation (`races`)
 
 The newest generation is the champion. Advancing is compare-and-swap: whoever creates the next
 generation's file first has won; the other gets a `ConflictError`. A number claimed by a

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 
 from headrace.errors import ConflictError, IntegrityError
+from headrace.line.generations import Generations
 from headrace.line.version import Champion
-from headrace.sealed import SealedFiles, sealed
+from headrace.sealed import SealedFiles
 
 
 class Champions:
     """Reads and appends `champion/<generation>.json`; see `headrace.line`."""
 
     def __init__(self, files: SealedFiles, line: str):
-        self._files = files
+        self._generations = Generations(files, "champion")
         self._line = line
-        self._newest = 0  # newest generation seen, where the search for a newer one starts
 
     def newest(self) -> Champion | None:
         """The newest champion; costs one look at the file system when nothing has changed."""
-        newest = self._newest or max(numbers(self._files.names("champion")), default=0)
-        while self._files.exists(_path(newest + 1)):
-            newest += 1
-        self._newest = newest
+        newest = self._generations.newest()
         return self.read(newest) if newest else None
 
     def history(self) -> list[Champion]:
@@ -53,7 +50,7 @@ class Champions:
             reason=reason,
             previous=expected.version if expected else None,
         )
-        if self._files.create(_path(new.generation), sealed(asdict(new))):
+        if self._generations.create(new.generation, asdict(new)):
             return new
         winner = self.read(new.generation)
         raise ConflictError(
@@ -63,7 +60,7 @@ class Champions:
 
     def read(self, generation: int) -> Champion:
         """One generation. Raises `ConflictError` when there is none of that number."""
-        body = self._files.read_json(_path(generation))
+        body = self._generations.read(generation)
         if body is None:
             raise ConflictError(
                 f"line {self._line!r} has no generation {generation}; read champion() again"
@@ -87,13 +84,3 @@ def version_before(backwards: Iterator[Champion]) -> str | None:
             return next((c.version for c in seen if c.version != present), None)
         seen.append(before)
     return next((c.version for c in backwards if c.version != present), None)
-
-
-def numbers(names: Iterable[str]) -> list[int]:
-    """The numbers in names such as `v000012` and `00000003.json`, rising."""
-    stems = (name.removesuffix(".json").removeprefix("v") for name in names)
-    return sorted(int(stem) for stem in stems if stem.isdigit())
-
-
-def _path(generation: int) -> str:
-    return f"champion/{generation:08d}.json"

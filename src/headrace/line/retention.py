@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from headrace.declaration import DeliverySpec
+from headrace.line.races import Races
 from headrace.line.store import LineStore
 from headrace.line.version import Version
 from headrace.sealed import sealed
@@ -85,8 +86,11 @@ def _kept(
     pinned: set[str],
     now: datetime,
 ) -> set[str]:
-    """Champions to roll back to, pins, young candidates, and what all of these are built on."""
+    """Champions to roll back to, pins, racing arms, young candidates, and what these build on."""
     kept = set(pinned)
+    racing = Races(store).running()
+    if racing is not None:
+        kept.update(arm.version for arm in racing[1].arms)
     champions: set[str] = set()
     for champion in store.champions():
         champions.add(champion.version)

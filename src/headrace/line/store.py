@@ -14,8 +14,9 @@ from typing import Any, Final, Unpack
 
 from headrace.errors import InputError, IntegrityError
 from headrace.line import states
-from headrace.line.champions import Champions, numbers, version_before
+from headrace.line.champions import Champions, version_before
 from headrace.line.fingerprint import fingerprint as fingerprint_of
+from headrace.line.generations import numbers
 from headrace.line.version import About, Champion, Stored, Version
 from headrace.model import delta
 from headrace.model.delta import State

@@ -23,9 +23,11 @@ from typing import Final, NamedTuple
 import pyarrow as pa
 
 from headrace.errors import IntegrityError
+from headrace.events import LATER
 
 _NAME: Final = re.compile(r"^(\d{20})-(\d{10})\.arrow$")
 _JOINED: Final = ".joined"
+_LATER: Final = {key.encode(): value.encode() for key, value in LATER.items()}
 
 FAN_IN: Final = 16
 JOINED_ROWS: Final = 2**17  # no more records than this are copied by one join
@@ -66,12 +68,22 @@ class Segment(NamedTuple):
                 f"{self.path}: holds {table.num_rows} records, its name says {self.rows}; "
                 "restore it"
             )
+        if len(table.schema) < len(schema):
+            table = _completed(table, schema)
         if not table.schema.equals(schema):
             raise IntegrityError(
                 f"{self.path}: was written with other columns than the line declares now; "
                 "use a new home (HEADRACE_HOME) or a new line name"
             )
         return table
+
+
+def _completed(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The records with the columns that Headrace logs since they were written, as nulls."""
+    for place, field in enumerate(schema):
+        if field.name not in table.schema.names and field.metadata == _LATER:
+            table = table.add_column(place, field, pa.nulls(table.num_rows, field.type))
+    return table
 
 
 class Listing(NamedTuple):

@@ -137,24 +137,24 @@ class Statistics:
     """Running statistics that a step needs before its gradient; float64, part of the state.
 
     moments: (3, numbers), rows weight, mean, sum of squared deviations (Chan's parallel update).
-    classes: (2,), positive and negative weight seen.
+    classes: (2,), positive and negative weight seen; (4,) with those of click-and-conversion.
     """
 
     moments: NDArray[np.float64]
     classes: NDArray[np.float64]
 
     @classmethod
-    def empty(cls, numbers: int) -> Statistics:
+    def empty(cls, numbers: int, tasks: int = 1) -> Statistics:
         """Statistics that have seen nothing."""
-        return cls(np.zeros((3, numbers)), np.zeros(2))
+        return cls(np.zeros((3, numbers)), np.zeros(2 * tasks))
 
     def see(self, numbers: NDArray[np.float64], weights: NDArray[np.float32]) -> None:
-        """Add a batch; weights: (n, 2) positive and negative.
+        """Add a batch; weights: (n, 2) positive and negative, (n, 4) of two tasks.
 
         A correction (1, -1) moves its class but is no second look at the row.
         """
         self.classes += weights.sum(axis=0, dtype=np.float64)
-        looks = np.maximum(weights.sum(axis=1, dtype=np.float64), 0.0)
+        looks = np.maximum(weights[:, :2].sum(axis=1, dtype=np.float64), 0.0)
         present = ~np.isnan(numbers)
         added = np.einsum("n,nf->f", looks, present)
         divisor = np.where(added > 0, added, 1.0)
@@ -176,8 +176,13 @@ class Statistics:
         Without it, the first batches of a line of rare positives would push every weight down
         with gradients so large that adaptive rates never recover.
         """
-        positive, negative = np.maximum(self.classes, 0.0) + 1.0
+        positive, negative = np.maximum(self.classes[:2], 0.0) + 1.0
         return np.float32(np.log(positive / negative))
+
+    def conversion_offset(self) -> np.float32:
+        """Log odds of a conversion among the clicks so far, add-one smoothed."""
+        clicks, _, converted, _ = np.maximum(self.classes, 0.0)
+        return np.float32(np.log((converted + 1.0) / (max(clicks - converted, 0.0) + 1.0)))
 
     def scale(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """What a number is standardised by: mean and deviation, each (numbers,)."""

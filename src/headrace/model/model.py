@@ -17,6 +17,9 @@ takes the earlier negative back. The others keep that negative, with m = max(neg
 - `fnw` (Ktena et al. 2019): the same with share = 1, since there every positive was a negative
   first: weights 1+p and (1-p)(1+p).
 
+With `conversion` the model has a second task (see tasks): a conversion given a click, whose rows
+bring `conversion_positive_weight` and `conversion_negative_weight` of click-and-conversion.
+
 State arrays: `table`, `wide` and, of dynamic ids, `ids` and `clock` (see tables, ids); `linear`,
 `dense`, `dense_m`, `dense_v` (see step), `step` (int64, Adam's
 count), `moments` and `classes` (see inputs.Statistics), `identity` (a digest of the declared
@@ -50,6 +53,7 @@ from headrace.model.peers import Peers
 from headrace.model.runtime import allow_tensorfloat32
 from headrace.model.step import ADAM_DECAY, Graph, initial_arrays
 from headrace.model.tables import Columns, Tables
+from headrace.model.tasks import TwoTasks
 
 PREDICT_ROWS = 256  # one shape for every request and batch job, so that a row always scores alike
 LOGIT_LIMIT = 30.0  # keeps probabilities inside (0, 1) in float64
@@ -78,58 +82,81 @@ class Model:
         seed: int,
         feedback: DelayedFeedback = "correct",
         peers: Peers | None = None,
+        conversion: bool = False,
     ):
+        if conversion and feedback in ("fnw", "esdfm"):
+            raise DeclarationError(f"model: {feedback} weighs one task; use correct or naive")
         self.spec = spec
         self.seed = seed
         self.feedback = feedback
-        self._identity = _identity(spec, seed)
+        self.conversion = conversion
+        self._identity = _identity(spec, seed, conversion)
         if spec.precision == "tensorfloat32":
             allow_tensorfloat32()
-        self._graph = Graph(
+        kind = TwoTasks if conversion else Graph
+        self._graph = kind(
             spec,
-            initial_arrays(spec, seed),
+            initial_arrays(spec, seed, kind.tasks),
             PREDICT_ROWS,
             reweighted=feedback in ("fnw", "esdfm"),
             peers=peers,
         )
-        self._tables = Tables(spec, seed, self._graph.variables)
+        self._tables = Tables(spec, seed, self._graph.variables, kind.tasks)
         self._late = np.zeros(2)
-        self._statistics = Statistics.empty(len(spec.numeric))
+        self._statistics = Statistics.empty(len(spec.numeric), kind.tasks)
         self._step = 0
         self.mark()
 
     def predict(self, inputs: pa.Table) -> NDArray[np.float64]:
-        """Probabilities (n,) float64 of rows with the model's fields: ids int64, numbers float64.
+        """Probabilities (n,) float64 of a click, of rows with the model's fields: ids int64,
+        numbers float64.
 
         A row's probability does not depend on the other rows. Raises `InputError` naming a
         field that is absent, of another type, or infinite.
         """
+        logits = self._logits(inputs)
+        return _probabilities(logits[:, 0] if self.conversion else logits)
+
+    def predict_tasks(self, inputs: pa.Table) -> dict[str, NDArray[np.float64]]:
+        """The same, by task: `click`, and with conversions `conversion` (given a click) and their
+        product `click_and_conversion`.
+        """
+        logits = self._logits(inputs)
+        if not self.conversion:
+            return {"click": _probabilities(logits)}
+        click, conversion = _probabilities(logits).T.copy()
+        both: NDArray[np.float64] = click * conversion
+        return {"click": click, "conversion": conversion, "click_and_conversion": both}
+
+    def _logits(self, inputs: pa.Table) -> NDArray[np.float64]:
+        """Logits (n,), or (n, 2) of click and conversion."""
         ids, numbers = self._read(inputs)
-        offset = self._statistics.offset()
+        offset: Any = self._statistics.offset()
         logits = np.empty(inputs.num_rows, np.float64)
+        if self.conversion:
+            offset = np.array([offset, self._statistics.conversion_offset()])
+            logits = np.empty((inputs.num_rows, 2), np.float64)
         for part in _batches(inputs.num_rows, PREDICT_ROWS):
             columns = self._statistics.design(side_by_side(numbers, part))
             batch = (_padded(a, PREDICT_ROWS) for a in (self._tables.rows(ids, part), columns))
             logits[part] = self._graph.predict(*batch, offset).numpy()[: part.stop - part.start]
-        probability: NDArray[np.float64] = 1.0 / (
-            1.0 + np.exp(-np.clip(logits, -LOGIT_LIMIT, LOGIT_LIMIT))
-        )
-        return probability
+        return logits
 
     def learn(self, samples: pa.Table) -> LearnReport:
         """Learn rows in order, once, in batches of `spec.batch_size`; the last one is padded.
 
         Needs the model's fields and `positive_weight`, `negative_weight`; the loss of a row is
-        above. No rows: nothing changes. Everything is checked before anything is learned:
-        raises `InputError` as `predict` does, and for a weight that is not finite.
+        above, with conversions the sum of both tasks. No rows: nothing changes. Everything is
+        checked before anything is learned: raises `InputError` as `predict` does, and for a
+        weight that is not finite.
         `spec.epochs` is the caller's loop.
         """
         ids, numbers = self._read(samples)
-        weights = np.stack(
-            [read_weights(samples, "positive_weight"), read_weights(samples, "negative_weight")], 1
-        )
+        names = [f"{side}_weight" for side in ("positive", "negative")]
+        names += [f"conversion_{name}" for name in names if self.conversion]
+        weights = np.stack([read_weights(samples, name) for name in names], 1)
         if self.feedback == "naive":
-            weights[:, 1] = np.maximum(weights[:, 1], 0)
+            weights[:, 1::2] = np.maximum(weights[:, 1::2], 0)
         times = np.zeros(samples.num_rows, np.int64)
         if self.spec.expire_after is not None:
             times = read_times(samples, "event_at")
@@ -139,7 +166,7 @@ class Model:
             dense = side_by_side(numbers, part)
             self._statistics.see(dense, weights[part])
             columns = self._statistics.design(dense)
-            looks = weights[part].sum(axis=1) > 0  # neither padding nor a correction
+            looks = weights[part, :2].sum(axis=1) > 0  # neither padding nor a correction
             newest = int(times[part][looks].max(initial=0))
             rows = self._tables.rows_to_learn(ids, part, looks, newest)
             self._step += 1
@@ -157,7 +184,9 @@ class Model:
     def _scalars(self, weights: NDArray[np.float32]) -> NDArray[np.float32]:
         """What a step needs beside the rows: offset, Adam's powers, share of late positives."""
         powers = np.power(ADAM_DECAY, self._step)
-        return np.array([self._statistics.offset(), *powers, self._late_share(weights)], np.float32)
+        after = [self._statistics.conversion_offset()] if self.conversion else []
+        scalars = [self._statistics.offset(), *powers, self._late_share(weights), *after]
+        return np.array(scalars, np.float32)
 
     def _late_share(self, weights: NDArray[np.float32]) -> float:
         """Late positives among all learned so far, with these; 1 and 0 where none are counted."""
@@ -277,7 +306,13 @@ class Model:
                 )
 
 
-def _identity(spec: ModelSpec, seed: int) -> NDArray[np.uint8]:
+def _probabilities(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    clipped = np.clip(logits, -LOGIT_LIMIT, LOGIT_LIMIT)
+    probabilities: NDArray[np.float64] = 1.0 / (1.0 + np.exp(-clipped))
+    return probabilities
+
+
+def _identity(spec: ModelSpec, seed: int, conversion: bool) -> NDArray[np.uint8]:
     network: tuple[object, ...] = ()
     if spec.family != "ftrl":
         network = (spec.embedding_dim, spec.hidden)
@@ -287,6 +322,8 @@ def _identity(spec: ModelSpec, seed: int) -> NDArray[np.uint8]:
         network += (spec.ids, spec.admit_after, spec.expire_after)
     if spec.family == "dcn":
         network += (spec.cross_layers, spec.cross_rank)
+    if conversion:
+        network += ("conversion",)
     shape = (spec.family, spec.categorical, spec.numeric, spec.table_bits, network, seed)
     digest = hashlib.sha256(repr(shape).encode()).digest()
     return np.frombuffer(digest, np.uint8)

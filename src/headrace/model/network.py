@@ -20,6 +20,7 @@ from headrace.declaration import ModelSpec
 from headrace.model.runtime import tf
 
 Tensor = Any  # tensorflow has no types that mypy could follow
+_STREAMS = (2, 3)  # of random numbers, by task
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,18 @@ class Network:
     cross_layers: int
     cross_rank: int
     bfloat16: bool = False
+    stream: int = 2
 
     @classmethod
-    def of(cls, spec: ModelSpec, columns: int) -> Network:
-        """The network of a declared model."""
+    def of(cls, spec: ModelSpec, columns: int, task: int = 0) -> Network:
+        """The network of a declared model for its first task, the click, or its second.
+
+        Tasks share the embeddings and nothing else; each draws its fresh weights for itself.
+        """
         crosses = spec.cross_layers if spec.family == "dcn" else 0
         width = len(spec.embedded) * spec.embedding_dim
         low = spec.precision == "bfloat16"
-        return cls(width, columns, spec.hidden, crosses, spec.cross_rank, low)
+        return cls(width, columns, spec.hidden, crosses, spec.cross_rank, low, _STREAMS[task])
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
@@ -57,7 +62,7 @@ class Network:
 
         With outputs of 0 a fresh model answers the rate of positives, whatever the row.
         """
-        draw = np.random.default_rng([seed, 2])
+        draw = np.random.default_rng([seed, self.stream])
         outputs = {2 * len(self.hidden)} | ({len(self.shapes) - 1} if self.cross_layers else set())
         parts = []
         for place, shape in enumerate(self.shapes):
@@ -66,6 +71,11 @@ class Network:
                 part[:] = draw.standard_normal(part.size) * np.sqrt(2 / sum(shape))
             parts.append(part)
         return np.concatenate(parts)
+
+    @property
+    def size(self) -> int:
+        """How many weights there are."""
+        return sum(prod(shape) for shape in self.shapes)
 
     def split(self, flat: Tensor) -> list[Tensor]:
         """The flat vector as tensors of `shapes`."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,9 +48,10 @@ class Layout:
     wide: int
     columns: int
     dim: int
+    tasks: int = 1
 
     @classmethod
-    def of(cls, spec: ModelSpec) -> Layout:
+    def of(cls, spec: ModelSpec, tasks: int = 1) -> Layout:
         """Layout of a declared model; `columns` counts the dense inputs (see Statistics.design)."""
         deep = spec.family != "ftrl"
         return cls(
@@ -60,17 +61,18 @@ class Layout:
             wide=len(spec.wide),
             columns=1 + 2 * len(spec.numeric),
             dim=spec.embedding_dim if deep else 0,
+            tasks=tasks,
         )
 
     @property
     def row_width(self) -> int:
         """float32 numbers in one row of the table."""
-        return 2 * self.linear + 2 * self.dim
+        return 2 * self.linear * self.tasks + 2 * self.dim
 
     @property
     def weights(self) -> slice:
         """Where a row's embedding stands."""
-        start = 2 * self.linear
+        start = 2 * self.linear * self.tasks
         return slice(start, start + self.dim)
 
 
@@ -86,9 +88,9 @@ def fresh_rows(layout: Layout, keys: NDArray[np.uint64]) -> NDArray[np.float32]:
     return rows
 
 
-def initial_arrays(spec: ModelSpec, seed: int) -> dict[str, NDArray[Any]]:
+def initial_arrays(spec: ModelSpec, seed: int, tasks: int = 1) -> dict[str, NDArray[Any]]:
     """The TensorFlow part of a fresh state; NumPy generators, so a seed means the same bytes."""
-    layout = Layout.of(spec)
+    layout = Layout.of(spec, tasks)
     dynamic = spec.ids == "dynamic"
     length = first_capacity(layout.fields) if dynamic else 1 << spec.table_bits
     table = np.zeros((length, layout.row_width), np.float32)
@@ -100,12 +102,14 @@ def initial_arrays(spec: ModelSpec, seed: int) -> dict[str, NDArray[Any]]:
         table[:, layout.weights] = weights * np.float32(EMBEDDING_DEVIATION)
         table[:, layout.weights.stop :] = ADAGRAD_START
     if layout.deep:
-        dense = Network.of(spec, layout.columns).initial(seed)
-    wide = {"wide": np.zeros((1 << spec.table_bits, 2), np.float32)} if layout.wide else {}
+        towers = [Network.of(spec, layout.columns, task).initial(seed) for task in range(tasks)]
+        dense = np.concatenate(towers)
+    wide_shape = (1 << spec.table_bits, 2 * tasks)
+    wide = {"wide": np.zeros(wide_shape, np.float32)} if layout.wide else {}
     return {
         "table": table,
         **wide,
-        "linear": np.zeros((layout.columns if layout.linear else 0, 2), np.float32),
+        "linear": np.zeros((layout.columns if layout.linear else 0, 2 * tasks), np.float32),
         "dense": dense,
         "dense_m": np.zeros_like(dense),
         "dense_v": np.zeros_like(dense),
@@ -122,6 +126,8 @@ def ftrl_weight(spec: ModelSpec, rows: Tensor) -> Tensor:
 class Graph:
     """Variables of one model and the compiled functions over them."""
 
+    tasks: ClassVar[int] = 1
+
     def __init__(
         self,
         spec: ModelSpec,
@@ -132,17 +138,22 @@ class Graph:
     ):
         self._spec = spec
         self._peers = peers or Peers()
-        self._layout = Layout.of(spec)
-        self._network = Network.of(spec, self._layout.columns)
+        self._layout = Layout.of(spec, self.tasks)
+        columns = self._layout.columns
+        self._networks = [Network.of(spec, columns, task) for task in range(self.tasks)]
+        self._network = self._networks[0]
         self._reweights = reweighted
         self.variables = {name: tf.Variable(a, name=name) for name, a in arrays.items()}
         if spec.ids == "dynamic":  # a length left open, so that the table grows without retracing
             open_ = tf.TensorShape([None, self._layout.row_width])
             self.variables["table"] = tf.Variable(arrays["table"], name="table", shape=open_)
-        of_step = [tf.TensorSpec([spec.batch_size, 2], tf.float32), tf.TensorSpec([4], tf.float32)]
+        of_step = [
+            tf.TensorSpec([spec.batch_size, 2 * self.tasks], tf.float32),
+            tf.TensorSpec([3 + self.tasks], tf.float32),
+        ]
         learn = self._peers.compile(self._learn)
         self.learn = self._compile(learn, [*self._inputs(spec.batch_size), *of_step])
-        of_offset = tf.TensorSpec([], tf.float32)
+        of_offset = tf.TensorSpec([] if self.tasks == 1 else [self.tasks], tf.float32)
         self.predict = self._compile(self._predict, [*self._inputs(predict_rows), of_offset])
 
     def _inputs(self, rows: int) -> list[Any]:

@@ -26,8 +26,8 @@ Columns = list[NDArray[Any]]
 class Tables:
     """The rows of a model's ids, over variables that the graph reads and writes."""
 
-    def __init__(self, spec: ModelSpec, seed: int, variables: dict[str, Any]):
-        self._layout = Layout.of(spec)
+    def __init__(self, spec: ModelSpec, seed: int, variables: dict[str, Any], tasks: int = 1):
+        self._layout = Layout.of(spec, tasks)
         self._bits = spec.table_bits
         self.fields = (*spec.embedded, *spec.wide)
         self._salts = np.array([field_salt(seed, field) for field in self.fields], np.uint64)

@@ -216,6 +216,8 @@ class _Run:
             "served_at": at,
             "version": pa.array(["replay"] * len(shown), pa.string()),
             "score": pa.array(np.full(len(shown), np.nan)),
+            "arm": pa.nulls(len(shown), pa.string()),
+            "propensity": pa.nulls(len(shown), pa.float64()),
             **{f"{view}__at": at for view in self.spec.views},
         }
         for part in (declared, values, inputs):

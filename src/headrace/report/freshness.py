@@ -87,11 +87,11 @@ def first_to_answer(
 def ticks_of_events(samples: Iterable[tuple[int, pa.Table]], events: int) -> Ints:
     """The tick whose samples first hold each event of the log, -1 where none does.
 
-    `samples`: tick and its sample rows, in order of ticks.
+    `samples`: tick and its samples' offset columns, in order of ticks.
     """
     found = np.full(events, -1, dtype=np.int64)
     for tick, rows in samples:
-        for name in ("impression_offset", "engagement_offset"):
+        for name in rows.column_names:
             offsets = rows[name].to_numpy()
             offsets = offsets[offsets >= 0]
             found[offsets[found[offsets] < 0]] = tick

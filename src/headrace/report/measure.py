@@ -22,7 +22,14 @@ from numpy.typing import NDArray
 from headrace.account import account
 from headrace.cycle import Cycle, records
 from headrace.declaration import LineSpec
-from headrace.events import IMPRESSION, event_schema, served_schema
+from headrace.events import (
+    CHAMPION_ARM,
+    IMPRESSION,
+    PINNED_ARM,
+    event_schema,
+    offset_columns,
+    served_schema,
+)
 from headrace.line import Champion, LineStore, Version
 from headrace.log.files import FileLog
 from headrace.report.freshness import (
@@ -78,6 +85,7 @@ def read_artifacts(settings: Settings, spec: LineSpec) -> Artifacts:
     events = _read_log(home / "log" / "events", event_schema(spec))
     served = _read_log(home / "log" / "served", served_schema(spec))
     served = served.filter(pc.not_equal(served["version"], "bootstrap"))
+    served = served.filter(pc.not_equal(pc.fill_null(served["arm"], CHAMPION_ARM), PINNED_ARM))
     store = LineStore(settings.line_store_url(spec.line), spec.line)
     manifests = ticks(home)
     summary = read_json(home / "truth" / "summary.json")
@@ -89,7 +97,7 @@ def read_artifacts(settings: Settings, spec: LineSpec) -> Artifacts:
         events=events,
         served=served,
         manifests=manifests,
-        tick_of=ticks_of_events(_samples(home, manifests), events.num_rows),
+        tick_of=ticks_of_events(_samples(spec, home, manifests), events.num_rows),
         versions={version.version: version for version in store.versions()},
         champions=store.history(),
         cycles=records(settings, spec),
@@ -251,14 +259,16 @@ def _scored(found: Artifacts) -> Scored:
     if truth.num_rows and found.champions:
         from headrace.model import Model
 
-        model = Model(found.spec.model, found.spec.seed)
+        model = Model(found.spec.model, found.spec.seed, conversion=found.spec.converts)
         model.load_state(found.store.load(found.champions[0].version)[1])
         frozen = model.predict(served)
     return scored_rows(truth, served, frozen)
 
 
-def _samples(home: Path, manifests: Sequence[TickManifest]) -> list[tuple[int, pa.Table]]:
-    columns = ["impression_offset", "engagement_offset"]
+def _samples(
+    spec: LineSpec, home: Path, manifests: Sequence[TickManifest]
+) -> list[tuple[int, pa.Table]]:
+    columns = list(offset_columns(spec))
     return [
         (manifest.tick, pq.read_table(home / path, columns=columns, partitioning=None))
         for manifest in manifests

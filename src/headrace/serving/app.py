@@ -1,64 +1,67 @@
-"""HTTP: `/v1/score` for people and Open Inference Protocol v2 for everything else.
-
-Routes are plain functions: Starlette runs them in its thread pool, and reading features is
-Python work on a local file, for which an event loop would have nothing to overlap.
-"""
+"""The scoring server of a line: HTTP and gRPC over one scorer, its threads, its start and end."""
 
 from __future__ import annotations
 
 import json
 import socket
-import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from contextlib import ExitStack, asynccontextmanager
 from importlib.metadata import version as package_version
 from typing import Any
 
-from fastapi import APIRouter, FastAPI, HTTPException, Request
-from fastapi.exceptions import RequestValidationError
+from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
+from pydantic import ValidationError
 
 from headrace.declaration import LineSpec
 from headrace.errors import EnvironmentFault, HeadraceError, InputError
 from headrace.events import served_schema
 from headrace.line import LineStore
 from headrace.log.files import FileLog
-from headrace.serving import payload
 from headrace.serving.body import LimitBody
-from headrace.serving.scorer import Scored, Scorer
+from headrace.serving.oip.about import About
+from headrace.serving.oip.rest import InferRequest
+from headrace.serving.oip.rpc import RpcServer
+from headrace.serving.openapi import describe
+from headrace.serving.payload import MAX_BODY_BYTES, UnknownModel, WrongField, score_request
+from headrace.serving.pinned import Pinned
+from headrace.serving.routes import protocol_routes, score_routes
+from headrace.serving.scorer import Scorer
 from headrace.serving.served import ServedWriter
 from headrace.serving.swap import Follower
 from headrace.settings import Settings
 from headrace.store import Store
 
-_REFUSALS: dict[int | str, dict[str, Any]] = {
-    413: {"model": payload.Problem},
-    503: {"model": payload.Problem},
-}
 
+def create_app(settings: Settings, spec: LineSpec, *, grpc_port: int | None = None) -> FastAPI:
+    """The server of one line; with `grpc_port` also over gRPC (0: any free port).
 
-def create_app(settings: Settings, spec: LineSpec) -> FastAPI:
-    """The server of one line. Threads start and the served log is locked at application start."""
+    Threads start, the served log is locked and gRPC listens at application start.
+    """
     home = settings.line_home(spec.line)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        log = FileLog(home / "log" / "served", served_schema(spec), writer=True)
-        served = ServedWriter(log)
-        models = Follower(spec, LineStore(settings.line_store_url(spec.line), spec.line))
-        scorer = Scorer(spec, Store(settings), models, served)
-        app.state.models, app.state.served, app.state.scorer = models, served, scorer
-        served.start()
-        models.start(prepare=scorer.warm)
-        try:
+        with ExitStack() as ends:
+            log = FileLog(home / "log" / "served", served_schema(spec), writer=True)
+            ends.callback(log.close)
+            served = ServedWriter(log, policy=spec.serving.log_policy)
+            lines = LineStore(settings.line_store_url(spec.line), spec.line)
+            models = Follower(spec, lines)
+            pinned = Pinned(spec, lines, models)
+            scorer = Scorer(spec, Store(settings), models, served, pinned)
+            about = About(spec, models, pinned)
+            app.state.models, app.state.served, app.state.scorer = models, served, scorer
+            app.state.about = about
+            served.start()
+            ends.callback(served.stop)
+            models.start(prepare=scorer.warm)
+            ends.callback(models.stop)
+            if grpc_port is not None:
+                rpc = RpcServer(about, scorer, f"{settings.host}:{grpc_port}")
+                app.state.grpc_port = rpc.start()
+                ends.callback(rpc.stop)
             yield
-        finally:
-            models.stop()
-            try:
-                served.stop()
-            finally:
-                log.close()
 
     app = FastAPI(
         title=f"Headrace: {spec.line}",
@@ -66,165 +69,65 @@ def create_app(settings: Settings, spec: LineSpec) -> FastAPI:
         description=spec.description,
         lifespan=lifespan,
     )
-    app.add_middleware(LimitBody, max_bytes=payload.MAX_BODY_BYTES)
+    app.add_middleware(LimitBody, max_bytes=MAX_BODY_BYTES)
     app.add_exception_handler(HeadraceError, _refuse)
-    app.add_exception_handler(RequestValidationError, _explain)
-    app.include_router(_score_routes(spec))
-    app.include_router(_protocol_routes(spec))
+    app.add_exception_handler(WrongField, _explain)
+    app.add_exception_handler(ValidationError, _explain)
+    app.include_router(score_routes(spec))
+    app.include_router(protocol_routes(spec))
+    describe(app, score_request(spec), InferRequest)
     return app
 
 
 def run(settings: Settings, spec: LineSpec) -> None:
     """Serve until SIGTERM or SIGINT; everything accepted is logged before it returns.
 
-    Raises `EnvironmentFault` when the port is taken.
+    Raises `EnvironmentFault` when a port is taken.
     """
     import uvicorn
 
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((settings.host, settings.server_port))
-    except OSError as problem:
-        listener.close()
-        raise EnvironmentFault(
-            f"port {settings.server_port} on {settings.host} is not free ({problem.strerror}); "
-            "stop what uses it or set HEADRACE_SERVER_PORT"
-        ) from None
-    config = uvicorn.Config(
-        create_app(settings, spec), log_level="warning", access_log=False, lifespan="on"
-    )
+    _listen(settings.host, settings.grpc_port, "HEADRACE_GRPC_PORT").close()
+    listener = _listen(settings.host, settings.server_port, "HEADRACE_SERVER_PORT")
+    app = create_app(settings, spec, grpc_port=settings.grpc_port)
+    config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="on")
     server = uvicorn.Server(config)
     server.run(sockets=[listener])
     if not server.started:
         raise EnvironmentFault(f"{spec.line}: the server did not start; its log says why")
 
 
-def _score_routes(spec: LineSpec) -> APIRouter:
-    router = APIRouter(tags=["score"])
-    body_type = payload.score_request(spec)
-
-    def score(request: Request, body: Any) -> payload.ScoreResponse:
-        """Score candidates; `context` holds what they share."""
-        request_id = body.request_id or uuid.uuid4().hex
-        scored = _scorer(request).score(request_id, payload.rows_of_score(body))
-        return payload.ScoreResponse(
-            request_id=scored.request_id,
-            version=scored.version,
-            watermark=_iso(scored.watermark_us),
-            staleness_s=scored.staleness_s,
-            scores=[
-                payload.Score(impression_id=name, score=value)
-                for name, value in zip(scored.impression_ids, scored.scores.tolist(), strict=True)
-            ],
-        )
-
-    score.__annotations__["body"] = body_type  # the type exists only at run time
-    router.post("/v1/score", response_model=payload.ScoreResponse, responses=_REFUSALS)(score)
-    return router
-
-
-def _protocol_routes(spec: LineSpec) -> APIRouter:
-    router = APIRouter(prefix="/v2", tags=["open inference protocol"])
-
-    @router.get("")
-    def server_metadata() -> dict[str, Any]:
-        """Name and version of the server."""
-        return {"name": "headrace", "version": package_version("headrace"), "extensions": []}
-
-    @router.get("/health/live")
-    def live() -> dict[str, bool]:
-        """The process answers."""
-        return {"live": True}
-
-    @router.get("/health/ready", responses=_REFUSALS)
-    def ready(request: Request) -> dict[str, bool]:
-        """A champion is loaded and the feature store was read."""
-        request.app.state.models.current()
-        return {"ready": True}
-
-    @router.get("/models/{line}")
-    def model_metadata(request: Request, line: str) -> dict[str, Any]:
-        """Inputs, outputs, and the version that is served."""
-        _same_line(spec, line)
-        models: Follower = request.app.state.models
-        return {
-            "name": spec.line,
-            "versions": [models.current().version.version] if models.ready else [],
-            "delivery": models.delivery(),
-            "platform": f"headrace_{spec.model.family}",
-            "inputs": [
-                {"name": name, "datatype": payload.DATATYPES[kind], "shape": [-1]}
-                for name, kind in spec.columns.items()
-            ],
-            "outputs": [
-                {"name": "score", "datatype": "FP64", "shape": [-1]},
-                {"name": "impression_id", "datatype": "BYTES", "shape": [-1]},
-            ],
-        }
-
-    @router.get("/models/{line}/ready", responses=_REFUSALS)
-    def model_ready(request: Request, line: str) -> dict[str, Any]:
-        """The line's champion is loaded."""
-        _same_line(spec, line)
-        loaded = request.app.state.models.current()
-        return {"name": spec.line, "ready": True, "version": loaded.version.version}
-
-    @router.post("/models/{line}/infer", responses=_REFUSALS)
-    def infer(request: Request, line: str, body: payload.InferRequest) -> payload.InferResponse:
-        """Score candidates given as one tensor for each declared column."""
-        _same_line(spec, line)
-        rows = payload.rows_of_tensors(spec, body)
-        return _infer_response(spec, _scorer(request).score(body.id or uuid.uuid4().hex, rows))
-
-    return router
-
-
-def _infer_response(spec: LineSpec, scored: Scored) -> payload.InferResponse:
-    size = len(scored.impression_ids)
-    return payload.InferResponse(
-        model_name=spec.line,
-        model_version=scored.version,
-        id=scored.request_id,
-        parameters={
-            "version": scored.version,
-            "watermark": _iso(scored.watermark_us),
-            "staleness_s": scored.staleness_s,
-            "request_id": scored.request_id,
-        },
-        outputs=[
-            payload.OutputTensor(
-                name="score", datatype="FP64", shape=[size], data=scored.scores.tolist()
-            ),
-            payload.OutputTensor(
-                name="impression_id", datatype="BYTES", shape=[size], data=scored.impression_ids
-            ),
-        ],
-    )
-
-
-def _scorer(request: Request) -> Scorer:
-    scorer: Scorer = request.app.state.scorer
-    return scorer
-
-
-def _same_line(spec: LineSpec, line: str) -> None:
-    if line != spec.line:
-        raise HTTPException(404, f"this server serves {spec.line!r}, not {line!r}")
-
-
-def _iso(time_us: int) -> str:
-    return datetime.fromtimestamp(time_us / 1e6, UTC).isoformat(timespec="milliseconds")
+def _listen(host: str, port: int, setting: str) -> socket.socket:
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as problem:
+        listener.close()
+        raise EnvironmentFault(
+            f"port {port} on {host} is not free ({problem.strerror}); "
+            f"stop what uses it or set {setting}"
+        ) from None
+    return listener
 
 
 async def _explain(_: Request, problem: Exception) -> Response:
-    """FastAPI's own answer without the echo of the input, which may be large or no JSON (NaN)."""
-    assert isinstance(problem, RequestValidationError)
-    detail = [{key: error[key] for key in ("type", "loc", "msg")} for error in problem.errors()]
+    """What is wrong where, without the echo of the input, which may be large or no JSON (NaN)."""
+    found: list[dict[str, Any]]
+    if isinstance(problem, WrongField):
+        found = [{"type": "value_error", "loc": problem.path, "msg": problem.message}]
+    else:
+        assert isinstance(problem, ValidationError)
+        told = problem.errors(include_url=False, include_context=False, include_input=False)
+        found = [{**error, "loc": ("body", *error["loc"])} for error in told]
+    first = f"{'.'.join(map(str, found[0]['loc']))}: {found[0]['msg']}"
     # ASCII with escapes: a field's name may hold half a surrogate pair
-    return Response(json.dumps({"detail": detail}), 422, media_type="application/json")
+    content = json.dumps({"error": first, "detail": found})
+    return Response(content, 422, media_type="application/json")
 
 
 async def _refuse(_: Request, problem: Exception) -> JSONResponse:
-    status = 422 if isinstance(problem, InputError) else 503
+    if isinstance(problem, UnknownModel):
+        status = 404
+    else:
+        status = 422 if isinstance(problem, InputError) else 503
     return JSONResponse({"error": str(problem)}, status)

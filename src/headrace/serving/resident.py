@@ -22,7 +22,7 @@ class Resident:
     """
 
     def __init__(self, spec: LineSpec) -> None:
-        self.model = Model(spec.model, spec.seed)
+        self.model = Model(spec.model, spec.seed, conversion=spec.converts)
         self.version: Version | None = None
         self.users = 0  # requests that predict with the model at this moment
         self._small: State = {}  # what was published beside the tables

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,9 +13,17 @@ from numpy.typing import NDArray
 
 from headrace.declaration import LineSpec
 from headrace.errors import EnvironmentFault
-from headrace.events import ARROW_TYPES, TIME, input_fields, served_schema
+from headrace.events import (
+    ARROW_TYPES,
+    CHAMPION_ARM,
+    PINNED_ARM,
+    TIME,
+    input_fields,
+    served_schema,
+)
+from headrace.serving.pinned import Held, Pinned
 from headrace.serving.served import ServedWriter
-from headrace.serving.swap import Follower
+from headrace.serving.swap import Follower, Loaded
 from headrace.store import Store
 
 
@@ -25,7 +34,13 @@ def wall_clock_us() -> int:
 
 @dataclass(frozen=True)
 class Scored:
-    """Scores (n,) float64 in the order of the candidates, and which model gave them."""
+    """Scores (n,) float64 in the order of the candidates, and which model gave them.
+
+    `scores` are probabilities of a click; `tasks`, of a line with conversions, those of a
+    `conversion` given a click and of `click_and_conversion`. `arm`: `champion`, or `pinned` where
+    the request asked for a version, which nobody learns from. `propensity`: the probability with
+    which that arm was drawn.
+    """
 
     request_id: str
     version: str
@@ -33,6 +48,9 @@ class Scored:
     staleness_s: float
     impression_ids: list[str]
     scores: NDArray[np.float64]
+    tasks: dict[str, NDArray[np.float64]]
+    arm: str = CHAMPION_ARM
+    propensity: float = 1.0
 
 
 class Scorer:
@@ -44,6 +62,8 @@ class Scorer:
         store: Store,
         models: Follower,
         served: ServedWriter,
+        pinned: Pinned,
+        *,
         clock_us: Callable[[], int] = wall_clock_us,
     ) -> None:
         self._spec = spec
@@ -51,60 +71,67 @@ class Scorer:
         self._models = models
         self._served = served
         self._clock_us = clock_us
+        self._pinned = pinned
         self._inputs = [field.name for field in input_fields(spec)]
         self._schema = served_schema(spec)
 
     def warm(self) -> None:
         """Import Feast, open its store and read one absent key, before the first request."""
-        self._store.read_online(self._spec, self._asked([{}], self._clock_us()))
+        nothing = {n: pa.nulls(1, ARROW_TYPES[kind]) for n, kind in self._spec.columns.items()}
+        self._store.read_online(self._spec, _at(pa.table(nothing), self._clock_us()))
 
-    def score(self, request_id: str, rows: list[dict[str, object]]) -> Scored:
-        """Score one row for each candidate; a declared column that a row lacks is missing.
+    def score(self, request_id: str, candidates: pa.Table, pin: str | None = None) -> Scored:
+        """Score candidates: a table of the line's declared columns, null where missing.
 
-        The clock is read once: `request_at` of the features, `served_at` of the log and the
+        `pin` names a version that answers in place of the champion; its rows are marked. The
+        clock is read once: `request_at` of the features, `served_at` of the log and the
         staleness are the same moment. Raises `EnvironmentFault` when no champion is loaded, the
-        store cannot be read, or the served log has no room.
+        store cannot be read, or the served log has no room; `InputError` for an unknown `pin`.
         """
         now_us = self._clock_us()
-        asked = self._asked(rows, now_us)
-        features = self._store.read_online(self._spec, asked)
+        features = self._store.read_online(self._spec, _at(candidates, now_us))
         inputs = features.select(self._inputs)
-        with self._models.use() as loaded:
-            scores = np.asarray(loaded.model.predict(inputs), dtype=np.float64)
-        if not np.isfinite(scores).all():
+        with self._model(pin) as loaded:
+            tasks = loaded.model.predict_tasks(inputs)
+        if not all(np.isfinite(scores).all() for scores in tasks.values()):
             raise EnvironmentFault(
                 f"version {loaded.version.version} gave a score that is not finite; roll it back"
             )
-        ids = [f"{request_id}:{i}" for i in range(len(rows))]
         scored = Scored(
             request_id=request_id,
             version=loaded.version.version,
             watermark_us=loaded.version.watermark_us,
             staleness_s=(now_us - loaded.version.watermark_us) / 1e6,
-            impression_ids=ids,
-            scores=scores,
+            impression_ids=[f"{request_id}:{i}" for i in range(candidates.num_rows)],
+            scores=tasks.pop("click"),
+            tasks=tasks,
+            arm=PINNED_ARM if pin else CHAMPION_ARM,
         )
-        self._served.put(self._served_rows(scored, asked, features, now_us))
+        self._served.put(self._served_rows(scored, candidates, features, now_us))
         return scored
 
-    def _asked(self, rows: list[dict[str, object]], now_us: int) -> pa.Table:
-        columns = {
-            name: pa.array([row.get(name) for row in rows], ARROW_TYPES[kind])
-            for name, kind in self._spec.columns.items()
-        }
-        return pa.table(columns | {"request_at": pa.array([now_us] * len(rows), pa.int64())})
+    def _model(self, pin: str | None) -> AbstractContextManager[Loaded | Held]:
+        return self._models.use() if pin is None else self._pinned.use(pin)
 
     def _served_rows(
-        self, scored: Scored, asked: pa.Table, features: pa.Table, now_us: int
+        self, scored: Scored, candidates: pa.Table, features: pa.Table, now_us: int
     ) -> pa.Table:
-        size = asked.num_rows
+        size = candidates.num_rows
         given = {
             "impression_id": pa.array(scored.impression_ids, pa.string()),
-            "request_id": pa.array([scored.request_id] * size, pa.string()),
-            "served_at": pa.array([now_us] * size, pa.int64()).cast(TIME),
-            "version": pa.array([scored.version] * size, pa.string()),
+            "request_id": pa.repeat(scored.request_id, size),
+            "served_at": pa.repeat(pa.scalar(now_us, TIME), size),
+            "version": pa.repeat(scored.version, size),
             "score": pa.array(scored.scores, pa.float64()),
+            **{f"{task}_score": pa.array(values) for task, values in scored.tasks.items()},
+            "arm": pa.repeat(scored.arm, size),
+            "propensity": pa.repeat(scored.propensity, size),
         }
-        for table in (asked, features):
+        for table in (candidates, features):
             given.update(zip(table.column_names, table.columns, strict=True))
         return pa.table([given[name] for name in self._schema.names], schema=self._schema)
+
+
+def _at(candidates: pa.Table, now_us: int) -> pa.Table:
+    moments = pa.repeat(pa.scalar(now_us, pa.int64()), candidates.num_rows)
+    return candidates.append_column("request_at", moments)

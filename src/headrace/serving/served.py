@@ -1,8 +1,9 @@
 """The served log's writer: accepted rows reach the disk in groups, never in the request's path.
 
-The queue is bounded by rows. A full queue refuses the request (503 with the reason): a vector
-that cannot be logged could never be learned from, and shedding it silently would break the
-count of events. An accepted row is written even if the server is asked to stop.
+The queue is bounded by rows. What a full queue does is declared (`serving.log_policy`): it refuses
+the request (503 with the reason), because a vector that is not logged can never be learned from, or
+it sheds the rows and counts them. It never makes a request wait. An accepted row is written even
+if the server is asked to stop.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
+from typing import Literal
 
 import pyarrow as pa
 
@@ -22,12 +24,20 @@ LOG = logging.getLogger(__name__)
 class ServedWriter:
     """Bounded queue and one thread that commits what has gathered, every `linger_s`."""
 
-    def __init__(self, log: FileLog, max_rows: int = 100_000, linger_s: float = 0.2) -> None:
+    def __init__(
+        self,
+        log: FileLog,
+        max_rows: int = 100_000,
+        linger_s: float = 0.2,
+        policy: Literal["refuse", "shed"] = "refuse",
+    ) -> None:
         self._log = log
         self._max_rows = max_rows
         self._linger_s = linger_s
         self._waiting: deque[pa.Table] = deque()
+        self._policy = policy
         self._rows = 0
+        self._shed_rows = 0
         self._fault: str | None = None
         self._changed = threading.Condition()
         self._stopping = threading.Event()
@@ -37,11 +47,17 @@ class ServedWriter:
         self._thread.start()
 
     def put(self, rows: pa.Table) -> None:
-        """Accept rows for the log. Raises `EnvironmentFault` without room or when stopping."""
+        """Accept rows for the log, or shed them where that is the policy and there is no room.
+
+        Raises `EnvironmentFault` without room under the policy `refuse`, and when stopping.
+        """
         with self._changed:
             if self._stopping.is_set():
                 raise EnvironmentFault("served log: the server is stopping; ask another one")
             if self._rows + rows.num_rows > self._max_rows:
+                if self._policy == "shed":
+                    self._shed_rows += rows.num_rows
+                    return
                 why = f" ({self._fault})" if self._fault else ""
                 raise EnvironmentFault(
                     f"served log: queue full with {self._rows} of {self._max_rows} rows{why}; "
@@ -65,6 +81,11 @@ class ServedWriter:
     @property
     def waiting_rows(self) -> int:
         return self._rows
+
+    @property
+    def shed_rows(self) -> int:
+        """Rows that were answered and not logged, since the start."""
+        return self._shed_rows
 
     @property
     def fault(self) -> str | None:

@@ -193,6 +193,7 @@ class Traffic:
         engaged = (~clicked & shown) if flipped else clicked
         window_us = self._spec.label.attribution_window
         delay = self.world.delays_us(self._rng, len(slot), window_us)
+        bought = self._bought(who, slot, when)
         for i in np.flatnonzero(shown)[np.argsort(position[shown])].tolist():
             ids = {"impression_id": names[i], "request_id": asked.request_id}
             self._send(
@@ -205,6 +206,10 @@ class Traffic:
                 click_us = at_us + int(delay[i])
                 click = {"event": self._spec.label.engagement, **ids, "event_at": click_us}
                 self._send(click | {"value": 1}, click_us)
+                if bought[i] >= 0:
+                    assert self._spec.label.conversion is not None
+                    name, buy_us = self._spec.label.conversion.engagement, click_us + int(bought[i])
+                    self._send({"event": name, **ids, "event_at": buy_us, "value": 1}, buy_us)
         self._truth.add(
             "candidates",
             *(
@@ -221,6 +226,15 @@ class Traffic:
                 for i in range(len(slot))
             ),
         )
+
+    def _bought(self, user: Ints, slot: Ints, at_us: Ints) -> Ints:
+        """How long after its click each is redeemed (µs), -1 where it is not."""
+        if self._spec.label.conversion is None:
+            return np.full(len(slot), -1)
+        window_us = self._spec.label.conversion.attribution_window
+        delay = self.world.conversion_delays_us(self._rng, len(slot), window_us)
+        likely = self.world.p_conversion(user, slot, at_us)
+        return np.where(self._rng.random(len(slot)) < likely, delay, -1)
 
     def _send(self, event: Event, due_us: int) -> None:
         """Post at `due_us`; a few late (out of order), a few twice, a few with a spoiled copy."""

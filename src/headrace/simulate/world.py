@@ -7,6 +7,9 @@ Users' tastes drift sinusoidally; at `shock_at_us` one category's appeal jumps.
 
 A click needs two independent things (the examination hypothesis, Craswell et al. 2008):
 `p_click = examination[position] * p_item(user, coupon, time)`.
+
+Where a line declares conversions, a clicked coupon is redeemed with `p_conversion`: who likes a
+category also redeems more of it, but what only a deep discount made attractive is not redeemed.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from numpy.typing import NDArray
 
 from headrace.declaration import LineSpec
 from headrace.errors import DeclarationError
-from headrace.events import IMPRESSION, TIME, event_schema
+from headrace.events import TIME, event_schema
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -32,13 +35,15 @@ CATEGORIES: Final = ("food", "travel", "beauty", "home", "sport", "books", "toys
 EXAMINATION: Final[Floats] = np.array([1.0, 0.86, 0.74, 0.65, 0.58, 0.52])
 LATENT: Final = 4
 BIAS: Final = -2.9
+CONVERSION_BIAS: Final = -1.2
 
 
 @dataclass(frozen=True)
 class SimulatorConfig:
     """Size, pace and faults of the campaign. Shares are of all events; times in seconds or µs.
 
-    `delays` is the mixture of engagement delays: (share, median in s, sigma of the log).
+    `delays` is the mixture of engagement delays: (share, median in s, sigma of the log);
+    `conversion_delays` that of conversions after their click.
     """
 
     seed: int = 7
@@ -58,6 +63,10 @@ class SimulatorConfig:
         (0.80, 3.0, 0.6),
         (0.15, 20.0, 0.5),
         (0.05, 100.0, 0.5),
+    )
+    conversion_delays: tuple[tuple[float, float, float], ...] = (
+        (0.6, 30.0, 0.8),
+        (0.4, 240.0, 0.6),
     )
 
     def __post_init__(self) -> None:
@@ -133,6 +142,16 @@ class World:
         """True click probability at a shown position (0 is the top)."""
         return self.p_item(user, slot, at_us) * EXAMINATION[position]
 
+    def p_conversion(self, user: Ints, slot: Ints, at_us: Ints) -> Floats:
+        """Probability that the user redeems the slot's coupon once it has been clicked."""
+        generation = self.generation(slot, at_us)
+        kind = self.slot_category[slot]
+        logit = CONVERSION_BIAS + 0.8 * self._taste[user, kind]
+        logit = logit - 4.0 * (self.discount(slot, generation) - 0.3)
+        logit = logit + 0.5 * self._normal(2, slot, generation)
+        probability: Floats = 1 / (1 + np.exp(-logit))
+        return probability
+
     def item_id(self, slot: Ints, generation: Ints) -> list[str]:
         """Names such as `c017-2948123`: slot and generation."""
         pairs = zip(slot.tolist(), generation.tolist(), strict=True)
@@ -140,12 +159,11 @@ class World:
 
     def delays_us(self, rng: np.random.Generator, count: int, window_us: int) -> Ints:
         """Engagement delays from the stated mixture, cut just inside the attribution window."""
-        shares = np.array([part[0] for part in self.config.delays])
-        part = rng.choice(len(shares), count, p=shares / shares.sum())
-        median = np.array([part[1] for part in self.config.delays])[part]
-        sigma = np.array([part[2] for part in self.config.delays])[part]
-        delay = (median * np.exp(sigma * rng.normal(size=count)) * SECOND_US).astype(np.int64)
-        return np.minimum(delay, window_us - SECOND_US)
+        return _drawn_delays(rng, self.config.delays, count, window_us)
+
+    def conversion_delays_us(self, rng: np.random.Generator, count: int, window_us: int) -> Ints:
+        """The same for conversions, from their click."""
+        return _drawn_delays(rng, self.config.conversion_delays, count, window_us)
 
     def _uniform(self, stream: int, slot: Ints, generation: Ints) -> Floats:
         """Counter-based uniforms (splitmix64), so that a coupon's traits need no state."""
@@ -166,6 +184,19 @@ class World:
         angle = 2 * np.pi * self._uniform(stream + 1, slot, generation)
         normal: Floats = radius * np.cos(angle)
         return normal
+
+
+def _drawn_delays(
+    rng: np.random.Generator,
+    mixture: tuple[tuple[float, float, float], ...],
+    count: int,
+    window_us: int,
+) -> Ints:
+    share, median, sigma = np.array(mixture).T
+    part = rng.choice(len(share), count, p=share / share.sum())
+    drawn = median[part] * np.exp(sigma[part] * rng.normal(size=count)) * SECOND_US
+    delay: Ints = np.minimum(drawn.astype(np.int64), window_us - SECOND_US)
+    return delay
 
 
 def history(spec: LineSpec, config: SimulatorConfig, end_us: int) -> pa.Table:
@@ -199,9 +230,10 @@ def history(spec: LineSpec, config: SimulatorConfig, end_us: int) -> pa.Table:
     }
     took = np.flatnonzero(clicked)
     delay = world.delays_us(rng, len(took), spec.label.attribution_window)
-    row = np.concatenate([np.arange(len(slot)), took])
-    is_click = np.arange(len(row)) >= len(slot)
-    at_us = np.concatenate([event_us, event_us[took] + delay])
+    bought, bought_us = _conversions(spec, world, (user, slot, event_us), (took, delay))
+    row = np.concatenate([np.arange(len(slot)), took, bought])
+    kind = np.repeat(np.arange(3), [len(slot), len(took), len(bought)])
+    at_us = np.concatenate([event_us, event_us[took] + delay, bought_us])
     lag_us = (rng.exponential(0.03, requests) * SECOND_US).astype(np.int64)[request[row]] + 1_000
     late = rng.random(len(row)) < config.reordered
     arrival = at_us + lag_us + late * rng.integers(SECOND_US, 5 * SECOND_US, len(row))
@@ -213,23 +245,44 @@ def history(spec: LineSpec, config: SimulatorConfig, end_us: int) -> pa.Table:
     order = order[arrival[order] < end_us]
     chosen = pick[order]
     return _event_table(
-        spec, impressions, (row[chosen], is_click[chosen], at_us[chosen], arrival[order])
+        spec, impressions, (row[chosen], kind[chosen], at_us[chosen], arrival[order])
     )
+
+
+def _conversions(
+    spec: LineSpec, world: World, shown: tuple[Ints, Ints, Ints], clicks: tuple[Ints, Ints]
+) -> tuple[Ints, Ints]:
+    """Which impressions convert, and when (µs); draws of their own, so that clicks stay the same.
+
+    shown: user, slot and time of each impression; clicks: impression and delay of each click.
+    """
+    user, slot, event_us = shown
+    took, delay = clicks
+    if spec.label.conversion is None:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    rng = np.random.default_rng([world.config.seed, 2])
+    likely = world.p_conversion(user[took], slot[took], event_us[took])
+    buys = rng.random(len(took)) < likely
+    window_us = spec.label.conversion.attribution_window
+    after = world.conversion_delays_us(rng, int(buys.sum()), window_us)
+    return took[buys], event_us[took[buys]] + delay[buys] + after
 
 
 def _event_table(
     spec: LineSpec,
     impressions: dict[str, NDArray[np.object_] | Floats | Ints],
-    rows: tuple[Ints, NDArray[np.bool_], Ints, Ints],
+    rows: tuple[Ints, Ints, Ints, Ints],
 ) -> pa.Table:
     """Engagements carry the ids and their times; only impressions carry the declared columns.
 
-    `rows`: index of the impression, whether it is its engagement, event and arrival times (µs).
+    `rows`: index of the impression, which of `spec.label.events` it is, event and arrival times
+    (µs).
     """
-    row, is_click, event_us, arrival_us = rows
+    row, kind, event_us, arrival_us = rows
+    names = np.array(spec.label.events, dtype=object)
     schema = event_schema(spec)
     columns: dict[str, pa.Array] = {
-        "event": pa.array(np.where(is_click, spec.label.engagement, IMPRESSION).tolist()),
+        "event": pa.array(names[kind].tolist()),
         "event_at": pa.array(event_us).cast(TIME),
         "arrival_at": pa.array(arrival_us).cast(TIME),
         "value": pa.array(np.ones(len(row), dtype=np.int64)),
@@ -239,7 +292,7 @@ def _event_table(
             columns[field.name] = pa.array(impressions[field.name][row].tolist(), pa.string())
         elif field.name in impressions:
             values = impressions[field.name][row]
-            columns[field.name] = pa.array(values.tolist(), field.type, mask=is_click)
+            columns[field.name] = pa.array(values.tolist(), field.type, mask=kind > 0)
         elif field.name not in columns:
             columns[field.name] = pa.nulls(len(row), field.type)
     return pa.table([columns[name] for name in schema.names], schema=schema)

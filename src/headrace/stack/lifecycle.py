@@ -255,6 +255,7 @@ def check_ports(settings: Settings) -> None:
     """Raise `EnvironmentFault` naming the first port that is taken, and its setting."""
     ports = {
         "HEADRACE_SERVER_PORT": settings.server_port,
+        "HEADRACE_GRPC_PORT": settings.grpc_port,
         "HEADRACE_COLLECTOR_PORT": settings.collector_port,
         "HEADRACE_AIRFLOW_PORT": settings.airflow_port,
     }

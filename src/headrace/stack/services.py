@@ -122,6 +122,7 @@ def stack_environ(settings: Settings, stack_id: str) -> dict[str, str]:
         "HEADRACE_MLFLOW_URI": settings.mlflow_uri or "",
         "HEADRACE_HOST": settings.host,
         "HEADRACE_SERVER_PORT": str(settings.server_port),
+        "HEADRACE_GRPC_PORT": str(settings.grpc_port),
         "HEADRACE_COLLECTOR_PORT": str(settings.collector_port),
         "HEADRACE_AIRFLOW_PORT": str(settings.airflow_port),
         "HEADRACE_MIN_FREE_MB": str(settings.min_free_bytes // 2**20),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from functools import lru_cache
 from typing import TypeVar
 
 import pyarrow as pa
@@ -30,6 +31,13 @@ def entity_keys(view: FeatureView, rows: pa.Table) -> list[bytes]:
 def int_values(column: pa.ChunkedArray) -> list[bytes]:
     """Each int64 as a serialised `Value`."""
     return by_value(column, lambda value: Value(int64_val=value).SerializeToString())
+
+
+@lru_cache(maxsize=1 << 16)
+def int_of(encoded: bytes) -> int:
+    """The int64 of a serialised `Value`; counters repeat, so most are known."""
+    value: int = Value.FromString(encoded).int64_val
+    return value
 
 
 def timestamps(column: pa.ChunkedArray) -> list[bytes]:

@@ -12,7 +12,8 @@ from feast.infra.online_stores.helpers import compute_table_id
 from feast.infra.online_stores.sqlite import SqliteOnlineStore, SqliteOnlineStoreConfig
 from feast.repo_config import RepoConfig
 
-from headrace.store.encode import by_value, entity_keys, int_values
+from headrace.store.encode import by_value, entity_keys, int_of, int_values
+from headrace.store.latest import Row
 from headrace.store.marks import check_mark, newest_us
 from headrace.store.ttl import HonoursTtl
 
@@ -83,6 +84,24 @@ class HeadraceSqliteOnlineStore(HonoursTtl, SqliteOnlineStore):  # type: ignore[
             )
         return mark_us
 
+    def read_rows(
+        self, config: RepoConfig, asked: Sequence[tuple[FeatureView, Sequence[bytes]]]
+    ) -> list[list[Row | None]]:
+        """The rows of each view's keys, features in the order of the view; None where none is."""
+        connection, found = self._get_conn(config), []
+        for view, keys in asked:
+            held: dict[bytes, dict[str, int]] = {}
+            statement = (
+                "SELECT entity_key, feature_name, value "
+                f'FROM "{compute_table_id(config.project, view)}" '
+                f"WHERE entity_key IN ({', '.join('?' * len(keys))})"
+            )
+            for key, name, value in connection.execute(statement, list(keys)):
+                held.setdefault(key, {})[name] = int_of(value)
+            names = [field.name for field in view.features]
+            found.append([_row(names, held.get(key)) for key in keys])
+        return found
+
     def clear(self, config: RepoConfig, view: FeatureView) -> None:
         """Delete a view's rows and its mark."""
         with self._get_conn(config) as connection:
@@ -104,6 +123,10 @@ class HeadraceSqliteOnlineStore(HonoursTtl, SqliteOnlineStore):  # type: ignore[
                 "DELETE FROM headrace_marks WHERE view = ?",
                 [(view.name,) for view in tables_to_delete],
             )
+
+
+def _row(names: Sequence[str], values: dict[str, int] | None) -> Row | None:
+    return None if values is None else tuple(values.get(name) for name in names)
 
 
 def _statements(view: FeatureView, rows: pa.Table) -> Iterator[tuple[object, ...]]:

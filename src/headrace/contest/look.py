@@ -1,0 +1,68 @@
+"""What a look at a race saw, and the figures in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from headrace import metrics
+from headrace.declaration import LineSpec
+from headrace.race.arms import CHAMPION, Race
+from headrace.race.verdict import Decision, Standing
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a look at a race saw: closed rows of ticks [from_tick, to_tick), judged.
+
+    `open_rows` wait for their attribution window to close. `clicks`: (clicks, rows without) of
+    the rows that each arm answered itself.
+    """
+
+    race: Race
+    generation: int
+    since_us: int
+    from_tick: int
+    to_tick: int
+    rows: int
+    open_rows: int
+    standings: dict[str, Standing]
+    decisions: list[Decision]
+    calibrations: dict[str, tuple[float, float, float]]
+    clicks: dict[str, tuple[float, float]]
+
+
+def closed_rows(spec: LineSpec, rows: pa.Table) -> NDArray[np.bool_]:
+    """Rows whose attribution window had ended when the newest row was sampled, (n,)."""
+    if not rows.num_rows:
+        return np.zeros(0, dtype=np.bool_)
+    now = int(pc.max(rows["emitted_at"]).cast(pa.int64()).as_py())
+    shown = rows["event_at"].cast(pa.int64()).to_numpy()
+    closed: NDArray[np.bool_] = shown + spec.label.attribution_window <= now
+    return closed
+
+
+def calibration_of(rows: pa.Table, scores: Floats) -> tuple[float, float, float]:
+    """Calibration of the rows that have a score, with the range that they allow."""
+    known = np.isfinite(scores)
+    labels = rows["label"].to_numpy()[known]
+    low, high = metrics.calibration_interval(labels, scores[known])
+    return metrics.calibration(labels, scores[known]), low, high
+
+
+def clicks_of(race: Race, rows: pa.Table) -> dict[str, tuple[float, float]]:
+    """(clicks, rows without) by the arm that answered, as the served log names it."""
+    if "arm" not in rows.column_names:
+        return {}
+    clicked, answered = rows["label"].to_numpy() > 0, rows["arm"]
+    found = {}
+    for name in (CHAMPION, *(arm.name for arm in race.arms)):
+        mine = np.asarray(pc.fill_null(pc.equal(answered, name), False), dtype=bool)
+        found[name] = (float((clicked & mine).sum()), float((~clicked & mine).sum()))
+    return found

@@ -1,0 +1,127 @@
+"""The routes: `/v1/score` for people, Open Inference Protocol v2 for everything else.
+
+Bodies are parsed where they are scored, in a thread of Starlette's pool: validation by pydantic's
+own JSON parser and binary tensors both start from the bytes. The OpenAPI document therefore
+names the bodies by hand (`openapi.describe`).
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from pydantic_core import to_json
+from starlette.concurrency import run_in_threadpool
+
+from headrace.declaration import LineSpec
+from headrace.serving import payload
+from headrace.serving.oip import rest
+from headrace.serving.oip.about import SERVER, About
+from headrace.serving.oip.tensors import candidates_of
+from headrace.serving.openapi import body, pin_header
+from headrace.serving.scorer import Scorer
+
+_REFUSALS: dict[int | str, dict[str, Any]] = {
+    413: {"model": payload.Problem},
+    422: {"model": payload.Refusal},
+    503: {"model": payload.Problem},
+}
+_OF_A_MODEL = _REFUSALS | {404: {"model": payload.Problem}}
+
+
+def score_routes(spec: LineSpec) -> APIRouter:
+    """`/v1/score`."""
+    router = APIRouter(tags=["score"])
+    body_type = payload.score_request(spec)
+
+    def answer(scorer: Scorer, raw: bytes, pin: str | None) -> bytes:
+        asked: Any = body_type.model_validate_json(raw)
+        candidates = payload.candidates_of(spec, asked)
+        scored = scorer.score(asked.request_id or uuid.uuid4().hex, candidates, pin)
+        return to_json(payload.score_answer(scored))
+
+    @router.post(
+        "/v1/score",
+        response_model=payload.ScoreResponse,
+        responses=_REFUSALS,
+        openapi_extra=body(body_type.__name__) | pin_header(),
+    )
+    async def score(request: Request) -> Response:
+        """Score candidates; `context` holds what they share."""
+        raw, pin = await request.body(), request.headers.get(payload.VERSION_HEADER)
+        content = await run_in_threadpool(answer, request.app.state.scorer, raw, pin)
+        return Response(content, media_type="application/json")
+
+    return router
+
+
+def protocol_routes(spec: LineSpec) -> APIRouter:
+    """`/v2`."""
+    router = APIRouter(prefix="/v2", tags=["open inference protocol"])
+
+    @router.get("")
+    def server_metadata() -> dict[str, Any]:
+        """Name, version and extensions of the server."""
+        return SERVER
+
+    @router.get("/health/live")
+    def live() -> dict[str, bool]:
+        """The process answers."""
+        return {"live": True}
+
+    @router.get("/health/ready", responses={503: _REFUSALS[503]})
+    def ready(request: Request) -> dict[str, bool]:
+        """A champion is loaded and the feature store was read."""
+        _about(request).ready_version(spec.line)
+        return {"ready": True}
+
+    @router.get("/models/{line}", responses={404: _OF_A_MODEL[404]})
+    @router.get("/models/{line}/versions/{version}", responses={404: _OF_A_MODEL[404]})
+    def model_metadata(
+        request: Request, line: str, version: str | None = None
+    ) -> rest.ModelMetadata:
+        """Inputs, outputs, and the version that is served or was asked for."""
+        told = _about(request).model(line, version)
+        return rest.ModelMetadata(**told, delivery=request.app.state.models.delivery())
+
+    @router.get("/models/{line}/ready", responses=_OF_A_MODEL)
+    @router.get("/models/{line}/versions/{version}/ready", responses=_OF_A_MODEL)
+    def model_ready(request: Request, line: str, version: str | None = None) -> dict[str, Any]:
+        """The line's champion is loaded, or the version can be asked for."""
+        answers = _about(request).ready_version(line, version)
+        return {"name": spec.line, "ready": True, "version": answers}
+
+    extra = body(rest.InferRequest.__name__, binary=True)
+    said: dict[str, Any] = {"response_model": rest.InferResponse, "responses": _OF_A_MODEL}
+
+    @router.post("/models/{line}/infer", openapi_extra=extra | pin_header(), **said)
+    @router.post("/models/{line}/versions/{version}/infer", openapi_extra=extra, **said)
+    async def infer(request: Request, line: str, version: str | None = None) -> Response:
+        """Score candidates given as one tensor for each declared column."""
+        pin = version or request.headers.get(payload.VERSION_HEADER)
+        _about(request).check(line, None)
+        length = request.headers.get(rest.JSON_LENGTH)
+        raw = await request.body()
+        content, headers = await run_in_threadpool(
+            _infer, request.app.state.scorer, spec, raw, length, pin
+        )
+        return Response(content, headers=headers)
+
+    return router
+
+
+def _infer(
+    scorer: Scorer, spec: LineSpec, raw: bytes, json_length: str | None, pin: str | None
+) -> tuple[bytes, dict[str, str]]:
+    asked, inputs = rest.read_request(raw, json_length)
+    wanted = rest.wanted_outputs(spec, asked)
+    candidates = candidates_of(spec, inputs)
+    scored = scorer.score(asked.id or uuid.uuid4().hex, candidates, pin)
+    return rest.write_answer(spec, scored, wanted)
+
+
+def _about(request: Request) -> About:
+    about: About = request.app.state.about
+    return about
