@@ -6,7 +6,6 @@ import hashlib
 import os
 import uuid
 from collections.abc import Iterator
-from dataclasses import asdict
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
@@ -38,6 +37,7 @@ class LineStore:
         self.line = line
         self.files = SealedFiles(root)
         self._champions = Champions(self.files, line)
+        self._claimed = 0  # newest number that is known to be taken
 
     # versions
 
@@ -213,7 +213,7 @@ class LineStore:
             chain_bytes=chain[1],
             **about,
         )
-        self.files.replace(f"versions/{version}/manifest.json", sealed(asdict(manifest)))
+        self.files.replace(f"versions/{version}/manifest.json", sealed(manifest.to_json()))
         return manifest
 
     def _length(self, version: Version) -> tuple[int, int]:
@@ -298,7 +298,9 @@ class LineStore:
         return f"does not exist; known: {newest}" + (f" of {len(known)}" if len(known) > 3 else "")
 
     def _claim(self) -> str:
-        number = max(numbers(self.files.names("versions")), default=0) + 1
+        if not self._claimed:  # later, only the next numbers are tried, however many there are
+            self._claimed = max(numbers(self.files.names("versions")), default=0)
+        number = self._claimed + 1
         claim = sealed(
             {
                 "claimed_at": datetime.now(UTC).isoformat(),
@@ -308,6 +310,7 @@ class LineStore:
         )
         while not self.files.create(f"versions/{_name(number)}/claim.json", claim):
             number += 1
+        self._claimed = number
         return _name(number)
 
     def _put(self, version: str, name: str, body: dict[str, Any]) -> None:
