@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from headrace import metrics, parity, quality
+from headrace import metrics, parity, quality, turns
 from headrace.declaration import LineSpec
 from headrace.events import served_schema
 from headrace.gates import PRIOR, Evidence
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from headrace.model import Model
 
 PARITY_ROWS: Final = 2_000
+PROMOTED_S: Final = 60.0
+"""How long after its wait for rows a full candidate has to be judged; a learner holds till then."""
 _POLL_S: Final = 0.25
 
 
@@ -58,6 +60,10 @@ class Figures(TypedDict):
     score_deciles: list[float] | None
 
 
+STEP_S: Final = 1.0
+"""Longer than what is left of a learner's step that had begun before it was told to hold."""
+
+
 def evaluate(settings: Settings, spec: LineSpec, candidate: str, wait_s: float = 30.0) -> Evidence:
     """Measure the candidate against the champion, store the evidence and return it.
 
@@ -73,6 +79,10 @@ def evaluate(settings: Settings, spec: LineSpec, candidate: str, wait_s: float =
     model = Model(spec.model, spec.seed, conversion=spec.converts)
     model.load_state(state)
     finite = model.is_finite()
+    home = settings.line_home(spec.line)
+    if version.parent is None and turns.alive(home):  # else the champion moves while we compare
+        turns.hold(home, f"{candidate} is compared with the champion", wait_s + PROMOTED_S)
+        time.sleep(STEP_S)
     champion = store.champion()
     rival_version = None if champion is None else store.get(champion.version)
     start = max(version.to_tick, 0 if rival_version is None else rival_version.to_tick)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,6 +45,19 @@ def hold(home: Path, why: str, seconds: float) -> None:
     """Ask the learner to leave the champion where it is for so long at most."""
     body = {"why": why, "until_us": _now_us() + int(seconds * 1e6)}
     write_json(home / "learner" / "hold.json", body)
+
+
+@contextmanager
+def holding(home: Path, why: str, seconds: float) -> Iterator[None]:
+    """Hold a living learner while the block runs, and no longer than that."""
+    if not alive(home):
+        yield
+        return
+    hold(home, why, seconds)
+    try:
+        yield
+    finally:
+        release(home)
 
 
 def release(home: Path) -> None:

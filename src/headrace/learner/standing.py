@@ -14,6 +14,7 @@ from headrace.declaration import LineSpec
 from headrace.errors import ConflictError, InputError
 from headrace.labels.revisions import thin_negatives
 from headrace.line import Champion, LineStore, Version
+from headrace.line.version import LEARN
 from headrace.model import Model, State
 from headrace.serving.resident import Resident
 from headrace.settings import Settings
@@ -88,9 +89,9 @@ class Standing:
         return self._model, self._champions.model
 
     @property
-    def usual_norm(self) -> float:
-        """Median norm of the newest updates that were promoted; infinite while there are few."""
-        return median(self._norms) if len(self._norms) >= FEWEST_STEPS else float("inf")
+    def usual_norm(self) -> float | None:
+        """Median norm of the newest updates that were promoted; None while there are few."""
+        return median(self._norms) if len(self._norms) >= FEWEST_STEPS else None
 
     def learn(self, to_tick: int) -> Candidate | None:
         """Learn what `train.incremental` would learn of ticks `[champion's end, to_tick)`, and
@@ -119,7 +120,7 @@ class Standing:
         candidate = self.candidate
         assert candidate is not None
         version = candidate.version
-        self.champion = self._store.advance(self.champion, version.version, "learn", reason)
+        self.champion = self._store.advance(self.champion, version.version, LEARN, reason)
         self._champions.advance(version, candidate.changes)
         self._model.mark()
         self._norms.append(candidate.norm)

@@ -163,6 +163,7 @@ class Learner:
         """The candidate and the champion on rows that neither has learned."""
         version, champion = candidate.version, self._standing.version
         learned, served = (model.predict(rows) for model in self._standing.models)
+        usual = self._standing.usual_norm  # of the first steps each is its own measure
         return Evidence(
             line=self._spec.line,
             candidate=version.version,
@@ -182,7 +183,7 @@ class Learner:
             parity_history=audit.proof.history,
             data_passed=not audit.reasons,
             update_norm=candidate.norm,
-            update_norm_usual=self._standing.usual_norm,
+            update_norm_usual=candidate.norm if usual is None else usual,
             audited_at_us=audit.at_us,
             made_at_us=_now_us(),
         )

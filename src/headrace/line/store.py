@@ -145,6 +145,10 @@ class LineStore:
         """All champions, newest first, each read when it is asked for."""
         return self._champions.backwards()
 
+    def forget(self, since: int, before_us: int, keep: int) -> int:
+        """Remove old generations of learners; see `Champions.forget`."""
+        return self._champions.forget(since, before_us, keep)
+
     def advance(
         self, expected: Champion | None, version: str, action: str, reason: str
     ) -> Champion:
@@ -273,6 +277,13 @@ class LineStore:
         files = (path.split("/") for path in self.files.tree("versions"))
         found = numbers(path[0] for path in files if path[1:] == ["manifest.json"])
         return [_name(number) for number in found]
+
+    def newest(self) -> str | None:
+        """Name of the newest published version."""
+        for number in reversed(numbers(self.files.names("versions"))):
+            if self.files.exists(f"versions/{_name(number)}/manifest.json"):
+                return _name(number)
+        return None
 
     def require_files(self, version: str) -> None:
         """Raise `InputError` when a version does not exist or its files were pruned."""

@@ -7,6 +7,8 @@ from typing import Any, Final, Literal, NotRequired, TypedDict
 
 Publisher = Literal["cycle", "learner"]
 CYCLE: Final[Publisher] = "cycle"
+LEARN: Final = "learn"
+"""`Champion.action` of a learner's step."""
 
 
 class About(TypedDict):

@@ -49,7 +49,7 @@ def covered(versions: Mapping[str, Version], name: str, ticks: int) -> NDArray[n
     """Which of the ticks `[0, ticks)` a version has learned, its ancestors included."""
     learned = np.zeros(ticks, dtype=bool)
     step: str | None = name
-    while step is not None:
+    while step is not None and step in versions:  # a learner's oldest are forgotten in time
         version = versions[step]
         own = np.zeros(ticks, dtype=bool)
         own[version.from_tick : version.to_tick] = True
