@@ -48,6 +48,8 @@ from headrace.store import Store
 
 CANDIDATES: Final = 24
 REQUESTS_A_S: Final = 8.0
+SENDERS: Final = 3
+TAIL_S: Final = 15.0
 CLICK_DELAY_S: Final = 2.0
 START_S: Final = 120.0
 SERVICES: Final = ("ingest", "serve", "learn")
@@ -65,17 +67,15 @@ def run(*, quick: bool = False) -> dict[str, Any]:
             time.sleep(warm_s)
             began_us, cpu = _now_us(), {name: cpu_of_tree(pid) for name, pid in started.items()}
             time.sleep(lasts_s / 2)
-            traffic.poisoned = bool(poison_s)
+            traffic.poison(bool(poison_s))
             poison_us = _now_us()
             time.sleep(poison_s)
-            traffic.poisoned = False
+            traffic.poison(False)
             time.sleep(lasts_s / 2)
             ended_us = _now_us()
             cpu = {name: cpu_of_tree(pid) - cpu[name] for name, pid in started.items()}
+            time.sleep(TAIL_S)  # traffic goes on until what was measured is learned
             traffic.stop()
-            time.sleep(6.0)  # what came last is learned, and asked for once more
-            traffic.ask_once()
-            time.sleep(1.0)
             health = httpx.get(f"{settings.learner_url}/health", trust_env=False).json()
         spell = Spell(began_us, ended_us, poison_us if poison_s else None)
         found = Found.read(settings, spec)
@@ -162,39 +162,61 @@ def processes(settings: Settings, spec: LineSpec) -> Iterator[dict[str, int]]:
 
 
 class Traffic:
-    """Requests, the impressions of all their candidates, and clicks after a delay."""
+    """Some senders beside each other, so that a slow answer does not slow the others down."""
 
     def __init__(self, settings: Settings, spec: LineSpec) -> None:
+        self._senders = [Sender(settings, spec, number) for number in range(SENDERS)]
+
+    def start(self) -> None:
+        """Begin."""
+        for sender in self._senders:
+            sender.thread.start()
+
+    def stop(self) -> None:
+        """End; clicks that are not due yet are left out."""
+        for sender in self._senders:
+            sender.ended.set()
+        for sender in self._senders:
+            sender.thread.join()
+
+    def poison(self, on: bool) -> None:
+        """From now on send clicks for what was not clicked, or no longer."""
+        for sender in self._senders:
+            sender.poisoned = on
+
+    @property
+    def errors(self) -> list[str]:
+        return [error for sender in self._senders for error in sender.errors]
+
+    @property
+    def events(self) -> int:
+        return sum(sender.events for sender in self._senders)
+
+    @property
+    def latencies_ms(self) -> list[float]:
+        return [each for sender in self._senders for each in sender.latencies_ms]
+
+
+class Sender:
+    """Requests, the impressions of all their candidates, and clicks after a delay."""
+
+    def __init__(self, settings: Settings, spec: LineSpec, number: int) -> None:
         self._settings, self._spec = settings, spec
         self._world = World(SimulatorConfig(seed=SEED))
-        self._rng = np.random.default_rng(SEED)
+        self._rng = np.random.default_rng([SEED, number])
         self._clicks: list[tuple[int, dict[str, Any]]] = []
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self._run, daemon=True)
         self.poisoned = False
         self.errors: list[str] = []
         self.events = 0
         self.latencies_ms: list[float] = []
 
-    def start(self) -> None:
-        """Begin."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End; clicks that are not due yet are left out."""
-        self._stop.set()
-        self._thread.join()
-
-    def ask_once(self) -> None:
-        """One request more, whose candidates are not shown."""
-        with httpx.Client(timeout=10.0, trust_env=False) as client:
-            self._score(client)
-
     def _run(self) -> None:
         due = time.monotonic()
         with httpx.Client(timeout=10.0, trust_env=False) as client:
-            while not self._stop.wait(max(due - time.monotonic(), 0.0)):
-                due = max(due + 1 / REQUESTS_A_S, time.monotonic() - 1.0)
+            while not self.ended.wait(max(due - time.monotonic(), 0.0)):
+                due = max(due + SENDERS / REQUESTS_A_S, time.monotonic() - 1.0)
                 try:
                     self._turn(client)
                 except (httpx.HTTPError, RuntimeError) as problem:
