@@ -44,6 +44,7 @@ from headrace.report.freshness import NEVER, first_responses, first_to_answer
 from headrace.sample import head_tick, read_tick
 from headrace.settings import PROJECT, Settings, find_line, load_settings
 from headrace.simulate.world import CATEGORIES, SimulatorConfig, World, history
+from headrace.stack.services import stack_environ
 from headrace.store import Store
 
 CANDIDATES: Final = 24
@@ -121,14 +122,7 @@ def prepare(folder: Path, history_s: int) -> tuple[Settings, LineSpec]:
 @contextlib.contextmanager
 def processes(settings: Settings, spec: LineSpec) -> Iterator[dict[str, int]]:
     """Process ids by verb, once each answers; all are ended by SIGTERM, which must suffice."""
-    environ = os.environ | {
-        "HEADRACE_HOME": str(settings.home),
-        "HEADRACE_LINES_DIR": str(settings.lines_dir),
-        "HEADRACE_SERVER_PORT": str(settings.server_port),
-        "HEADRACE_COLLECTOR_PORT": str(settings.collector_port),
-        "HEADRACE_LEARNER_PORT": str(settings.learner_port),
-        "TF_CPP_MIN_LOG_LEVEL": "2",
-    }
+    environ = stack_environ(settings, "bench")
     urls = {
         "ingest": f"{settings.collector_url}/health",
         "serve": f"{settings.server_url}/v2/health/ready",
