@@ -134,10 +134,21 @@ class Intake:
         emitted_us = window["emitted_at"].cast(pa.int64()).to_numpy()
         if not self._silence_us or not emitted_us.size:
             return settled
-        pauses = np.diff(emitted_us, prepend=self._start_us) >= self._silence_us
-        begun = np.maximum.accumulate(np.where(pauses, emitted_us, 0))
-        both: NDArray[np.bool_] = settled & (emitted_us >= begun + self._silence_us)
-        return both
+        return settled & known_after_pauses(emitted_us, self._start_us, self._silence_us)
+
+
+def known_after_pauses(
+    emitted_us: NDArray[np.int64], start_us: int, silence_us: int
+) -> NDArray[np.bool_]:
+    """Which samples came when negatives came as well as positives.
+
+    emitted_us: (n,) rising; start_us: end of what was emitted before them. A pause of `silence_us`
+    or more ends with clicks alone, until the impressions behind them have been silent for so long.
+    """
+    pauses = np.diff(emitted_us, prepend=start_us) >= silence_us
+    begun = np.maximum.accumulate(np.where(pauses, emitted_us, -silence_us))
+    known: NDArray[np.bool_] = emitted_us >= begun + silence_us
+    return known
 
 
 def _silence_us(spec: LineSpec) -> int:
