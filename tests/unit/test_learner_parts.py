@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import httpx
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ from headrace.errors import EnvironmentFault
 from headrace.learner.intake import known_after_pauses
 from headrace.learner.metrics import LearnerMetrics, MetricsServer
 from headrace.records import Cycle
-from headrace.settings import find_line, load_settings
+from headrace.settings import PROJECT, find_line, load_settings
+from headrace.stack import services
 from tests.campaign import free_port, value_of
 
 S = 1_000_000
@@ -26,6 +29,22 @@ def test_a_window_that_begins_with_a_pause_knows_it() -> None:
     emitted = np.array([40, 49, 50, 70]) * S
     assert known_after_pauses(emitted, 39 * S, 10 * S).tolist() == [True, True, True, False]
     assert known_after_pauses(emitted, 20 * S, 10 * S).tolist() == [False, False, True, False]
+
+
+@pytest.mark.parametrize(("declared", "there"), [("", False), ("\n  learn: 2s", True)])
+def test_a_line_that_declares_it_has_a_learner_in_its_stack(
+    tmp_path: Path, declared: str, there: bool
+) -> None:
+    text = (PROJECT / "lines" / "coupons.yaml").read_text(encoding="utf-8")
+    assert "\n  full: 1d" in text
+    changed = text.replace("\n  full: 1d", f"\n  full: 1d{declared}")
+    (tmp_path / "coupons.yaml").write_text(changed, encoding="utf-8")
+    settings = load_settings({"HEADRACE_LINES_DIR": str(tmp_path)})
+    found = {service.name: service for service in services(settings, "coupons")}
+    assert ("learn" in found) == there
+    if there:
+        assert found["learn"].command[1:] == ("learn", "--line", "coupons")
+        assert find_line(settings, "coupons").cadence.learn == 2 * S
 
 
 def test_steps_and_health_are_told_over_http() -> None:
