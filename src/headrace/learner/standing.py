@@ -43,7 +43,9 @@ class Models:
     """The two models of a line's learner; making them costs seconds, loading them does not."""
 
     def __init__(self, spec: LineSpec) -> None:
-        self.candidate = Model(spec.model, spec.seed, spec.label.delayed_feedback)
+        self.candidate = Model(
+            spec.model, spec.seed, spec.label.delayed_feedback, conversion=spec.converts
+        )
         self.champion = Resident(spec)
 
 
