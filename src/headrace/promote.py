@@ -77,11 +77,17 @@ def roll_back(
     Raises as `LineStore.rollback` does; nothing is quarantined then.
     """
     with turns.holding(settings.line_home(spec.line), f"a rollback: {reason}", ROLLBACK_S):
-        return _roll_back(settings, spec, to, reason, learn_again)
+        return _roll_back(settings, spec, to, reason, learn_again=learn_again, expected=expected)
 
 
 def _roll_back(
-    settings: Settings, spec: LineSpec, to: str | None, reason: str, learn_again: bool
+    settings: Settings,
+    spec: LineSpec,
+    to: str | None,
+    reason: str,
+    *,
+    learn_again: bool,
+    expected: Champion | None,
 ) -> Champion:
     store = LineStore(settings.line_store_url(spec.line), spec.line)
     present, target = store.rollback_target(to)
