@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from headrace import train
+from headrace import train, turns
 from headrace.declaration import LineSpec
 from headrace.errors import InputError
 from headrace.line import LineStore
@@ -84,7 +84,8 @@ def resumed(given: str, kind: str, stage: str, version: str | None = None) -> Cy
 
 
 def plan(settings: Settings, spec: LineSpec) -> Interval | None:
-    """Ticks `[champion's end, head)`, or None while they hold under `gates.data.min_rows` samples.
+    """Ticks `[champion's end, head)`, or None while they hold under `gates.data.min_rows` samples,
+    or are a living learner's to learn.
 
     Quarantined ticks inside are skipped by everything that reads the interval. Raises
     `InputError` without a champion: the first version comes from a full training.
@@ -95,7 +96,7 @@ def plan(settings: Settings, spec: LineSpec) -> Interval | None:
     if champion is None:
         raise InputError(f"line {spec.line!r} has no champion to continue; run full_train first")
     start, head = store.get(champion.version).to_tick, head_tick(home)
-    if start >= head:
+    if start >= head or turns.alive(home):
         return None
     window = train.window_samples(settings, spec, start, head)
     return Interval(start, head) if window.samples.num_rows >= spec.gates.data.min_rows else None
@@ -129,8 +130,9 @@ def begin(settings: Settings, spec: LineSpec, cycle: Cycle) -> Cycle:
     """Plan and check the window. The cycle has ended (and is recorded) unless `stage` is train."""
     interval = (plan if cycle.kind == "incremental" else plan_full)(settings, spec)
     if interval is None:
-        need = spec.gates.data.min_rows
-        why = f"nothing to learn: fewer than {need} new samples"
+        why = f"nothing to learn: fewer than {spec.gates.data.min_rows} new samples"
+        if cycle.kind == "incremental" and turns.alive(settings.line_home(spec.line)):
+            why = "the learner takes the new samples"
         return record(settings, spec, replace(cycle, outcome="idle", reasons=(why,)))
     cycle = replace(cycle, interval=(interval.from_tick, interval.to_tick))
     report = check_data(

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypedDict
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from headrace import metrics, parity, quality
+from headrace import metrics, parity, quality, turns
 from headrace.declaration import LineSpec
 from headrace.events import served_schema
 from headrace.gates import PRIOR, Evidence
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from headrace.model import Model
 
 PARITY_ROWS: Final = 2_000
+PROMOTED_S: Final = 60.0
+"""How long after its wait for rows a full candidate has to be judged; a learner holds till then."""
 _POLL_S: Final = 0.25
 
 
@@ -40,10 +42,26 @@ class _Later:
     to_tick: int
     rows: pa.Table
 
-    @property
-    def labels(self) -> NDArray[np.int8]:
-        labels: NDArray[np.int8] = self.rows["label"].to_numpy()
-        return labels
+
+class Figures(TypedDict):
+    """What `figures` measures; names as in `gates.Evidence`."""
+
+    rows: int
+    candidate_logloss: float
+    champion_logloss: float
+    logloss_diff_low: float
+    logloss_diff_high: float
+    calibration: float
+    calibration_low: float
+    calibration_high: float
+    auc: float
+    eval_rows_plausible: bool
+    candidate_logloss_error: float | None
+    score_deciles: list[float] | None
+
+
+STEP_S: Final = 1.0
+"""Longer than what is left of a learner's step that had begun before it was told to hold."""
 
 
 def evaluate(settings: Settings, spec: LineSpec, candidate: str, wait_s: float = 30.0) -> Evidence:
@@ -61,6 +79,10 @@ def evaluate(settings: Settings, spec: LineSpec, candidate: str, wait_s: float =
     model = Model(spec.model, spec.seed, conversion=spec.converts)
     model.load_state(state)
     finite = model.is_finite()
+    home = settings.line_home(spec.line)
+    if version.parent is None and turns.alive(home):  # else the champion moves while we compare
+        turns.hold(home, f"{candidate} is compared with the champion", wait_s + PROMOTED_S)
+        time.sleep(STEP_S)
     champion = store.champion()
     rival_version = None if champion is None else store.get(champion.version)
     start = max(version.to_tick, 0 if rival_version is None else rival_version.to_tick)
@@ -130,13 +152,7 @@ def _evidence(
     predicted: NDArray[np.float64],
     rival: NDArray[np.float64],
 ) -> Evidence:
-    labels = later.labels
-    loss, rival_loss = metrics.row_losses(labels, predicted), metrics.row_losses(labels, rival)
-    _, low, high = metrics.paired_bootstrap(
-        loss, rival_loss, spec.gates.model.confidence, spec.seed
-    )
-    calibration_low, calibration_high = metrics.calibration_interval(labels, predicted)
-    served = _served(spec, later.rows)
+    served = served_rows(spec, later.rows, PARITY_ROWS)
     proof = parity.check(settings, spec, served, history="parts", shown=1)
     home = settings.line_home(spec.line)
     return Evidence(
@@ -149,15 +165,7 @@ def _evidence(
         champion_to_tick=0 if champion is None else champion.to_tick,
         eval_from_tick=later.from_tick,
         eval_to_tick=later.to_tick,
-        rows=later.rows.num_rows,
-        candidate_logloss=metrics.log_loss(labels, predicted),
-        champion_logloss=metrics.log_loss(labels, rival),
-        logloss_diff_low=low,
-        logloss_diff_high=high,
-        calibration=metrics.calibration(labels, predicted),
-        calibration_low=calibration_low,
-        calibration_high=calibration_high,
-        auc=metrics.auc(labels, predicted),
+        **figures(spec, later.rows, predicted, rival),
         finite=finite,
         parity_rows=proof.rows,
         parity_expected=served.num_rows,
@@ -165,9 +173,6 @@ def _evidence(
         parity_causes=proof.by_cause,
         parity_history=proof.history,
         data_passed=quality.passed(home, version.from_tick, version.to_tick, version.excluded),
-        eval_rows_plausible=_plausible(spec, labels),
-        candidate_logloss_error=_standard_error(loss),
-        score_deciles=_deciles(predicted),
         made_at_us=time.time_ns() // 1_000,
     )
 
@@ -182,18 +187,42 @@ def _deciles(scores: NDArray[np.float64]) -> list[float] | None:
     return [float(value) for value in np.quantile(scores, np.linspace(0.1, 0.9, 9))]
 
 
-def _plausible(spec: LineSpec, labels: NDArray[np.int8]) -> bool:
-    """Whether each stretch of the rows may have a label rate that the data gate takes."""
-    gate = spec.gates.data
-    return not metrics.implausible_stretches(labels, gate.label_rate, gate.min_rows)
+def figures(
+    spec: LineSpec, rows: pa.Table, predicted: NDArray[np.float64], rival: NDArray[np.float64]
+) -> Figures:
+    """How a candidate's predictions and its rival's, each (rows,), fit the labels of `rows`.
+
+    The rows are plausible where each stretch may have a label rate that the data gate takes.
+    """
+    labels, gate = rows["label"].to_numpy(), spec.gates.data
+    loss, rival_loss = metrics.row_losses(labels, predicted), metrics.row_losses(labels, rival)
+    _, low, high = metrics.paired_bootstrap(
+        loss, rival_loss, spec.gates.model.confidence, spec.seed
+    )
+    calibration_low, calibration_high = metrics.calibration_interval(labels, predicted)
+    odd = metrics.implausible_stretches(labels, gate.label_rate, gate.min_rows)
+    return {
+        "rows": rows.num_rows,
+        "candidate_logloss": metrics.log_loss(labels, predicted),
+        "champion_logloss": metrics.log_loss(labels, rival),
+        "logloss_diff_low": low,
+        "logloss_diff_high": high,
+        "calibration": metrics.calibration(labels, predicted),
+        "calibration_low": calibration_low,
+        "calibration_high": calibration_high,
+        "auc": metrics.auc(labels, predicted),
+        "eval_rows_plausible": not odd,
+        "candidate_logloss_error": _standard_error(loss),
+        "score_deciles": _deciles(predicted),
+    }
 
 
-def _served(spec: LineSpec, rows: pa.Table) -> pa.Table:
-    """Served rows behind the evaluation rows, evenly thinned to `PARITY_ROWS`; bootstrapped
-    rows were computed and never served, so they are left out.
+def served_rows(spec: LineSpec, rows: pa.Table, most: int) -> pa.Table:
+    """Served rows (`served_schema`) behind samples, evenly thinned to `most`; bootstrapped ones
+    were computed and never served, so they are left out.
     """
     served = rows.select(served_schema(spec).names)
     served = served.filter(pc.not_equal(served["version"], "bootstrap"))
-    if served.num_rows <= PARITY_ROWS:
+    if served.num_rows <= most:
         return served
-    return served.take(np.linspace(0, served.num_rows - 1, PARITY_ROWS).astype(np.int64))
+    return served.take(np.linspace(0, served.num_rows - 1, most).astype(np.int64))

@@ -29,7 +29,9 @@ class Evidence:
     a server answered (bootstrapped rows were never served and have nothing to compare);
     `parity_history` says by which join history was read beside the log, `parity_causes` counts
     the mismatches by cause. `candidate_logloss_error` (standard error) and `score_deciles` (nine)
-    are for the guard, which compares with them what the version does once it serves.
+    are for the guard, which compares with them what the version does once it serves. The last three
+    are of a learner's step: the norm of its update by row, the median of the steps before, and when
+    parity and data gate were last asked in full.
     """
 
     line: str | None = None
@@ -61,6 +63,9 @@ class Evidence:
     candidate_logloss_error: float | None = None
     score_deciles: list[float] | None = None
     made_at_us: int | None = None
+    update_norm: float | None = None
+    update_norm_usual: float | None = None
+    audited_at_us: int | None = None
 
     @property
     def logloss_diff(self) -> float:
@@ -223,6 +228,56 @@ def calibration_within(evidence: Evidence, bounds: tuple[float, float]) -> Reaso
         f"calibration_within: {figure:.3f} (interval {low:.3f} to "
         f"{high:.3f}), must be between {bounds[0]} and {bounds[1]}"
     )
+
+
+def update_norm_usual(evidence: Evidence, max_growth: float) -> Reason:
+    """The step changed the model about as much as the steps before it."""
+    norm, usual = _number(evidence.update_norm), _number(evidence.update_norm_usual)
+    if math.isfinite(norm) and norm <= max_growth * usual:
+        return None
+    return (
+        f"update_norm_usual: {norm:.4g} a row, must be at most {max_growth:g} times the "
+        f"{usual:.4g} of the steps before"
+    )
+
+
+def audit_fresh(evidence: Evidence, max_age_us: int) -> Reason:
+    """Parity and the whole data gate were asked at most `max_age_us` before the evidence."""
+    if evidence.audited_at_us is None or evidence.made_at_us is None:
+        return "audit_fresh: no audit was made, must be"
+    age = evidence.made_at_us - evidence.audited_at_us
+    if 0 <= age <= max_age_us:
+        return None
+    return f"audit_fresh: {age / 1e6:.1f} s old, must be between 0 and {max_age_us / 1e6:.0f} s"
+
+
+def judge_step(
+    gate: ModelGateSpec,
+    evidence: Evidence,
+    *,
+    now_us: int,
+    line: str,
+    champion: str,
+    max_audit_age_us: int,
+) -> Verdict:
+    """All claims of `judge` on a learner's step, and those that only a step can prove.
+
+    An update of an unusual size blames the window that made it.
+    """
+    verdict = judge(
+        gate,
+        evidence,
+        now_us=now_us,
+        line=line,
+        candidate=str(evidence.candidate),
+        champion=champion,
+    )
+    unusual = update_norm_usual(evidence, gate.max_update_growth)
+    more = [each for each in (unusual, audit_fresh(evidence, max_audit_age_us)) if each is not None]
+    reasons = (*verdict.reasons, *more)
+    failed = tuple(reason.split(":", 1)[0] for reason in reasons)
+    blamed = verdict.blames_window or unusual is not None
+    return Verdict(not reasons, reasons, failed, blamed)
 
 
 def judge(

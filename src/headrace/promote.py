@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import time
+from typing import Final
 
-from headrace import gates
+from headrace import gates, turns
 from headrace.declaration import LineSpec
-from headrace.errors import ConflictError, HeadraceError
+from headrace.errors import ConflictError, HeadraceError, InputError
 from headrace.gates import PRIOR, Evidence, Verdict
 from headrace.line import Champion, LineStore, Version
 from headrace.sample import Quarantine
 from headrace.settings import Settings
+
+ROLLBACK_S: Final = 5.0
+"""How long at most a learner leaves the champion alone for a rollback."""
 
 
 def promote(settings: Settings, spec: LineSpec, candidate: str) -> Verdict:
@@ -20,8 +24,16 @@ def promote(settings: Settings, spec: LineSpec, candidate: str) -> Verdict:
     window that made the model worse goes to quarantine; a window that was only short of
     evidence is learned again by the next cycle.
     """
-    home = settings.line_home(spec.line)
     store = LineStore(settings.line_store_url(spec.line), spec.line)
+    try:
+        return _promote(settings, spec, store, candidate)
+    finally:
+        if store.get(candidate).parent is None:  # its evaluation made a learner hold
+            turns.release(settings.line_home(spec.line))
+
+
+def _promote(settings: Settings, spec: LineSpec, store: LineStore, candidate: str) -> Verdict:
+    home = settings.line_home(spec.line)
     champion = store.champion()
     if champion is not None and champion.version == candidate:
         return Verdict(True, ())  # an earlier attempt got this far before it was killed
@@ -64,6 +76,19 @@ def roll_back(
     `learn_again`, if they were good. With `expected`, nothing but that champion is rolled back.
     Raises as `LineStore.rollback` does; nothing is quarantined then.
     """
+    with turns.holding(settings.line_home(spec.line), f"a rollback: {reason}", ROLLBACK_S):
+        return _roll_back(settings, spec, to, reason, learn_again=learn_again, expected=expected)
+
+
+def _roll_back(
+    settings: Settings,
+    spec: LineSpec,
+    to: str | None,
+    reason: str,
+    *,
+    learn_again: bool,
+    expected: Champion | None,
+) -> Champion:
     store = LineStore(settings.line_store_url(spec.line), spec.line)
     present, target = store.rollback_target(to)
     if expected is not None and present != expected:
@@ -90,7 +115,10 @@ def _continues(store: LineStore, version: Version, ancestor: str) -> bool:
     while version.parent is not None:
         if version.parent == ancestor:
             return True
-        version = store.get(version.parent)
+        try:
+            version = store.get(version.parent)
+        except InputError:  # a learner's, long gone: none that could be returned to is older
+            return False
     return False
 
 

@@ -15,25 +15,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from headrace import metrics
+from headrace import rules
 from headrace.atomic import write_json
 from headrace.declaration import LineSpec
-from headrace.events import task_scores
-from headrace.labels.revisions import unsettled
+from headrace.rules import FIRST_LABEL, Rule, Seen, name_of, sentence
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_LARGEST: Final = float(np.finfo(np.float64).max)
-_FIRST_LABEL: Final = "label_of_impression"
-_SAMPLE_KEY: Final = "sample_key"
-_ODD_STRETCH: Final = "label_rate_of_odd_stretch"
-_UNCLICKED: Final = "conversion_less_click"
 
 
 @dataclass(frozen=True)
@@ -49,58 +43,30 @@ class DataReport:
         return asdict(self)
 
 
-def check(spec: LineSpec, samples: pa.Table) -> DataReport:
+def check(
+    spec: LineSpec, samples: pa.Table, settled: NDArray[np.bool_] | None = None
+) -> DataReport:
     """Check a window of samples (`events.sample_schema`, stream order) against the declaration.
 
     The label rate is over impressions whose first sample lies in the window, each with its
     newest label, so corrections of earlier windows do not count twice; it is checked over the
     window and over each stretch of `min_rows` of them, so that a burst of wrong labels does not
     hide in the mean. Impressions too young to be judged (`labels.revisions.unsettled`) are left
-    out of it. Everything else is over all rows. An expectation that cannot be evaluated
-    fails the window.
+    out of it, and so are rows that a given `settled` (rows,) leaves out. Everything else is over
+    all rows. An expectation that cannot be evaluated fails the window.
     """
-    frame = _frame(spec, samples)
-    statistics = _statistics(spec, frame)
-    if not len(frame):
+    window, demands = rules.frame(spec, samples, settled), rules.declared(spec)
+    statistics = _statistics(spec, window)
+    if not len(window):
         need = spec.gates.data.min_rows
         return DataReport(False, [f"row count is 0, must be at least {need}"], statistics)
-    reasons = [_sentence(result) for result in _run(spec, frame) if not result.success]
+    results = _run(spec, window, demands)
+    reasons = [_sentence(demands, result) for result in results if not result.success]
     return DataReport(not reasons, reasons, statistics)
 
 
-def _frame(spec: LineSpec, samples: pa.Table) -> pd.DataFrame:
-    """One row for each sample: keys, label, score, model inputs, indicators of what is missing."""
-    inputs = (*spec.model.categorical, *spec.model.numeric)
-    names = ("impression_id", "request_id", "revision", "label", "score", *inputs)
-    if spec.converts:
-        names += ("conversion", *task_scores(spec))
-    frame: pd.DataFrame = samples.select(list(dict.fromkeys(names))).to_pandas()
-    frame[_SAMPLE_KEY] = frame["impression_id"] + "#" + frame["revision"].astype(str)
-    newest = frame.groupby("impression_id", sort=False)["label"].transform("last")
-    known = (frame["revision"] == 0) & ~unsettled(spec, samples)
-    frame[_FIRST_LABEL] = newest.where(known).astype("float64")
-    if spec.converts:
-        frame[_UNCLICKED] = frame["conversion"] - frame["label"]
-    frame[_ODD_STRETCH] = _odd_stretches(spec, frame[_FIRST_LABEL])
-    for name in spec.model.categorical:
-        frame[f"{name}__missing"] = (frame[name] == -1).astype("float64")
-    for name in spec.model.numeric:
-        frame[f"{name}__missing"] = frame[name].isna().astype("float64")
-    return frame
-
-
-def _odd_stretches(spec: LineSpec, labels: pd.Series[float]) -> pd.Series[float]:
-    """Label rate at the first row of each stretch that cannot be right; NaN, which passes, else."""
-    gate, known = spec.gates.data, labels.dropna()
-    odd = metrics.implausible_stretches(known.to_numpy(), gate.label_rate, gate.min_rows)
-    rates = labels * np.nan
-    for first, rate in odd:
-        rates.loc[known.index[first]] = rate
-    return rates
-
-
 def _statistics(spec: LineSpec, frame: pd.DataFrame) -> dict[str, Any]:
-    labels = frame[_FIRST_LABEL].dropna()
+    labels = frame[FIRST_LABEL].dropna()
     missing = {
         name: float(frame[f"{name}__missing"].mean()) if len(frame) else None
         for name in (*spec.model.categorical, *spec.model.numeric)
@@ -114,41 +80,22 @@ def _statistics(spec: LineSpec, frame: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _expectations(spec: LineSpec, gxe: Any) -> list[Any]:
-    gate = spec.gates.data
-    low, high = gate.label_rate
-    revisions = [0, 1] if not spec.converts else [0, 1, 2]
-    between = gxe.ExpectColumnValuesToBeBetween
-    suite = [
-        gxe.ExpectTableRowCountToBeBetween(min_value=gate.min_rows),
-        gxe.ExpectColumnValuesToNotBeNull(column="impression_id"),
-        gxe.ExpectColumnValuesToNotBeNull(column="request_id"),
-        gxe.ExpectColumnValuesToNotBeNull(column="label"),
-        gxe.ExpectColumnValuesToBeInSet(column="label", value_set=[0, 1]),
-        gxe.ExpectColumnValuesToBeInSet(column="revision", value_set=revisions),
-        gxe.ExpectColumnValuesToBeUnique(column=_SAMPLE_KEY),
-        gxe.ExpectColumnMeanToBeBetween(column=_FIRST_LABEL, min_value=low, max_value=high),
-        between(column=_ODD_STRETCH, min_value=low, max_value=high),
-        # NaN scores (bootstrapped rows were never scored) count as null here and pass.
-        between(column="score", min_value=0.0, max_value=1.0),
-    ]
-    if spec.converts:
-        suite += [
-            gxe.ExpectColumnValuesToBeInSet(column="conversion", value_set=[0, 1]),
-            between(column=_UNCLICKED, max_value=0),  # no conversion without a click
-            *(between(column=name, min_value=0.0, max_value=1.0) for name in task_scores(spec)),
-        ]
-    suite += [between(column=name, min_value=-1) for name in spec.model.categorical]
-    suite += [
-        between(column=name, min_value=-_LARGEST, max_value=_LARGEST) for name in spec.model.numeric
-    ]
-    suite += [
-        gxe.ExpectColumnMeanToBeBetween(
-            column=f"{name}__missing", min_value=0.0, max_value=gate.max_missing_share
-        )
-        for name in (*spec.model.categorical, *spec.model.numeric)
-    ]
-    return suite
+def _expectation(gxe: Any, rule: Rule, number: int) -> Any:
+    """A rule as Great Expectations has it; `meta` tells which one a result is about."""
+    given: dict[str, Any] = {"meta": {"rule": number}}
+    if rule.kind == "rows":
+        return gxe.ExpectTableRowCountToBeBetween(min_value=rule.low, **given)
+    given["column"] = rule.column
+    if rule.kind == "present":
+        return gxe.ExpectColumnValuesToNotBeNull(**given)
+    if rule.kind == "one_of":
+        return gxe.ExpectColumnValuesToBeInSet(value_set=list(rule.values), **given)
+    if rule.kind == "unique":
+        return gxe.ExpectColumnValuesToBeUnique(**given)
+    given |= {"min_value": rule.low, "max_value": rule.high}
+    if rule.kind == "mean":
+        return gxe.ExpectColumnMeanToBeBetween(**given)
+    return gxe.ExpectColumnValuesToBeBetween(**given)
 
 
 @contextmanager
@@ -167,7 +114,7 @@ def _main_has_a_file() -> Iterator[None]:
             del main.__file__
 
 
-def _run(spec: LineSpec, frame: pd.DataFrame) -> list[Any]:
+def _run(spec: LineSpec, frame: pd.DataFrame, demands: Sequence[Rule]) -> list[Any]:
     os.environ["GX_ANALYTICS_ENABLED"] = "False"  # read once, when GX is imported
     logging.getLogger("great_expectations").setLevel(logging.WARNING)  # else 500 lines a start
     with warnings.catch_warnings(), _main_has_a_file():
@@ -183,7 +130,10 @@ def _run(spec: LineSpec, frame: pd.DataFrame) -> list[Any]:
         .add_batch_definition_whole_dataframe("all")
     )
     suite = context.suites.add(
-        gx.ExpectationSuite(name=spec.line, expectations=_expectations(spec, gxe))
+        gx.ExpectationSuite(
+            name=spec.line,
+            expectations=[_expectation(gxe, rule, number) for number, rule in enumerate(demands)],
+        )
     )
     validation = context.validation_definitions.add(
         gx.ValidationDefinition(name=spec.line, data=batches, suite=suite)
@@ -199,47 +149,18 @@ def _run(spec: LineSpec, frame: pd.DataFrame) -> list[Any]:
     return [result for run in outcome.run_results.values() for result in run.results]
 
 
-_NAMES: Final = {
-    "expect_table_row_count_to_be_between": "row count",
-    _FIRST_LABEL: "label rate over impressions",
-    _ODD_STRETCH: "label rate of a stretch of impressions",
-    _SAMPLE_KEY: "(impression_id, revision)",
-    _UNCLICKED: "conversion less click",
-}
-
-
-def _sentence(result: Any) -> str:
+def _sentence(demands: Sequence[Rule], result: Any) -> str:
     """A failed expectation as a sentence: what was seen, and what it must be."""
-    config = result.expectation_config
-    kind, given, seen = config.type, config.kwargs, result.result or {}
-    column = given.get("column", "")
-    subject = _NAMES.get(column) or _NAMES.get(kind) or column
-    if column.endswith("__missing"):
-        subject = f"missing share of {column.removesuffix('__missing')}"
+    rule = demands[result.expectation_config.meta["rule"]]
+    seen = result.result or {}
     message = (result.exception_info or {}).get("exception_message")
     if message:
-        return f"{subject or kind} could not be checked: {message}"
-    if "observed_value" in seen:
-        value = seen["observed_value"]
-        shown = f"{value:.4g}" if isinstance(value, float) else f"{value}"
-        return f"{subject} is {shown}, must be {_bounds(given)}"
-    count, examples = seen.get("unexpected_count"), seen.get("partial_unexpected_list") or []
-    rule = {
-        "expect_column_values_to_be_unique": "unique",
-        "expect_column_values_to_not_be_null": "present",
-        "expect_column_values_to_be_in_set": f"one of {given.get('value_set')}",
-    }.get(kind) or _bounds(given)
-    shown = f" (such as {', '.join(map(str, examples[:3]))})" if examples else ""
-    return f"{subject}: {count} values{shown} are not {rule}"
-
-
-def _bounds(given: Any) -> str:
-    low, high = given.get("min_value"), given.get("max_value")
-    if high == _LARGEST:
-        return "finite"
-    if low is None:
-        return f"at most {high}"
-    return f"at least {low}" if high is None else f"between {low} and {high}"
+        return f"{name_of(rule)} could not be checked: {message}"
+    if rule.kind in ("rows", "mean"):
+        value = seen.get("observed_value")  # of no values there is none
+        return sentence(rule, Seen(value=float("nan") if value is None else value))
+    examples = seen.get("partial_unexpected_list") or []
+    return sentence(rule, Seen(count=int(seen.get("unexpected_count") or 0), examples=examples))
 
 
 def keep(

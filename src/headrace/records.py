@@ -1,7 +1,8 @@
 """The records of a line's cycles, `<line home>/cycles/<started_us>-<version or none>.json`.
 
-Every cycle, whatever its end, leaves one. Reading them imports no array library: DAGs do it in
-tasks that would otherwise take seconds to import what they do not use.
+Every cycle, whatever its end, leaves one; the steps of a learner stand in its `journal`. Reading
+them imports no array library: DAGs do it in tasks that would otherwise take seconds to import what
+they do not use.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from headrace import journal
 from headrace.atomic import write_json
 from headrace.declaration import LineSpec
 from headrace.errors import InputError
 from headrace.settings import Settings
 
 Kind = Literal["incremental", "full"]
+"""What is asked for by name; the steps of a learner are cycles of kind `learner`."""
 Outcome = Literal["running", "promoted", "rejected", "idle", "failed"]
 KINDS: Final[tuple[Kind, ...]] = ("incremental", "full")
 _RUN: Final = "run-"
@@ -75,10 +78,19 @@ def record(settings: Settings, spec: LineSpec, cycle: Cycle) -> Cycle:
     return ended
 
 
+def note(settings: Settings, spec: LineSpec, step: Cycle) -> Cycle:
+    """Append the record of a learner's ended step, and return the step with its end."""
+    ended = replace(step, ended_us=time.time_ns() // 1_000)
+    journal.write(settings.line_home(spec.line), {**asdict(ended), "passed": ended.passed})
+    return ended
+
+
 def records(settings: Settings, spec: LineSpec) -> list[Cycle]:
-    """All ended cycles of the line, oldest first."""
-    paths = (settings.line_home(spec.line) / "cycles").glob("*.json")
-    return sorted((_read(path) for path in paths), key=lambda cycle: cycle.started_us)
+    """All ended cycles of the line and the learner's newest steps, oldest first."""
+    home = settings.line_home(spec.line)
+    cycles = [_read(path) for path in (home / "cycles").glob("*.json")]
+    steps = [_cycle(body) for body in journal.read(home)]
+    return sorted([*cycles, *steps], key=lambda cycle: cycle.started_us)
 
 
 def find_record(settings: Settings, spec: LineSpec, run: str) -> Cycle | None:
@@ -89,7 +101,10 @@ def find_record(settings: Settings, spec: LineSpec, run: str) -> Cycle | None:
 
 
 def _read(path: Path) -> Cycle:
-    body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return _cycle(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _cycle(body: dict[str, Any]) -> Cycle:
     body.pop("passed")
     interval = body.pop("interval")
     body["reasons"] = tuple(body["reasons"])

@@ -29,6 +29,7 @@ __all__ = [
     "read_samples",
     "read_tick",
     "tick_as_of",
+    "tick_of",
     "ticks",
 ]
 
@@ -197,6 +198,13 @@ class SampleTail:
 def tick_as_of(home: Path, at_us: int) -> int:
     """How many ticks were committed for times up to `at_us` (int64 us): an `as_of_tick`."""
     return bisect_right(range(head_tick(home)), at_us, key=lambda tick: read_tick(home, tick).at_us)
+
+
+def tick_of(home: Path, offset: int) -> int:
+    """The tick that read the event of that offset: the first that can hold a sample of it."""
+    return bisect_right(
+        range(head_tick(home)), offset, key=lambda tick: read_tick(home, tick).events[1]
+    )
 
 
 def _manifest(folder: Path, tick: int) -> Path:

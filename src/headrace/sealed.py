@@ -102,6 +102,14 @@ class SealedFiles:
             except FileNotFoundError:
                 return
 
+    def remove_folder(self, name: str) -> None:
+        """Delete all files below a folder; nothing happens when it is not there."""
+        with self._reached(name):
+            try:
+                self._fs.rm(f"{self._path}/{name}", recursive=True)
+            except FileNotFoundError:
+                return
+
     def read_json(self, name: str) -> dict[str, Any] | None:
         """A sealed JSON object without its seal, None when it is not there.
 

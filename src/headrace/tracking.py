@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 from headrace.declaration import LineSpec
 from headrace.errors import InputError
 from headrace.line import LineStore, Version
+from headrace.line.version import CYCLE
 from headrace.sealed import sealed
 
 LOG = logging.getLogger(__name__)
@@ -57,21 +58,25 @@ def tracked(store: LineStore, version: str) -> dict[str, Any] | None:
     return store.files.read_json(f"versions/{version}/tracked.json")
 
 
-def mirror(store: LineStore, spec: LineSpec, url: str) -> Tracking:
+def mirror(store: LineStore, spec: LineSpec, url: str, known: set[str] | None = None) -> Tracking:
     """Bring MLflow up to date with the line. Never raises for MLflow: a failure is returned.
 
-    Safe to repeat and to interrupt: a run or version that is there already is taken over.
+    Safe to repeat and to interrupt: a run or version that is there already is taken over. Of a
+    learner's versions, one a second, only those are mirrored that bear an alias at this moment.
+    `known`: names that an earlier pass of this process has found done; it is added to.
     """
+    known = set() if known is None else known
     before = status(store)
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    waiting = [name for name in store.published() if not _is_done(store, name)]
+    wanted = _aliases(store)
+    waiting = _waiting(store, set(wanted.values()), known)
     done = 0
     try:
         registry = _Registry(url, spec)
         for name in waiting:
             registry.put(store, store.get(name))
             done += 1
-        registry.alias(_aliases(store))
+        registry.alias(wanted)
     except Exception as problem:  # noqa: BLE001 - of MLflow, a database, a network: none may block
         since = before.failing_since if before and before.failing_since else now
         failures = 1 + (before.failures if before else 0)
@@ -203,7 +208,7 @@ def _aliases(store: LineStore) -> dict[str, str]:
         wanted["previous"] = store.rollback_target()[1]
     except InputError:  # there is none yet, or its files are gone
         wanted.pop("previous", None)
-    newest = next(reversed(store.published()), None)
+    newest = store.newest()
     if newest is not None and newest != wanted.get("champion"):
         verdict = store.verdict(newest)
         if (verdict is None or verdict.get("passed")) and not _served(store, newest):
@@ -215,6 +220,24 @@ def _served(store: LineStore, version: str) -> bool:
     made_us = datetime.fromisoformat(store.get(version).created_at).timestamp() * 1e6
     since = takewhile(lambda champion: champion.at_us >= made_us, store.champions())
     return any(champion.version == version for champion in since)
+
+
+def _waiting(store: LineStore, wanted: set[str], known: set[str]) -> list[str]:
+    """Versions to write to MLflow; adds to `known` what will never have to be looked at again."""
+    waiting = []
+    for name in store.files.names("versions"):
+        if name in known and name not in wanted:
+            continue
+        try:
+            by_cycle = store.get(name).publisher == CYCLE
+        except InputError:  # claimed, and not published yet
+            continue
+        done = _is_done(store, name)
+        if (by_cycle or name in wanted) and not done:
+            waiting.append(name)
+        if not by_cycle or (done and store.verdict(name) is not None):
+            known.add(name)
+    return waiting
 
 
 def _is_done(store: LineStore, version: str) -> bool:

@@ -19,9 +19,9 @@ from headrace.declaration import DelayedFeedback, LabelSpec, LineSpec, ModelSpec
 from headrace.errors import ConflictError, DeclarationError, InputError
 from headrace.events import event_schema, input_fields, offset_columns
 from headrace.labels.revisions import newest, thin_negatives, unlearned
-from headrace.line import LineStore, Version
+from headrace.line import About, LineStore, Version
 from headrace.log.files import FileLog
-from headrace.sample import Quarantine, head_tick, read_samples
+from headrace.sample import Quarantine, head_tick, read_samples, tick_of
 from headrace.settings import Settings
 
 if TYPE_CHECKING:
@@ -88,11 +88,13 @@ def window_samples(
     home = settings.line_home(spec.line)
     excluded = quarantined(settings, spec, from_tick, to_tick)
     samples = read_samples(spec, home, from_tick, to_tick, exclude=excluded, latest=latest)
-    corrects = pc.any(pc.greater(samples["revision"], 0)).as_py()
-    skipped = quarantined(settings, spec, 0, to_tick)
-    if corrects and skipped and not latest:
-        parts = [read_samples(spec, home, start, end) for start, end in skipped]
-        samples = unlearned(samples, pa.concat_tables(parts))
+    corrected = samples.filter(pc.greater(samples["revision"], 0))
+    if corrected.num_rows and not latest:
+        oldest = pc.min(corrected["impression_offset"]).as_py()
+        skipped = quarantined(settings, spec, tick_of(home, oldest), to_tick)
+        if skipped:
+            parts = [read_samples(spec, home, start, end) for start, end in skipped]
+            samples = unlearned(samples, pa.concat_tables(parts))
     return Window(from_tick, to_tick, excluded, samples)
 
 
@@ -202,30 +204,40 @@ def _learn(
         )
     for _ in range(epochs):
         report = model.learn(rows)
-    watermark_us = _watermark_us(settings, spec, samples)
-    event_at_us = int(pc.max(samples["event_at"]).cast(pa.int64()).as_py())
-    if parent is not None:
-        watermark_us = max(watermark_us, parent[0].watermark_us)
-        event_at_us = max(event_at_us, parent[0].event_at_us)
-    known = newest(samples)
-    rates = {"label_rate": float(known["label"].to_numpy().mean())}
-    if spec.converts:
-        rates["click_and_conversion_rate"] = float(known["conversion"].to_numpy().mean())
     version = LineStore(settings.line_store_url(spec.line), spec.line).publish(
         model.state(),
         parent=None if parent is None else parent[0].version,
         parent_state=None if parent is None else parent[1],
-        from_tick=window.from_tick,
-        to_tick=window.to_tick,
-        excluded=[list(interval) for interval in window.excluded],
-        watermark_us=watermark_us,
-        event_at_us=event_at_us,
-        feature_service=spec.feature_service,
-        code=code_of(spec),
-        rows=samples.num_rows,
-        metrics={"loss": float(report.loss), **rates},
+        **about(settings, spec, window, report.loss, None if parent is None else parent[0]),
     )
     return version.version
+
+
+def about(
+    settings: Settings, spec: LineSpec, window: Window, loss: float, parent: Version | None
+) -> About:
+    """What a version says of itself that learned a window (with rows) with this mean loss."""
+    samples = window.samples
+    watermark_us = _watermark_us(settings, spec, samples)
+    event_at_us = int(pc.max(samples["event_at"]).cast(pa.int64()).as_py())
+    if parent is not None:
+        watermark_us = max(watermark_us, parent.watermark_us)
+        event_at_us = max(event_at_us, parent.event_at_us)
+    known = newest(samples)
+    rates = {"label_rate": float(known["label"].to_numpy().mean())}
+    if spec.converts:
+        rates["click_and_conversion_rate"] = float(known["conversion"].to_numpy().mean())
+    return {
+        "from_tick": window.from_tick,
+        "to_tick": window.to_tick,
+        "excluded": [list(interval) for interval in window.excluded],
+        "watermark_us": watermark_us,
+        "event_at_us": event_at_us,
+        "feature_service": spec.feature_service,
+        "code": code_of(spec),
+        "rows": samples.num_rows,
+        "metrics": {"loss": float(loss), **rates},
+    }
 
 
 def _watermark_us(settings: Settings, spec: LineSpec, samples: pa.Table) -> int:

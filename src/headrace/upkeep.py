@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -37,8 +37,17 @@ class Done:
     unmirrored: str | None = None
 
 
-def once(settings: Settings, spec: LineSpec) -> Done:
+@dataclass
+class Known:
+    """What earlier passes of this process found done, so that a pass costs what is new."""
+
+    retention: retention.Known = field(default_factory=retention.Known)
+    mirrored: set[str] = field(default_factory=set)
+
+
+def once(settings: Settings, spec: LineSpec, known: Known | None = None) -> Done:
     """One pass. Raises `IntegrityError` when the champion's chain is damaged."""
+    known = Known() if known is None else known
     store = LineStore(settings.line_store_url(spec.line), spec.line)
     champion = store.champion()
     compacted = None
@@ -46,10 +55,10 @@ def once(settings: Settings, spec: LineSpec) -> Done:
         version = store.get(champion.version)
         if compaction.due(store, version, spec.delivery) and compaction.compact(store, version):
             compacted = version.version
-    pruned = retention.prune(store, spec.delivery)
+    pruned = retention.prune(store, spec.delivery, known=known.retention)
     problem = None
     if settings.mlflow_uri is not None:
-        problem = tracking.mirror(store, spec, settings.mlflow_uri).problem
+        problem = tracking.mirror(store, spec, settings.mlflow_uri, known.mirrored).problem
     return Done(compacted, **asdict(pruned), unmirrored=problem)
 
 
@@ -60,11 +69,11 @@ def run(
 
     `upkeep.json` in the line's home says when the last pass ended and what came of it.
     """
-    told = ""
+    told, known = "", Known()
     while not stop.is_set():
         problem, done = "", None
         try:
-            done = once(settings, spec)
+            done = once(settings, spec, known)
             if done != Done(None, [], [], []):
                 LOG.info("%s: %s", spec.line, asdict(done))
         except HeadraceError as fault:

@@ -11,7 +11,11 @@ import pytest
 from headrace import results
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
-NAMES = sorted(path.stem for path in BENCH.glob("*.py") if not path.stem.startswith("_"))
+STARTS_SERVICES = {"learner"}
+NAMES = [
+    pytest.param(name, marks=pytest.mark.e2e) if name in STARTS_SERVICES else name
+    for name in sorted(path.stem for path in BENCH.glob("*.py") if not path.stem.startswith("_"))
+]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -24,7 +24,7 @@ from headrace.errors import ConflictError, InputError
 from headrace.events import TIME, event_schema, sample_schema
 from headrace.line import LineStore
 from headrace.log.files import FileLog
-from headrace.sample import Quarantine, TickManifest, head_tick, read_samples
+from headrace.sample import Quarantine, TickManifest, head_tick, read_samples, read_tick
 from headrace.serving.swap import Follower
 from headrace.settings import PROJECT, Settings, find_line, load_settings
 
@@ -503,7 +503,9 @@ def correct_five(line: Line, tick: int) -> None:
         "positive_weight": np.ones(5, np.float32),
         "negative_weight": np.full(5, -1, np.float32),
     }
-    line.commit(head_tick(line.home), columns, (0, 0))
+    head = head_tick(line.home)
+    stop = read_tick(line.home, head - 1).events[1]
+    line.commit(head, columns, (stop, stop))
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,47 @@ def test_retention_keeps_champions_pins_and_what_they_are_built_on(store: LineSt
     assert set(gone.marked) == {versions[0], versions[1], versions[2]}
 
 
+def test_what_a_learner_left_is_forgotten_and_what_a_cycle_left_is_not(
+    anywhere: LineStore,
+) -> None:
+    for step in range(8):
+        parent = anywhere.newest()
+        by: Any = "cycle" if step in (0, 4) else "learner"
+        made = anywhere.publish(
+            state(step), parent=parent, from_tick=step, to_tick=step + 1, metrics={},
+            publisher=by, **ABOUT,
+        )  # fmt: skip
+        anywhere.put_verdict(made.version, {"passed": True, "reasons": []})
+        action = "promote" if by == "cycle" else "learn"
+        anywhere.advance(anywhere.champion(), made.version, action, "")
+        if step in (4, 6):
+            compaction.compact(anywhere, made)
+    spec, known, now = DeliverySpec(keep_versions=2), retention.Known(), datetime.now(UTC)
+    for later in (timedelta(), retention.GRACE, 2 * retention.GRACE):
+        retention.prune(anywhere, spec, now + later, known)
+    assert set(known.stripped) == {f"v{number:06d}" for number in range(1, 7)}
+    assert len(anywhere.versions()) == 8
+    retention.prune(anywhere, spec, now + timedelta(days=2), known)
+    assert anywhere.published() == ["v000001", "v000005", "v000007", "v000008"]
+    assert [c.generation for c in anywhere.history()] == [1, 5, 7, 8]
+    assert LineStore(anywhere.files.root, "x").champion() == anywhere.champion()
+    assert anywhere.rollback_target()[1] == "v000007"
+    assert same_bits(anywhere.load("v000008")[1], state(7))
+    known = retention.Known()  # another process finds the same
+    assert retention.prune(anywhere, spec, now + timedelta(days=2), known) == retention.Pruned()
+    assert set(known.stripped) == {"v000001", "v000005"}
+
+
+def test_a_number_is_claimed_without_a_look_at_all_the_others(
+    store: LineStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grow(store, 1)
+    other = LineStore(store.files.root, "x")
+    grow(other, 1)
+    monkeypatch.setattr(store.files, "names", lambda _folder: pytest.fail("listed"))
+    assert grow(store, 0, promote=False)[0].version == "v000005"
+
+
 def test_a_marked_version_that_is_needed_again_is_taken_back(anywhere: LineStore) -> None:
     versions = [v.version for v in grow(anywhere, 3)]
     compaction.compact(anywhere, anywhere.get(versions[2]))

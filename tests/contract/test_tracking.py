@@ -39,11 +39,11 @@ def store(tmp_path: Path, spec: LineSpec) -> LineStore:
     return LineStore(tmp_path / "lines" / spec.line, spec.line)
 
 
-def publish(store: LineStore, step: int, passed: bool | None = True) -> Version:
+def publish(store: LineStore, step: int, passed: bool | None = True, by: Any = "cycle") -> Version:
     version = store.publish(
         {"w": np.full(3, step)}, parent=None, from_tick=step, to_tick=step + 1, excluded=[[1, 2]],
         watermark_us=1_000_000, event_at_us=0, feature_service="c_v1", code="test", rows=7,
-        metrics={"loss": 0.5},
+        metrics={"loss": 0.5}, publisher=by,
     )  # fmt: skip
     if passed is not None:
         store.put_evidence(version.version, EVIDENCE)
@@ -51,8 +51,8 @@ def publish(store: LineStore, step: int, passed: bool | None = True) -> Version:
     return version
 
 
-def promoted(store: LineStore, step: int) -> str:
-    version = publish(store, step).version
+def promoted(store: LineStore, step: int, by: Any = "cycle") -> str:
+    version = publish(store, step, by=by).version
     store.advance(store.champion(), version, "promote", "")
     return version
 
@@ -75,6 +75,21 @@ def run_of(url: str, store: LineStore, version: str) -> Any:
     noted = tracking.tracked(store, version)
     assert noted is not None
     return MlflowClient(tracking_uri=url, registry_uri=url).get_run(noted["run_id"])
+
+
+def test_of_a_learners_versions_those_with_an_alias_are_mirrored(
+    url: str, store: LineStore, spec: LineSpec
+) -> None:
+    base = promoted(store, 1)
+    steps = [promoted(store, step, by="learner") for step in range(2, 6)]
+    known: set[str] = set()
+    assert tracking.mirror(store, spec, url, known).problem is None
+    assert aliases(url, spec.line) == {"champion": steps[3], "previous": steps[2]}
+    mirrored = [v for v in (base, *steps) if tracking.tracked(store, v)]
+    assert mirrored == [base, *steps[2:]]
+    store.rollback(to=steps[0])
+    assert tracking.mirror(store, spec, url, known).waiting == 0
+    assert aliases(url, spec.line)["champion"] == steps[0]
 
 
 def test_each_version_is_a_run_and_aliases_follow_promotion_and_rollback(

@@ -45,7 +45,10 @@ GOOD = Evidence(
     eval_rows_plausible=True,
     made_at_us=NOW_US - 1_000_000,
 )
+STEP = replace(GOOD, update_norm=3.0, update_norm_usual=1.0, audited_at_us=NOW_US - 20_000_000)
+OF_A_STEP = ("update_norm", "update_norm_usual", "audited_at_us")
 TOLD = (
+    *OF_A_STEP,
     *("parent", "auc", "train_from_tick", "parity_causes"),
     *("candidate_logloss_error", "score_deciles"),
 )
@@ -55,6 +58,38 @@ JUDGED = [f.name for f in fields(Evidence) if f.name not in TOLD]
 def judged(evidence: Evidence | None, **other: Any) -> Verdict:
     expected = {"line": "coupons", "candidate": "v000002", "champion": "v000001"} | other
     return gates.judge(GATE, evidence, now_us=NOW_US, **expected)
+
+
+def judged_step(evidence: Evidence) -> Verdict:
+    return gates.judge_step(
+        GATE,
+        evidence,
+        now_us=NOW_US,
+        line="coupons",
+        champion="v000001",
+        max_audit_age_us=60_000_000,
+    )
+
+
+def test_a_sound_step_passes() -> None:
+    assert judged_step(STEP) == Verdict(True, ())
+
+
+@pytest.mark.parametrize("name", [*JUDGED, *OF_A_STEP])
+def test_a_missing_figure_rejects_a_step(name: str) -> None:
+    assert not judged_step(replace(STEP, **{name: None})).passed
+
+
+def test_an_update_of_an_unusual_size_blames_its_window() -> None:
+    for norm in (10.1, math.nan, math.inf):
+        verdict = judged_step(replace(STEP, update_norm=norm))
+        assert (verdict.failed, verdict.blames_window) == (("update_norm_usual",), True)
+    assert judged_step(replace(STEP, update_norm=10.0)).passed
+
+
+def test_an_old_audit_rejects_and_blames_nothing() -> None:
+    verdict = judged_step(replace(STEP, audited_at_us=NOW_US - 62_000_000))
+    assert (verdict.failed, verdict.blames_window) == (("audit_fresh",), False)
 
 
 def test_sound_evidence_passes() -> None:

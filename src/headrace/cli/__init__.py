@@ -176,6 +176,15 @@ def serve(line: LineName = "coupons") -> None:
 
 
 @app.command()
+def learn(line: LineName = "coupons") -> None:
+    """Learn new samples each second or few and promote what the gates pass, until stopped."""
+    from headrace.learner import run
+
+    settings, spec = open_line(line)
+    until_signal(lambda stop: run(settings, spec, stop))
+
+
+@app.command()
 def simulate(
     line: LineName = "coupons",
     minutes: Annotated[float, typer.Option(help="How long; 0 is until stopped.")] = 0.0,

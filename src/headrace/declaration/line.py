@@ -198,13 +198,17 @@ class DataGateSpec(Declared):
 
 
 class ModelGateSpec(Declared):
-    """What a candidate must show against the champion on identical later rows."""
+    """What a candidate must show against the champion on identical later rows.
+
+    `max_update_growth`: of a learner's step, its norm over the median of the steps before.
+    """
 
     min_rows: int = Field(100, ge=1)
     confidence: float = Field(0.95, gt=0.5, lt=1)
     max_logloss_increase: float = Field(0.01, ge=0)
     calibration: tuple[float, float] = (0.5, 2.0)
     max_evidence_age: DurationUs = 600_000_000
+    max_update_growth: float = Field(10.0, gt=1)
 
 
 class GateSpec(Declared):
@@ -215,11 +219,15 @@ class GateSpec(Declared):
 
 
 class CadenceSpec(Declared):
-    """`tick`: micro-batch of features and samples; `incremental`, `full`: the two DAGs."""
+    """`tick`: micro-batch of features and samples; `incremental`, `full`: the two DAGs.
+
+    `learn`: how often a resident learner takes a step; with it the stack starts one.
+    """
 
     tick: DurationUs = 1_000_000
     incremental: DurationUs = 30_000_000
     full: DurationUs = 86_400_000_000
+    learn: DurationUs | None = None
 
 
 class LineSpec(Declared):

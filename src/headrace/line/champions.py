@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from typing import Any
 
 from headrace.errors import ConflictError, IntegrityError
 from headrace.line.generations import Generations
-from headrace.line.version import Champion
+from headrace.line.version import LEARN, Champion
 from headrace.sealed import SealedFiles
 
 
@@ -26,14 +27,35 @@ class Champions:
 
     def history(self) -> list[Champion]:
         """All champions, oldest first."""
-        newest = self.newest()
-        return [self.read(g) for g in range(1, newest.generation + 1)] if newest else []
+        return list(self.backwards())[::-1]
 
     def backwards(self) -> Iterator[Champion]:
         """All champions, newest first, read as they are asked for."""
         newest = self.newest()
-        for generation in range(newest.generation if newest else 0, 0, -1):
-            yield self.read(generation)
+        generation = newest.generation if newest else 0
+        while generation > 0:
+            body = self._generations.read(generation)
+            if body is not None:
+                yield self._champion(generation, body)
+                generation -= 1
+                continue
+            generation = self._generations.before(generation)  # a learner's are forgotten in time
+
+    def forget(self, since: int, before_us: int, keep: int) -> int:
+        """Remove what learners did before that moment, but the newest `keep` generations.
+
+        Looks at generations from `since` on, up to the first that is too young; returns it.
+        """
+        newest = self.newest()
+        for generation in range(since, (newest.generation if newest else 0) - keep + 1):
+            body = self._generations.read(generation)
+            if body is None:
+                continue
+            if body["at_us"] >= before_us:
+                return generation
+            if body["action"] == LEARN:
+                self._generations.remove(generation)
+        return max(since, (newest.generation if newest else 0) - keep + 1)
 
     def append(self, expected: Champion | None, version: str, action: str, reason: str) -> Champion:
         """Add the generation after `expected`. Raises `ConflictError` when there is one already."""
@@ -65,6 +87,9 @@ class Champions:
             raise ConflictError(
                 f"line {self._line!r} has no generation {generation}; read champion() again"
             )
+        return self._champion(generation, body)
+
+    def _champion(self, generation: int, body: dict[str, Any]) -> Champion:
         try:
             return Champion(**body)
         except TypeError as problem:

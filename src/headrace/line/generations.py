@@ -32,6 +32,15 @@ class Generations:
         """Append a generation; False when another writer appended it first."""
         return self._files.create(self._path(generation), sealed(body))
 
+    def before(self, generation: int) -> int:
+        """The newest generation below that one which was not removed, 0 without one."""
+        kept = numbers(self._files.names(self._folder))
+        return max((each for each in kept if each < generation), default=0)
+
+    def remove(self, generation: int) -> None:
+        """Forget an old generation; the newest must stay, for it is where appending goes on."""
+        self._files.remove(self._path(generation))
+
     def _path(self, generation: int) -> str:
         return f"{self._folder}/{generation:08d}.json"
 

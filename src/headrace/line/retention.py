@@ -3,7 +3,8 @@
 A version that nothing needs is first marked (`pruned.json`), from when on nobody can promote it,
 and loses its files on a later pass. So whoever read "not marked" just before has long moved the
 champion, and the later pass sees that and takes the mark back. Manifests, evidence and verdicts
-stay: the line's history is not pruned.
+stay: the line's history is not pruned. Those of a learner, one a second, go after `keep_steps`, and
+so do the generations of the champion that they were.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Final
 from headrace.declaration import DeliverySpec
 from headrace.line.races import Races
 from headrace.line.store import LineStore
-from headrace.line.version import Version
+from headrace.line.version import CYCLE, Version
 from headrace.sealed import sealed
 
 GRACE: Final = timedelta(seconds=60)
@@ -33,10 +34,28 @@ class Pruned:
     removed: list[str] = field(default_factory=list)
 
 
-def prune(store: LineStore, spec: DeliverySpec, now: datetime | None = None) -> Pruned:
-    """One pass over the line's versions. Safe to repeat, to interrupt, and beside writers."""
+@dataclass
+class Known:
+    """What a process that prunes again and again need not look at again.
+
+    `stripped`: versions whose files are gone, and until when a learner's are kept (None: for
+    good); `generation`: of the champion, before which nothing is left to forget.
+    """
+
+    stripped: dict[str, datetime | None] = field(default_factory=dict)
+    generation: int = 1
+
+
+def prune(
+    store: LineStore, spec: DeliverySpec, now: datetime | None = None, known: Known | None = None
+) -> Pruned:
+    """One pass over the line's versions. Safe to repeat, to interrupt, and beside writers.
+
+    With what is `known` from earlier passes its cost follows the versions that have files.
+    """
     now = datetime.now(UTC) if now is None else now
-    found = _files(store)
+    known = Known() if known is None else known
+    found = _files(store, known)
     held = {v for v, files in found.items() if any(name.endswith(_STATE) for name in files)}
     published = {v: store.get(v) for v in held if "manifest.json" in found[v]}
     pinned = {v for v in published if "pin.json" in found[v]}
@@ -56,7 +75,26 @@ def prune(store: LineStore, spec: DeliverySpec, now: datetime | None = None) -> 
             pruned.marked.append(version)
         elif _marked_before(store, path, now - GRACE):
             _strip(store, version, found[version], pruned)
+    for version, names in found.items():
+        if version not in held and "manifest.json" in names:
+            made = store.get(version)
+            until = datetime.fromisoformat(made.created_at) + timedelta(
+                microseconds=spec.keep_steps
+            )
+            known.stripped[version] = None if made.publisher == CYCLE else until
+    _forget(store, spec, now, known)
     return pruned
+
+
+def _forget(store: LineStore, spec: DeliverySpec, now: datetime, known: Known) -> None:
+    """Remove what is left of a learner's old versions, and the generations that named them."""
+    for version, until in list(known.stripped.items()):
+        if until is not None and until < now:
+            store.files.remove_folder(f"versions/{version}")
+            del known.stripped[version]
+    before = now - timedelta(microseconds=spec.keep_steps)
+    before_us = int(before.timestamp() * 1_000_000)
+    known.generation = store.forget(known.generation, before_us, spec.keep_versions)
 
 
 def pin(store: LineStore, version: str, reason: str) -> None:
@@ -71,7 +109,11 @@ def unpin(store: LineStore, version: str) -> None:
     store.files.remove(f"versions/{version}/pin.json")
 
 
-def _files(store: LineStore) -> dict[str, list[str]]:
+def _files(store: LineStore, known: Known) -> dict[str, list[str]]:
+    """Names of the files of each version that may have some."""
+    if known.stripped:
+        names = [name for name in store.files.names("versions") if name not in known.stripped]
+        return {version: store.files.names(f"versions/{version}") for version in names}
     found: dict[str, list[str]] = {}
     for path in store.files.tree("versions"):
         version, _, name = path.partition("/")

@@ -6,7 +6,6 @@ import hashlib
 import os
 import uuid
 from collections.abc import Iterator
-from dataclasses import asdict
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
@@ -38,6 +37,7 @@ class LineStore:
         self.line = line
         self.files = SealedFiles(root)
         self._champions = Champions(self.files, line)
+        self._claimed = 0  # newest number that is known to be taken
 
     # versions
 
@@ -145,6 +145,10 @@ class LineStore:
         """All champions, newest first, each read when it is asked for."""
         return self._champions.backwards()
 
+    def forget(self, since: int, before_us: int, keep: int) -> int:
+        """Remove old generations of learners; see `Champions.forget`."""
+        return self._champions.forget(since, before_us, keep)
+
     def advance(
         self, expected: Champion | None, version: str, action: str, reason: str
     ) -> Champion:
@@ -213,7 +217,7 @@ class LineStore:
             chain_bytes=chain[1],
             **about,
         )
-        self.files.replace(f"versions/{version}/manifest.json", sealed(asdict(manifest)))
+        self.files.replace(f"versions/{version}/manifest.json", sealed(manifest.to_json()))
         return manifest
 
     def _length(self, version: Version) -> tuple[int, int]:
@@ -274,6 +278,13 @@ class LineStore:
         found = numbers(path[0] for path in files if path[1:] == ["manifest.json"])
         return [_name(number) for number in found]
 
+    def newest(self) -> str | None:
+        """Name of the newest published version."""
+        for number in reversed(numbers(self.files.names("versions"))):
+            if self.files.exists(f"versions/{_name(number)}/manifest.json"):
+                return _name(number)
+        return None
+
     def require_files(self, version: str) -> None:
         """Raise `InputError` when a version does not exist or its files were pruned."""
         self.get(version)
@@ -298,7 +309,9 @@ class LineStore:
         return f"does not exist; known: {newest}" + (f" of {len(known)}" if len(known) > 3 else "")
 
     def _claim(self) -> str:
-        number = max(numbers(self.files.names("versions")), default=0) + 1
+        if not self._claimed:  # later, only the next numbers are tried, however many there are
+            self._claimed = max(numbers(self.files.names("versions")), default=0)
+        number = self._claimed + 1
         claim = sealed(
             {
                 "claimed_at": datetime.now(UTC).isoformat(),
@@ -308,6 +321,7 @@ class LineStore:
         )
         while not self.files.create(f"versions/{_name(number)}/claim.json", claim):
             number += 1
+        self._claimed = number
         return _name(number)
 
     def _put(self, version: str, name: str, body: dict[str, Any]) -> None:

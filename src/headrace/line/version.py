@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TypedDict
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Literal, NotRequired, TypedDict
+
+Publisher = Literal["cycle", "learner"]
+CYCLE: Final[Publisher] = "cycle"
+LEARN: Final = "learn"
+"""`Champion.action` of a learner's step."""
 
 
 class About(TypedDict):
@@ -18,6 +23,7 @@ class About(TypedDict):
     code: str
     rows: int
     metrics: dict[str, float]
+    publisher: NotRequired[Publisher]
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,8 @@ class Version:
     event learned. `kind`: base or delta. `files`: SHA-256 of the stored bytes by name, `size`
     of them in bytes. `fingerprint`: of the whole state, however stored (see `fingerprint`).
     `chain_deltas`, `chain_bytes`: deltas to apply after the base when it was published, and
-    their size; 0 for a base.
+    their size; 0 for a base. `publisher`: a cycle, one of some hundred a day, or the learner,
+    one of thousands.
     """
 
     version: str
@@ -51,6 +58,14 @@ class Version:
     fingerprint: str
     chain_deltas: int
     chain_bytes: int
+    publisher: Publisher = CYCLE
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest as it is stored; the usual publisher goes without saying."""
+        body = asdict(self)
+        if self.publisher == CYCLE:
+            del body["publisher"]
+        return body
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ version. Four stages add up to it: append → sample → cycle → promotion →
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -48,16 +48,26 @@ class Learned:
 def covered(versions: Mapping[str, Version], name: str, ticks: int) -> NDArray[np.bool_]:
     """Which of the ticks `[0, ticks)` a version has learned, its ancestors included."""
     learned = np.zeros(ticks, dtype=bool)
-    step: str | None = name
-    while step is not None:
-        version = versions[step]
-        own = np.zeros(ticks, dtype=bool)
-        own[version.from_tick : version.to_tick] = True
-        for start, stop in version.excluded:
-            own[start:stop] = False
-        learned |= own
-        step = version.parent
+    for version in _lineage(versions, name):
+        learned |= _own(version, ticks)
     return learned
+
+
+def _lineage(versions: Mapping[str, Version], name: str) -> Iterator[Version]:
+    """A version and its ancestors, newest first; a learner's oldest are forgotten in time."""
+    step: str | None = name
+    while step is not None and step in versions:
+        yield versions[step]
+        step = versions[step].parent
+
+
+def _own(version: Version, ticks: int) -> NDArray[np.bool_]:
+    """The ticks that a version itself has learned."""
+    own = np.zeros(ticks, dtype=bool)
+    own[version.from_tick : version.to_tick] = True
+    for start, stop in version.excluded:
+        own[start:stop] = False
+    return own
 
 
 def first_responses(served: pa.Table) -> dict[str, int]:
@@ -75,11 +85,15 @@ def first_to_answer(
     """The earliest response that knew each tick."""
     names: list[str | None] = [None] * ticks
     earliest = np.full(ticks, NEVER, dtype=np.int64)
+    said: set[str] = set()  # whatever they learned is in `earliest` already
     for name, at_us in sorted(responses.items(), key=lambda pair: pair[1]):
-        if name in versions:
-            new = covered(versions, name, ticks) & (earliest == NEVER)
+        for version in _lineage(versions, name):
+            if version.version in said:
+                break  # and so were its ancestors
+            said.add(version.version)
+            new = np.flatnonzero(_own(version, ticks) & (earliest == NEVER))
             earliest[new] = at_us
-            for tick in np.flatnonzero(new).tolist():
+            for tick in new.tolist():
                 names[tick] = name
     return Learned(names, earliest)
 

@@ -145,15 +145,21 @@ def figures(settings: Settings, found: Artifacts) -> tuple[dict[str, Any], Score
 
 
 def count_cycles(cycles: Sequence[Cycle]) -> dict[str, Any]:
-    """Incremental cycles by outcome (`skipped`: too few new rows); `list` has every kind."""
+    """Incremental cycles by outcome (`skipped`: too few new rows), and a learner's steps.
+
+    `list` has every kind; of a learner's steps, one a second, those that were not promoted.
+    """
     counts = Counter(cycle.outcome for cycle in cycles if cycle.kind == "incremental")
+    steps = Counter(cycle.outcome for cycle in cycles if cycle.kind == "learner")
+    listed = [one for one in cycles if (one.kind, one.outcome) != ("learner", "promoted")]
     return {
         "run": counts.total() - counts["idle"],
         "promoted": counts["promoted"],
         "rejected": counts["rejected"],
         "failed": counts["failed"],
         "skipped": counts["idle"],
-        "list": [asdict(cycle) for cycle in cycles],
+        "learner": {"promoted": steps["promoted"], "rejected": steps["rejected"]},
+        "list": [asdict(cycle) for cycle in listed],
     }
 
 

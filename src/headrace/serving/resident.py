@@ -47,8 +47,7 @@ class Resident:
                 f"{version.version} follows {version.parent}, but the model stands at {found}; "
                 "load a base"
             )
-        after = carried(int(held.fingerprint, 16), self._held, changes)
-        if to_hex(after) != version.fingerprint:
+        if to_hex(self.carried(changes)) != version.fingerprint:
             raise IntegrityError(
                 f"{version.version}: its delta does not lead to the state that was published; "
                 "load a base"
@@ -60,7 +59,18 @@ class Resident:
         self._small = delta.apply(self._small, beside)
         self.version = version
 
-    def _held(self, name: str, rows: NDArray[np.int64] | None) -> NDArray[Any] | None:
+    def carried(self, changes: State) -> int:
+        """The fingerprint of the state that `changes` lead to, in time of the rows they touch."""
+        assert self.version is not None
+        return carried(int(self.version.fingerprint, 16), self.held, changes)
+
+    def state(self) -> State:
+        """A copy of the whole state, as it was published."""
+        whole = self.model.state()
+        return {name: whole[name] for name in self.model.tables} | self._small
+
+    def held(self, name: str, rows: NDArray[np.int64] | None) -> NDArray[Any] | None:
+        """Rows of an array as they are now, or all of it; see `line.fingerprint.Held`."""
         if name not in self.model.tables:
             array = self._small.get(name)
             return array if array is None or rows is None else array[rows]

@@ -150,7 +150,7 @@ def _claimed(settings: Settings, line: str, service_list: ServiceList) -> Iterat
             raise _already_running(settings) from None
         if stack_processes(settings.home):
             raise _already_running(settings)
-        check_ports(settings)
+        check_ports(settings, line)
         record.forget(settings)
         stack = Stack(
             stack_id=secrets.token_hex(8),
@@ -251,14 +251,19 @@ def check_disk(home: Path) -> None:
         )
 
 
-def check_ports(settings: Settings) -> None:
-    """Raise `EnvironmentFault` naming the first port that is taken, and its setting."""
+def check_ports(settings: Settings, line: str | None = None) -> None:
+    """Raise `EnvironmentFault` naming the first port that is taken, and its setting.
+
+    The learner's port is asked for where the line has one in its stack.
+    """
     ports = {
         "HEADRACE_SERVER_PORT": settings.server_port,
         "HEADRACE_GRPC_PORT": settings.grpc_port,
         "HEADRACE_COLLECTOR_PORT": settings.collector_port,
         "HEADRACE_AIRFLOW_PORT": settings.airflow_port,
     }
+    if line is not None and find_line(settings, line).cadence.learn is not None:
+        ports["HEADRACE_LEARNER_PORT"] = settings.learner_port
     for name, port in ports.items():
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 
-from headrace.settings import PROJECT, Settings
+from headrace.settings import PROJECT, Settings, find_line
 from headrace.stack.airflow_home import airflow_folder, migrate, write_airflow_home
 
 DAGS = PROJECT / "dags"
@@ -97,7 +97,16 @@ def services(settings: Settings, line: str, dags: Path = DAGS) -> tuple[Service,
             1,
             _passed(settings.line_home(line) / "upkeep.json"),
         ),
+        *_learner(settings, line, headrace),
     )
+
+
+def _learner(settings: Settings, line: str, headrace: str) -> tuple[Service, ...]:
+    """The learner of a line that declares `cadence.learn`; the cycle then stands by."""
+    if find_line(settings, line).cadence.learn is None:
+        return ()
+    command, ready = (headrace, "learn", "--line", line), _answers(f"{settings.learner_url}/health")
+    return (Service("learn", command, 1, ready, url=settings.learner_url),)
 
 
 def stack_environ(settings: Settings, stack_id: str) -> dict[str, str]:
@@ -125,6 +134,7 @@ def stack_environ(settings: Settings, stack_id: str) -> dict[str, str]:
         "HEADRACE_GRPC_PORT": str(settings.grpc_port),
         "HEADRACE_COLLECTOR_PORT": str(settings.collector_port),
         "HEADRACE_AIRFLOW_PORT": str(settings.airflow_port),
+        "HEADRACE_LEARNER_PORT": str(settings.learner_port),
         "HEADRACE_MIN_FREE_MB": str(settings.min_free_bytes // 2**20),
         "HEADRACE_KFP_ENDPOINT": settings.kfp_endpoint or "",
         "HEADRACE_KFP_TOKEN": settings.kfp_token or "",

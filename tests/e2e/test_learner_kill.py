@@ -1,0 +1,80 @@
+"""A learner killed by SIGKILL at random moments ends in the states of an undisturbed one."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from headrace.atomic import write_json
+from headrace.model.delta import same_bits
+from headrace.sample import Quarantine
+from headrace.settings import PROJECT
+from tests.contract.test_cycle import Line, bootstrapped, opened
+from tests.lives import Lives
+
+__all__ = ["bootstrapped"]
+
+STEP = 2
+KILLS = 12
+
+
+def live(root: str) -> None:
+    """What the learner's process does, with chunks of a fixed number of ticks."""
+    from headrace.learner import Learner
+
+    line = opened(Path(root))
+    learner, before = Learner(line.settings, line.spec, ticks_a_step=STEP), -1
+    while learner.next_tick != before:
+        before = learner.next_tick
+        learner.look()
+
+
+def told(line: Line) -> list[tuple[str, int, int]]:
+    versions = [line.store.get(champion.version) for champion in line.store.history()]
+    return [(v.fingerprint, v.from_tick, v.to_tick) for v in versions]
+
+
+@pytest.mark.e2e
+@pytest.mark.faults
+def test_a_killed_learner_loses_nothing_and_repeats_the_same_bytes(
+    bootstrapped: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(bootstrapped, tmp_path / "calm")
+    calm = opened(tmp_path / "calm")
+    calm.tick(120)
+    calm.tick(STEP, click=np.ones_like)
+    calm.tick(20)
+    shutil.copytree(tmp_path / "calm", tmp_path / "stormy")
+    stormy = opened(tmp_path / "stormy")
+    dice, kills, moved = random.Random(11), 0, 0
+    with Lives("tests.e2e.test_learner_kill:live", ("headrace.learner", "pandas")) as lives:
+        whole = lives.live(str(tmp_path / "calm"))
+        assert whole.code == 0
+        ended = False
+        while not ended:
+            before = len(told(stormy))
+            after_s = dice.uniform(0, whole.lived_s) if kills < KILLS else None
+            life = lives.live(str(tmp_path / "stormy"), kill_after_s=after_s)
+            kills, ended = kills + life.killed, not life.killed and kills >= KILLS
+            moved += life.killed and len(told(stormy)) > before
+            assert life.killed or life.code == 0
+    assert moved >= 3
+    assert told(stormy) == told(calm)
+    assert same_bits(stormy.store.load(stormy.champion)[1], calm.store.load(calm.champion)[1])
+    refused = [(q["from"], q["to"]) for q in Quarantine(stormy.home).intervals()]
+    assert refused == [(160, 162)]
+    write_json(
+        PROJECT / "out" / "faults" / "learner_kills.json",
+        {
+            "what": "the learner's process killed by SIGKILL at random moments",
+            "command": "pytest tests/e2e/test_learner_kill.py",
+            "kills": kills,
+            "runs": 1,
+            "stages": {"with steps promoted in that life": moved, "without": kills - moved},
+            "end": "the same champions, bit for bit, as in an undisturbed run",
+        },
+    )
