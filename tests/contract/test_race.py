@@ -112,6 +112,24 @@ def test_scores_are_those_of_the_version_held_when_the_row_was_served_and_kept(l
     assert again.standings["a"].logloss == pytest.approx(losses.mean())
 
 
+def test_each_arm_earns_what_its_rows_and_propensities_say(line):
+    found = start(line, {"name": "a", "version": "v000003", "mode": "thompson"})
+    line.tick(2, version="v000001")
+    line.split = "a"
+    line.tick(4, version="v000001")
+    look = found.act(found.look())
+    rows = train.window_samples(line.settings, line.spec, 30, 34).samples.slice(0, 4 * 50)
+    clicked, drawn = rows["label"].to_numpy(), np.array(rows["arm"].to_pylist())
+    weight = 1 / rows["propensity"].to_numpy()
+    for name in ("champion", "a"):
+        mine = drawn == name
+        assert look.clicks[name] == (clicked[mine].sum(), (1 - clicked[mine]).sum())
+        rate = (weight * clicked * mine).sum() / (weight * mine).sum()
+        assert look.earned[name].value == pytest.approx(rate)
+        assert look.earned[name].low < rate < look.earned[name].high
+    assert races(line).tally(look.race.name) == look.clicks
+
+
 def test_another_version_under_an_arms_name_starts_from_nothing(line):
     found = start(line, {"name": "a", "version": "v000002"}, rules=Rules(min_requests=10_000))
     line.tick(4, version="v000001")

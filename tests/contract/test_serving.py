@@ -17,8 +17,10 @@ from headrace.declaration import LineSpec
 from headrace.errors import EnvironmentFault
 from headrace.events import input_fields, served_schema
 from headrace.line import LineStore
+from headrace.line.races import Races
 from headrace.log.files import FileLog
 from headrace.model import Model
+from headrace.race.arms import Arm, Race
 from headrace.serving.app import create_app, run
 from headrace.serving.payload import MAX_BODY_BYTES, MAX_CANDIDATES
 from headrace.serving.served import ServedWriter
@@ -316,3 +318,43 @@ def test_stop_tells_when_accepted_rows_could_not_be_written():
     writer.put(pa.table({"x": [1]}))
     with pytest.raises(EnvironmentFault, match="1 accepted rows could not be written"):
         writer.stop()
+
+
+def test_a_race_answers_by_entity_logs_its_arms_and_fails_no_request(server, applied, shop):
+    lines = LineStore(applied.line_store_url("shop"), "shop")
+    champion = lines.champion()
+    assert champion is not None
+    challenger = publish(applied, shop, 2.0, WATERMARK_US + 5)
+    arm = Arm(name="calm", version=challenger, share=0.5)
+    race = Race(name="r1", entity="user_id", arms=(arm,)).with_slots(None)
+
+    def ask(user: int, round_: str) -> dict:
+        answer = server.post(
+            "/v1/score",
+            json={
+                "request_id": f"race-{round_}-{user}",
+                "context": {"user_id": f"u{user}"},
+                "candidates": [{"item": 1}, {"item": 2}],
+            },
+        )
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    races = Races(lines)
+    begun = races.append(races.newest(), race, "start", "test")
+    until(lambda: (ask(0, "wait"), server.get("/v1/race").json()["race"])[1])
+    about = server.get("/v1/race").json()["race"]["arms"]
+    assert about == {"calm": {"mode": "split", "version": challenger, "share": 0.5}}
+    answers = [ask(user, "run") for user in range(40)]
+    told = {(answer["arm"], answer["version"]) for answer in answers}
+    assert told == {("champion", champion.version), ("calm", challenger)}
+    assert [ask(user, "again")["arm"] for user in range(40)] == [a["arm"] for a in answers]
+    until(lambda: len(served_rows(applied, shop, "race-again-39")) == 2)
+    for user in (0, 39):
+        (row, _) = served_rows(applied, shop, f"race-run-{user}")
+        said = answers[user]
+        assert (row["arm"], row["version"]) == (said["arm"], said["version"])
+        assert row["propensity"] == 0.5
+    races.append(begun, None, "stop", "test")
+    until(lambda: ask(1, "stop") and server.get("/v1/race").json()["race"] is None)
+    assert {ask(user, "end")["arm"] for user in range(20)} == {"champion"}

@@ -199,6 +199,10 @@ def _print(line: str, look: Look) -> None:
         figures = (standing.logloss, standing.champion_logloss, gain.mean, gain.low, gain.high)
         table.add_row(_arm(arm), *(f"{figure:.5f}" for figure in figures), str(gain.n))
     out.print(table)
+    for name, earned in look.earned.items():
+        if earned.effective_rows:
+            told = f"{name}: click rate {earned.value:.4f} ({earned.low:.4f} to {earned.high:.4f})"
+            out.print(told, highlight=False, markup=False)
     for decision in look.decisions:
         told = f"{decision.arm}: {decision.action}: {decision.reason}"
         out.print(told, highlight=False, markup=False)

@@ -19,7 +19,14 @@ import pyarrow as pa
 
 from headrace import alarms, gates, metrics, train
 from headrace.contest.entry import arm_of, entered_us, make_race, variant
-from headrace.contest.look import Floats, Look, calibration_of, clicks_of, closed_rows
+from headrace.contest.look import (
+    Floats,
+    Look,
+    calibration_of,
+    clicks_of,
+    closed_rows,
+    earned_by,
+)
 from headrace.contest.scorecard import Scorecard, Timeline
 from headrace.declaration import LineSpec
 from headrace.errors import (
@@ -93,6 +100,7 @@ class Contest:
             decisions=decide(race, standings),
             calibrations={name: calibration_of(closed, p) for name, p in given.items()},
             clicks=clicks_of(race, closed),
+            earned=earned_by(race, closed),
         )
 
     def act(self, look: Look) -> Look:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from headrace import metrics
 from headrace.declaration import LineSpec
 from headrace.race.arms import CHAMPION, Race
+from headrace.race.estimate import Estimate, snips
 from headrace.race.verdict import Decision, Standing
 
 Floats = NDArray[np.float64]
@@ -22,7 +23,8 @@ class Look:
     """What a look at a race saw: closed rows of ticks [from_tick, to_tick), judged.
 
     `open_rows` wait for their attribution window to close. `clicks`: (clicks, rows without) of
-    the rows that each arm answered itself.
+    the rows that each arm answered itself; `earned`: the click rate that it would have had with
+    all of the traffic, from those rows and the propensities with which they were drawn.
     """
 
     race: Race
@@ -36,6 +38,7 @@ class Look:
     decisions: list[Decision]
     calibrations: dict[str, tuple[float, float, float]]
     clicks: dict[str, tuple[float, float]]
+    earned: dict[str, Estimate]
 
 
 def closed_rows(spec: LineSpec, rows: pa.Table) -> NDArray[np.bool_]:
@@ -58,11 +61,26 @@ def calibration_of(rows: pa.Table, scores: Floats) -> tuple[float, float, float]
 
 def clicks_of(race: Race, rows: pa.Table) -> dict[str, tuple[float, float]]:
     """(clicks, rows without) by the arm that answered, as the served log names it."""
-    if "arm" not in rows.column_names:
-        return {}
-    clicked, answered = rows["label"].to_numpy() > 0, rows["arm"]
+    clicked = rows["label"].to_numpy() > 0
     found = {}
     for name in (CHAMPION, *(arm.name for arm in race.arms)):
-        mine = np.asarray(pc.fill_null(pc.equal(answered, name), False), dtype=bool)
+        mine = _answered(rows, name)
         found[name] = (float((clicked & mine).sum()), float((~clicked & mine).sum()))
     return found
+
+
+def earned_by(race: Race, rows: pa.Table) -> dict[str, Estimate]:
+    """Click rate of each arm, off-policy (SNIPS by request); NaN for one that answered nothing."""
+    drawn = rows.filter(pc.is_valid(rows["propensity"]))
+    clicked = (drawn["label"].to_numpy() > 0).astype(np.float64)
+    request = drawn["request_id"].combine_chunks().dictionary_encode().indices.to_numpy()
+    propensity = drawn["propensity"].to_numpy()
+    return {
+        name: snips(clicked, propensity, _answered(drawn, name).astype(np.float64), groups=request)
+        for name in (CHAMPION, *(arm.name for arm in race.arms))
+    }
+
+
+def _answered(rows: pa.Table, arm: str) -> NDArray[np.bool_]:
+    mine = pc.fill_null(pc.equal(rows["arm"], arm), False)
+    return np.asarray(mine, dtype=np.bool_)

@@ -18,6 +18,7 @@ from headrace.errors import EnvironmentFault, HeadraceError, InputError
 from headrace.events import served_schema
 from headrace.line import LineStore
 from headrace.log.files import FileLog
+from headrace.serving.arms import SHADOW_SCHEMA, Arms
 from headrace.serving.body import LimitBody
 from headrace.serving.oip.about import About
 from headrace.serving.oip.rest import InferRequest
@@ -49,14 +50,22 @@ def create_app(settings: Settings, spec: LineSpec, *, grpc_port: int | None = No
             lines = LineStore(settings.line_store_url(spec.line), spec.line)
             models = Follower(spec, lines)
             pinned = Pinned(spec, lines, models)
-            scorer = Scorer(spec, Store(settings), models, served, pinned)
+            dark = FileLog(home / "log" / "shadow", SHADOW_SCHEMA, writer=True)
+            ends.callback(dark.close)
+            shadows = ServedWriter(dark, policy="shed")
+            arms = Arms(spec, lines, shadows)
+            scorer = Scorer(spec, Store(settings), models, served, pinned, arms=arms)
             about = About(spec, models, pinned)
             app.state.models, app.state.served, app.state.scorer = models, served, scorer
-            app.state.about = about
+            app.state.about, app.state.arms = about, arms
             served.start()
             ends.callback(served.stop)
+            shadows.start()
+            ends.callback(shadows.stop)
             models.start(prepare=scorer.warm)
             ends.callback(models.stop)
+            arms.start()
+            ends.callback(arms.stop)
             if grpc_port is not None:
                 rpc = RpcServer(about, scorer, f"{settings.host}:{grpc_port}")
                 app.state.grpc_port = rpc.start()

@@ -1,4 +1,4 @@
-"""The routes: `/v1/score` for people, Open Inference Protocol v2 for everything else.
+"""The routes: `/v1/score` and `/v1/race` for people, Open Inference Protocol v2 for all else.
 
 Bodies are parsed where they are scored, in a thread of Starlette's pool: validation by pydantic's
 own JSON parser and binary tensors both start from the bytes. The OpenAPI document therefore
@@ -32,7 +32,7 @@ _OF_A_MODEL = _REFUSALS | {404: {"model": payload.Problem}}
 
 
 def score_routes(spec: LineSpec) -> APIRouter:
-    """`/v1/score`."""
+    """`/v1/score`, `/v1/race`."""
     router = APIRouter(tags=["score"])
     body_type = payload.score_request(spec)
 
@@ -53,6 +53,11 @@ def score_routes(spec: LineSpec) -> APIRouter:
         raw, pin = await request.body(), request.headers.get(payload.VERSION_HEADER)
         content = await run_in_threadpool(answer, request.app.state.scorer, raw, pin)
         return Response(content, media_type="application/json")
+
+    @router.get("/v1/race")
+    def race(request: Request) -> dict[str, Any]:
+        """Which arms race at this server, with shares and odds; null while none does."""
+        return {"line": spec.line, "race": request.app.state.arms.about()}
 
     return router
 

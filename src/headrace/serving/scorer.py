@@ -21,6 +21,7 @@ from headrace.events import (
     input_fields,
     served_schema,
 )
+from headrace.serving.arms import Arms, Drawn
 from headrace.serving.pinned import Held, Pinned
 from headrace.serving.served import ServedWriter
 from headrace.serving.swap import Follower, Loaded
@@ -37,9 +38,9 @@ class Scored:
     """Scores (n,) float64 in the order of the candidates, and which model gave them.
 
     `scores` are probabilities of a click; `tasks`, of a line with conversions, those of a
-    `conversion` given a click and of `click_and_conversion`. `arm`: `champion`, or `pinned` where
-    the request asked for a version, which nobody learns from. `propensity`: the probability with
-    which that arm was drawn.
+    `conversion` given a click and of `click_and_conversion`. `arm`: `champion` or a challenger of
+    the line's race, or `pinned` where the request asked for a version, which nobody learns from.
+    `propensity`: the probability with which that arm was drawn.
     """
 
     request_id: str
@@ -54,7 +55,7 @@ class Scored:
 
 
 class Scorer:
-    """Scores candidates of one line with the current champion and logs every served vector."""
+    """Scores candidates of one line with the arm that is drawn and logs every served vector."""
 
     def __init__(
         self,
@@ -64,6 +65,7 @@ class Scorer:
         served: ServedWriter,
         pinned: Pinned,
         *,
+        arms: Arms,
         clock_us: Callable[[], int] = wall_clock_us,
     ) -> None:
         self._spec = spec
@@ -72,6 +74,7 @@ class Scorer:
         self._served = served
         self._clock_us = clock_us
         self._pinned = pinned
+        self._arms = arms
         self._inputs = [field.name for field in input_fields(spec)]
         self._schema = served_schema(spec)
 
@@ -83,15 +86,17 @@ class Scorer:
     def score(self, request_id: str, candidates: pa.Table, pin: str | None = None) -> Scored:
         """Score candidates: a table of the line's declared columns, null where missing.
 
-        `pin` names a version that answers in place of the champion; its rows are marked. The
-        clock is read once: `request_at` of the features, `served_at` of the log and the
-        staleness are the same moment. Raises `EnvironmentFault` when no champion is loaded, the
-        store cannot be read, or the served log has no room; `InputError` for an unknown `pin`.
+        The line's race draws the arm that answers; without one it is the champion. `pin` names a
+        version that answers in its place, and its rows are marked. The clock is read once:
+        `request_at` of the features, `served_at` of the log and the staleness are the same moment.
+        Raises `EnvironmentFault` when no champion is loaded, the store cannot be read, or the
+        served log has no room; `InputError` for an unknown `pin`.
         """
         now_us = self._clock_us()
         features = self._store.read_online(self._spec, _at(candidates, now_us))
         inputs = features.select(self._inputs)
-        with self._model(pin) as loaded:
+        drawn = Drawn(PINNED_ARM, 1.0, None) if pin else self._arms.draw(request_id, candidates)
+        with self._model(drawn, pin) as loaded:
             tasks = loaded.model.predict_tasks(inputs)
         if not all(np.isfinite(scores).all() for scores in tasks.values()):
             raise EnvironmentFault(
@@ -105,13 +110,16 @@ class Scorer:
             impression_ids=[f"{request_id}:{i}" for i in range(candidates.num_rows)],
             scores=tasks.pop("click"),
             tasks=tasks,
-            arm=PINNED_ARM if pin else CHAMPION_ARM,
+            arm=drawn.arm,
+            propensity=drawn.propensity,
         )
         self._served.put(self._served_rows(scored, candidates, features, now_us))
+        if not pin:
+            self._arms.shadow(request_id, now_us, inputs)
         return scored
 
-    def _model(self, pin: str | None) -> AbstractContextManager[Loaded | Held]:
-        return self._models.use() if pin is None else self._pinned.use(pin)
+    def _model(self, drawn: Drawn, pin: str | None) -> AbstractContextManager[Loaded | Held]:
+        return (drawn.follower or self._models).use() if pin is None else self._pinned.use(pin)
 
     def _served_rows(
         self, scored: Scored, candidates: pa.Table, features: pa.Table, now_us: int

@@ -15,14 +15,14 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 
 from headrace.declaration import LineSpec
 from headrace.errors import EnvironmentFault, IntegrityError
 from headrace.events import input_fields
-from headrace.line import Champion, LineStore, Version
+from headrace.line import Champion, Version
 from headrace.model import Model, State
 from headrace.serving.resident import Resident
 
@@ -53,6 +53,18 @@ class Delivery:
     last_refused: str | None = None
 
 
+class Lines(Protocol):
+    """What a follower asks of a line: where it stands, and how to get there (`LineStore`)."""
+
+    def champion(self) -> Champion | None: ...
+
+    def load(self, version: str) -> tuple[Version, State]: ...
+
+    def path(self, since: str, to: str) -> list[Version] | None: ...
+
+    def delta(self, version: Version) -> State: ...
+
+
 class Follower:
     """A thread that keeps `current()` at the champion.
 
@@ -63,7 +75,7 @@ class Follower:
     def __init__(
         self,
         spec: LineSpec,
-        lines: LineStore,
+        lines: Lines,
         poll_s: float = 0.1,
         retry_s: float = 1.0,
     ) -> None:
