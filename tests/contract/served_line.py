@@ -99,7 +99,7 @@ def blank(spec_json: str) -> dict[str, np.ndarray]:
 def begin(root: Path, ticks: int = 30) -> None:
     """Write a line of `ticks` bootstrapped ticks of 50 requests, and its champion v000001.
 
-    Ticks that come later lie two minutes ahead, so that every champion was crowned before them.
+    Ticks that come later lie a day ahead, so that every champion was crowned before them.
     """
     written.START_US = time.time_ns() // 1_000 - (ticks + 1) * 1_000_000
     text = written.LINE
@@ -110,7 +110,7 @@ def begin(root: Path, ticks: int = 30) -> None:
     (root / "lines" / "tiny.yaml").write_text(text, encoding="utf-8")
     line = opened(root)
     line.tick(ticks)
-    written.START_US += 120_000_000
+    written.START_US += 86_400_000_000
     line.crown(line.train(ticks))
 
 

@@ -134,14 +134,14 @@ def test_another_version_under_an_arms_name_starts_from_nothing(line):
     found = start(line, {"name": "a", "version": "v000002"}, rules=Rules(min_requests=10_000))
     line.tick(4, version="v000001")
     assert found.look().standings["a"].rows == 100
-    written.START_US += 10_000_000_000  # rows from now on are served after the change
+    written.START_US += 200_000_000_000  # rows from now on are served after the change
     try:
         changed = start(line, {"name": "a", "version": "v000003"}, rules=None)
         states = races(line).states(found.look().race.name)
         assert [state.action for state in states] == ["start", "change"]
         assert changed.look().race.rules.min_requests == 10_000  # rules stay
     finally:
-        written.START_US -= 10_000_000_000
+        written.START_US -= 200_000_000_000
     assert contest.entry.entered_us(states, "a") == states[1].at_us
 
 
