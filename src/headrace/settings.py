@@ -49,7 +49,7 @@ class Settings:
     online_store: str | None = field(default=None, repr=False)  # a Redis URL; None is SQLite
     offline_store: str = "duckdb"
     alarm_command: str | None = None  # gets each alarm as JSON on its standard input
-    learner_port: int = 8502
+    learner_port: int = 8503
 
     def line_home(self, line: str) -> Path:
         """Folder of what belongs to one line on this machine: logs, ticks, samples, records."""
@@ -123,7 +123,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         kfp_token=env.get("HEADRACE_KFP_TOKEN") or None,
         kafka_jars=path("HEADRACE_KAFKA_JARS", PROJECT / "out" / "kafka" / "spark"),
         online_store=_redis_url(env.get("HEADRACE_ONLINE_STORE") or None),
-        learner_port=port("HEADRACE_LEARNER_PORT", 8502),
+        learner_port=port("HEADRACE_LEARNER_PORT", 8503),
         offline_store=_offline_store(env.get("HEADRACE_OFFLINE_STORE") or "duckdb"),
         alarm_command=env.get("HEADRACE_ALARM_COMMAND") or None,
     )
