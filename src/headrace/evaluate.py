@@ -7,8 +7,8 @@ before its label was seen. The evidence is stored with the candidate; `promote` 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypedDict
+from dataclasses import asdict, dataclass
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -18,20 +18,19 @@ from numpy.typing import NDArray
 from headrace import metrics, parity, quality, turns
 from headrace.declaration import LineSpec
 from headrace.events import served_schema
-from headrace.gates import PRIOR, Evidence
-from headrace.labels.revisions import unsettled
+from headrace.gates import PRIOR, Evidence, TaskEvidence
+from headrace.labels.revisions import conversions_settled, unsettled
 from headrace.line import LineStore, Version
 from headrace.sample import head_tick, read_samples
 from headrace.settings import Settings
 from headrace.train import quarantined, require_same_code
 
-if TYPE_CHECKING:
-    from headrace.model import Model
-
 PARITY_ROWS: Final = 2_000
 PROMOTED_S: Final = 60.0
 """How long after its wait for rows a full candidate has to be judged; a learner holds till then."""
 _POLL_S: Final = 0.25
+
+Predicted = dict[str, NDArray[np.float64]]  # by task, row for row
 
 
 @dataclass(frozen=True)
@@ -41,23 +40,6 @@ class _Later:
     from_tick: int
     to_tick: int
     rows: pa.Table
-
-
-class Figures(TypedDict):
-    """What `figures` measures; names as in `gates.Evidence`."""
-
-    rows: int
-    candidate_logloss: float
-    champion_logloss: float
-    logloss_diff_low: float
-    logloss_diff_high: float
-    calibration: float
-    calibration_low: float
-    calibration_high: float
-    auc: float
-    eval_rows_plausible: bool
-    candidate_logloss_error: float | None
-    score_deciles: list[float] | None
 
 
 STEP_S: Final = 1.0
@@ -87,13 +69,13 @@ def evaluate(settings: Settings, spec: LineSpec, candidate: str, wait_s: float =
     rival_version = None if champion is None else store.get(champion.version)
     start = max(version.to_tick, 0 if rival_version is None else rival_version.to_tick)
     later = _wait_for_rows(settings, spec, start, wait_s)
-    predicted = _predict(model, later.rows)
+    predicted = model.predict_tasks(later.rows)
     if rival_version is None:
-        rival = np.full(later.rows.num_rows, version.metrics["label_rate"])
+        rival = _prior(spec, version, later.rows.num_rows)
     else:
         require_same_code(spec, rival_version)
         model.load_state(store.load(rival_version.version)[1])
-        rival = _predict(model, later.rows)
+        rival = model.predict_tasks(later.rows)
     evidence = _evidence(
         settings,
         spec,
@@ -137,8 +119,54 @@ def _wait_for_rows(settings: Settings, spec: LineSpec, start: int, wait_s: float
         time.sleep(_POLL_S)
 
 
-def _predict(model: Model, rows: pa.Table) -> NDArray[np.float64]:
-    return model.predict(rows) if rows.num_rows else np.empty(0, dtype=np.float64)
+def _prior(spec: LineSpec, version: Version, rows: int) -> Predicted:
+    """What someone would answer who knew nothing but the rates of the training rows."""
+    click = version.metrics["label_rate"]
+    rates = {"click": click}
+    if spec.converts:
+        both = version.metrics["click_and_conversion_rate"]
+        rates |= {"conversion": both / click if click else 0.0, "click_and_conversion": both}
+    return {task: np.full(rows, rate) for task, rate in rates.items()}
+
+
+def _tasks(
+    spec: LineSpec, rows: pa.Table, predicted: Predicted, rival: Predicted
+) -> dict[str, TaskEvidence] | None:
+    """Figures of the tasks beside the click, over the rows whose conversion is settled."""
+    if not spec.converts:
+        return None
+    settled = conversions_settled(spec, rows)
+    clicked = settled & (rows["label"].to_numpy() > 0)
+    converted = rows["conversion"].to_numpy()
+    return {
+        task: _of_task(spec, converted[of], predicted[task][of], rival[task][of])
+        for task, of in (("click_and_conversion", settled), ("conversion", clicked))
+    }
+
+
+def _of_task(
+    spec: LineSpec,
+    labels: NDArray[np.int8],
+    predicted: NDArray[np.float64],
+    rival: NDArray[np.float64],
+) -> TaskEvidence:
+    loss, rival_loss = metrics.row_losses(labels, predicted), metrics.row_losses(labels, rival)
+    _, low, high = metrics.paired_bootstrap(
+        loss, rival_loss, spec.gates.model.confidence, spec.seed
+    )
+    calibration_low, calibration_high = metrics.calibration_interval(labels, predicted)
+    return TaskEvidence(
+        rows=labels.size,
+        positives=int(labels.sum()),
+        candidate_logloss=metrics.log_loss(labels, predicted),
+        champion_logloss=metrics.log_loss(labels, rival),
+        logloss_diff_low=low,
+        logloss_diff_high=high,
+        calibration=metrics.calibration(labels, predicted),
+        calibration_low=calibration_low,
+        calibration_high=calibration_high,
+        auc=metrics.auc(labels, predicted),
+    )
 
 
 def _evidence(
@@ -149,8 +177,8 @@ def _evidence(
     *,
     finite: bool,
     later: _Later,
-    predicted: NDArray[np.float64],
-    rival: NDArray[np.float64],
+    predicted: Predicted,
+    rival: Predicted,
 ) -> Evidence:
     served = served_rows(spec, later.rows, PARITY_ROWS)
     proof = parity.check(settings, spec, served, history="parts", shown=1)
@@ -188,32 +216,22 @@ def _deciles(scores: NDArray[np.float64]) -> list[float] | None:
 
 
 def figures(
-    spec: LineSpec, rows: pa.Table, predicted: NDArray[np.float64], rival: NDArray[np.float64]
-) -> Figures:
-    """How a candidate's predictions and its rival's, each (rows,), fit the labels of `rows`.
+    spec: LineSpec, rows: pa.Table, predicted: Predicted, rival: Predicted
+) -> dict[str, Any]:
+    """How a candidate's predictions and its rival's fit the labels of `rows`: by name, fields of
+    `gates.Evidence`.
 
     The rows are plausible where each stretch may have a label rate that the data gate takes.
     """
     labels, gate = rows["label"].to_numpy(), spec.gates.data
-    loss, rival_loss = metrics.row_losses(labels, predicted), metrics.row_losses(labels, rival)
-    _, low, high = metrics.paired_bootstrap(
-        loss, rival_loss, spec.gates.model.confidence, spec.seed
-    )
-    calibration_low, calibration_high = metrics.calibration_interval(labels, predicted)
+    click = asdict(_of_task(spec, labels, predicted["click"], rival["click"]))
+    del click["positives"]
     odd = metrics.implausible_stretches(labels, gate.label_rate, gate.min_rows)
-    return {
-        "rows": rows.num_rows,
-        "candidate_logloss": metrics.log_loss(labels, predicted),
-        "champion_logloss": metrics.log_loss(labels, rival),
-        "logloss_diff_low": low,
-        "logloss_diff_high": high,
-        "calibration": metrics.calibration(labels, predicted),
-        "calibration_low": calibration_low,
-        "calibration_high": calibration_high,
-        "auc": metrics.auc(labels, predicted),
+    return click | {
         "eval_rows_plausible": not odd,
-        "candidate_logloss_error": _standard_error(loss),
-        "score_deciles": _deciles(predicted),
+        "candidate_logloss_error": _standard_error(metrics.row_losses(labels, predicted["click"])),
+        "score_deciles": _deciles(predicted["click"]),
+        "tasks": _tasks(spec, rows, predicted, rival),
     }
 
 

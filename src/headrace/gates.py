@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final
 
 from headrace.declaration import ModelGateSpec
@@ -21,6 +21,25 @@ Reason = str | None
 
 
 @dataclass(frozen=True)
+class TaskEvidence:
+    """What was measured of one more task, on those of the rows whose label is settled.
+
+    `positives` of them; the figures are as those of `Evidence`.
+    """
+
+    rows: int | None = None
+    positives: int | None = None
+    candidate_logloss: float | None = None
+    champion_logloss: float | None = None
+    logloss_diff_low: float | None = None
+    logloss_diff_high: float | None = None
+    calibration: float | None = None
+    calibration_low: float | None = None
+    calibration_high: float | None = None
+    auc: float | None = None
+
+
+@dataclass(frozen=True)
 class Evidence:
     """What was measured on a candidate. A figure that could not be measured is None.
 
@@ -29,9 +48,11 @@ class Evidence:
     a server answered (bootstrapped rows were never served and have nothing to compare);
     `parity_history` says by which join history was read beside the log, `parity_causes` counts
     the mismatches by cause. `candidate_logloss_error` (standard error) and `score_deciles` (nine)
-    are for the guard, which compares with them what the version does once it serves. The last three
-    are of a learner's step: the norm of its update by row, the median of the steps before, and when
-    parity and data gate were last asked in full.
+    are for the guard, which compares with them what the version does once it serves. `tasks`, where
+    a line has conversions: of `click_and_conversion` over all rows, which the gate judges, and of
+    `conversion` over the clicked ones. The last three are of a learner's step: the norm of its
+    update by row, the median of the steps before, and when parity and data gate were last asked in
+    full.
     """
 
     line: str | None = None
@@ -63,6 +84,7 @@ class Evidence:
     candidate_logloss_error: float | None = None
     score_deciles: list[float] | None = None
     made_at_us: int | None = None
+    tasks: dict[str, TaskEvidence] | None = None
     update_norm: float | None = None
     update_norm_usual: float | None = None
     audited_at_us: int | None = None
@@ -74,15 +96,21 @@ class Evidence:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; non-finite floats become None, which no claim accepts as a figure."""
-        return {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in asdict(self).items()
-        }
+        body: dict[str, Any] = _json_ready(asdict(self))
+        if self.tasks is None:
+            del body["tasks"]
+        return body
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Evidence:
         """Read stored evidence; what it does not hold is None, and so is rejected."""
-        return cls(**{f.name: stored.get(f.name) for f in fields(cls)})
+        found = {f.name: stored.get(f.name) for f in fields(cls)}
+        if found["tasks"] is not None:
+            found["tasks"] = {
+                task: TaskEvidence(**{f.name: body.get(f.name) for f in fields(TaskEvidence)})
+                for task, body in found["tasks"].items()
+            }
+        return cls(**found)
 
 
 @dataclass(frozen=True)
@@ -259,6 +287,7 @@ def judge_step(
     line: str,
     champion: str,
     max_audit_age_us: int,
+    converts: bool = False,
 ) -> Verdict:
     """All claims of `judge` on a learner's step, and those that only a step can prove.
 
@@ -271,6 +300,7 @@ def judge_step(
         line=line,
         candidate=str(evidence.candidate),
         champion=champion,
+        converts=converts,
     )
     unusual = update_norm_usual(evidence, gate.max_update_growth)
     more = [each for each in (unusual, audit_fresh(evidence, max_audit_age_us)) if each is not None]
@@ -278,6 +308,26 @@ def judge_step(
     failed = tuple(reason.split(":", 1)[0] for reason in reasons)
     blamed = verdict.blames_window or unusual is not None
     return Verdict(not reasons, reasons, failed, blamed)
+
+
+def conversions_hold(evidence: Evidence, gate: ModelGateSpec) -> list[Reason]:
+    """Log loss and calibration of click-and-conversion, as those of the click.
+
+    With fewer than `min_conversions` settled conversions the rows cannot tell, and nothing is
+    claimed: conversions take longer than a cycle. Figures that are missing are refused.
+    """
+    figures = (evidence.tasks or {}).get("click_and_conversion", TaskEvidence())
+    if figures.rows is None or figures.positives is None:
+        return ["conversions_measured: no figures of click-and-conversion, must be measured"]
+    if figures.positives < gate.min_conversions:
+        return []
+    shared = {f.name for f in fields(TaskEvidence)} - {"positives"}
+    task = replace(evidence, **{name: getattr(figures, name) for name in shared})
+    claims = (
+        logloss_not_worse(task, gate.max_logloss_increase),
+        calibration_within(task, gate.calibration),
+    )
+    return [None if reason is None else f"conversion_{reason}" for reason in claims]
 
 
 def judge(
@@ -288,9 +338,11 @@ def judge(
     line: str,
     candidate: str,
     champion: str,
+    converts: bool = False,
 ) -> Verdict:
     """Put all claims to the evidence. `champion` is the version now, or `PRIOR` without one.
 
+    `converts`: the line has conversions, so there must be figures of them.
     Rejects without evidence. The window is blamed where the model that learned it is broken or
     worse than the champion, not where evidence alone is lacking.
     """
@@ -308,6 +360,7 @@ def judge(
         parity_holds(evidence),
         logloss_not_worse(evidence, gate.max_logloss_increase),
         calibration_within(evidence, gate.calibration),
+        *(conversions_hold(evidence, gate) if converts else ()),
     )
     reasons = tuple(reason for reason in claims if reason is not None)
     failed = tuple(reason.split(":", 1)[0] for reason in reasons)
@@ -323,6 +376,7 @@ def _blames_window(evidence: Evidence, failed: tuple[str, ...]) -> bool:
         "enough_rows",
         "evaluation_rows_plausible",
         "parity_holds",
+        "conversions_measured",
     }
     if evidence.finite is False:
         return True
@@ -330,7 +384,13 @@ def _blames_window(evidence: Evidence, failed: tuple[str, ...]) -> bool:
         return False
     # Off calibration yet better than the champion: the world moved, and the window is the cure.
     worse = "calibration_within" in failed and evidence.logloss_diff > 0
-    return "logloss_not_worse" in failed or worse
+    return worse or bool({"logloss_not_worse", "conversion_logloss_not_worse"} & set(failed))
+
+
+def _json_ready(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _json_ready(item) for name, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _number(value: float | None) -> float:

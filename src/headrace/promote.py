@@ -46,6 +46,7 @@ def _promote(settings: Settings, spec: LineSpec, store: LineStore, candidate: st
         line=spec.line,
         candidate=candidate,
         champion=PRIOR if champion is None else champion.version,
+        converts=spec.converts,
     )
     store.put_verdict(candidate, verdict.to_dict())
     if verdict.passed:

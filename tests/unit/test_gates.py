@@ -12,7 +12,7 @@ import pytest
 
 from headrace import gates, metrics
 from headrace.declaration import ModelGateSpec
-from headrace.gates import Evidence, Verdict
+from headrace.gates import Evidence, TaskEvidence, Verdict
 
 NOW_US = 1_000_000_000_000
 GATE = ModelGateSpec(min_rows=100, max_logloss_increase=0.02, calibration=(0.5, 2.0))
@@ -49,8 +49,20 @@ STEP = replace(GOOD, update_norm=3.0, update_norm_usual=1.0, audited_at_us=NOW_U
 OF_A_STEP = ("update_norm", "update_norm_usual", "audited_at_us")
 TOLD = (
     *OF_A_STEP,
-    *("parent", "auc", "train_from_tick", "parity_causes"),
+    *("parent", "auc", "train_from_tick", "parity_causes", "tasks"),
     *("candidate_logloss_error", "score_deciles"),
+)
+CONVERSIONS = TaskEvidence(
+    rows=300,
+    positives=30,
+    candidate_logloss=0.10,
+    champion_logloss=0.11,
+    logloss_diff_low=-0.02,
+    logloss_diff_high=0.01,
+    calibration=1.2,
+    calibration_low=0.7,
+    calibration_high=1.9,
+    auc=0.8,
 )
 JUDGED = [f.name for f in fields(Evidence) if f.name not in TOLD]
 
@@ -147,6 +159,46 @@ def test_each_claim_names_itself(change: dict[str, Any], claim: str) -> None:
     assert not verdict.passed
     assert verdict.failed == (claim,)
     assert verdict.reasons[0].startswith(f"{claim}: ")
+
+
+def of_two_tasks(**changes: Any) -> Evidence:
+    conversions = replace(CONVERSIONS, **changes)
+    return replace(GOOD, tasks={"click_and_conversion": conversions, "conversion": TaskEvidence()})
+
+
+@pytest.mark.parametrize(
+    ("change", "claim", "blamed"),
+    [
+        ({"rows": None}, "conversions_measured", False),
+        ({"positives": None}, "conversions_measured", False),
+        ({"candidate_logloss": 0.2}, "conversion_logloss_not_worse", True),
+        ({"candidate_logloss": None}, "conversion_logloss_not_worse", True),
+        ({"logloss_diff_low": math.nan}, "conversion_logloss_not_worse", True),
+        ({"calibration_low": 2.1}, "conversion_calibration_within", False),
+        ({"calibration": None}, "conversion_calibration_within", False),
+    ],
+)
+def test_conversions_are_judged_like_clicks(
+    change: dict[str, Any], claim: str, blamed: bool
+) -> None:
+    verdict = judged(of_two_tasks(**change), converts=True)
+    assert (verdict.failed, verdict.blames_window) == ((claim,), blamed)
+    assert judged(of_two_tasks(**change)).passed  # a line without conversions
+
+
+def test_conversions_are_not_judged_by_a_handful() -> None:
+    assert judged(of_two_tasks(), converts=True) == Verdict(True, ())
+    few = of_two_tasks(positives=19, candidate_logloss=9.0, calibration=9.0, calibration_low=9.0)
+    assert judged(few, converts=True).passed
+    assert judged(GOOD, converts=True).failed == ("conversions_measured",)
+
+
+def test_evidence_of_two_tasks_survives_json() -> None:
+    evidence = of_two_tasks()
+    assert Evidence.from_dict(json.loads(json.dumps(evidence.to_dict()))) == evidence
+    assert "tasks" not in GOOD.to_dict()
+    unknown = of_two_tasks(auc=math.nan).to_dict()
+    assert unknown["tasks"]["click_and_conversion"]["auc"] is None
 
 
 def test_a_full_candidate_needs_no_parent() -> None:

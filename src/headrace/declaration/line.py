@@ -207,6 +207,7 @@ class ModelGateSpec(Declared):
     confidence: float = Field(0.95, gt=0.5, lt=1)
     max_logloss_increase: float = Field(0.01, ge=0)
     calibration: tuple[float, float] = (0.5, 2.0)
+    min_conversions: int = Field(20, ge=1)
     max_evidence_age: DurationUs = 600_000_000
     max_update_growth: float = Field(10.0, gt=1)
 

@@ -61,6 +61,21 @@ def unsettled(spec: LineSpec, samples: pa.Table) -> NDArray[np.bool_]:
     return young
 
 
+def conversions_settled(spec: LineSpec, samples: pa.Table) -> NDArray[np.bool_]:
+    """Rows old enough to judge by whether they converted, as bool (n,); all where none can.
+
+    Served `label.conversion.provisional_after` before the newest `emitted_at`, whether their
+    conversion has come or not: those that come soon say nothing of those that do not.
+    """
+    if spec.label.conversion is None or not samples.num_rows:
+        return np.ones(samples.num_rows, dtype=np.bool_)
+    served, emitted = (
+        samples[name].cast(pa.int64()).to_numpy() for name in ("served_at", "emitted_at")
+    )
+    old: NDArray[np.bool_] = served + spec.label.conversion.patience_us <= emitted.max()
+    return old
+
+
 def thin_negatives(spec: LineSpec, samples: pa.Table) -> pa.Table:
     """Samples to learn: of the negatives `label.negative_rate`, each at weight 1/rate.
 

@@ -128,6 +128,7 @@ class Learner:
             line=self._spec.line,
             champion=self._standing.champion.version,
             max_audit_age_us=int(MAX_AGE_S * 1e6),
+            converts=self._spec.converts,
         )
         if verdict.passed:
             return self._promote(candidate, verdict, evidence)
@@ -162,7 +163,7 @@ class Learner:
     ) -> Evidence:
         """The candidate and the champion on rows that neither has learned."""
         version, champion = candidate.version, self._standing.version
-        learned, served = (model.predict(rows) for model in self._standing.models)
+        learned, served = (model.predict_tasks(rows) for model in self._standing.models)
         usual = self._standing.usual_norm  # of the first steps each is its own measure
         return Evidence(
             line=self._spec.line,
