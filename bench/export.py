@@ -11,7 +11,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -59,9 +59,9 @@ def run(*, quick: bool = False) -> dict[str, Any]:
             _raw(data, slice(start, min(start + _PIECE, rows + later)))
             for start in range(rows, rows + later, _PIECE)
         ]
-        scores = {"server": _concat(proof.server_scores(model, spec, part) for part in asked)}
+        scores = {"server": _clicks_of(proof.server_scores(model, spec, part) for part in asked)}
         for form, found in served.items():
-            scores[form] = _concat(proof.scores(found["serve"], spec, part) for part in asked)
+            scores[form] = _clicks_of(proof.scores(found["serve"], spec, part) for part in asked)
         quality = {
             form: {"logloss": metrics.log_loss(labels, each), "auc": metrics.auc(labels, each)}
             for form, each in scores.items()
@@ -223,8 +223,8 @@ def _threads_agree(spec: LineSpec, serve: Any, table: pa.Table) -> bool:
     return all(np.array_equal(one, other) for one, other in zip(found, expected * 4, strict=True))
 
 
-def _concat(parts: Any) -> NDArray[np.float64]:
-    return np.concatenate(list(parts))
+def _clicks_of(parts: Iterable[NDArray[np.float64]]) -> NDArray[np.float64]:
+    return np.concatenate([part[:, 0] for part in parts])
 
 
 def _table(

@@ -27,16 +27,19 @@ Tensor = Any  # tensorflow has no types that mypy could follow
 class Scorer(tf.Module):  # type: ignore[misc]
     """The variables of an exported version and the function that its signature names.
 
-    `serve` takes the tensors of `features.specs`, each (n,), n >= 0, and gives `probability`
-    float64 (n,) and `logit` float32 (n,). An infinite number that the model would read is an
+    `serve` takes the tensors of `signature.specs`, each (n,), n >= 0, and gives those of
+    `signature.outputs`. An infinite number that the model would read is an
     InvalidArgument that names the feature, as the server refuses it.
     """
 
     def __init__(self, spec: LineSpec, arrays: State) -> None:
         super().__init__(name=spec.line)
         self._spec = spec.model
-        self._layout = Layout.of(spec.model)
-        self._network = Network.of(spec.model, self._layout.columns)
+        self._layout = layout = Layout.of(spec.model, 1 + spec.converts)
+        self._networks = [
+            Network.of(spec.model, layout.columns, task) for task in range(layout.tasks)
+        ]
+        self._of_tasks = [2] if spec.converts else []  # the last axis of logits, where there is one
         self._features = Features(spec)
         self._fields = (*spec.model.embedded, *spec.model.wide)
         self._salts = np.array([field_salt(spec.seed, name) for name in self._fields], np.uint64)
@@ -53,7 +56,17 @@ class Scorer(tf.Module):  # type: ignore[misc]
         size = tf.shape(inputs["request_at"])[0]
         logit = self._by_blocks(self._rows(ids, size), self._columns(numbers, size), size)
         clipped = tf.clip_by_value(tf.cast(logit, tf.float64), -LOGIT_LIMIT, LOGIT_LIMIT)
-        return {"probability": 1.0 / (1.0 + tf.exp(-clipped)), "logit": logit}
+        probability = 1.0 / (1.0 + tf.exp(-clipped))
+        if not self._of_tasks:
+            return {"probability": probability, "logit": logit}
+        click, conversion = probability[:, 0], probability[:, 1]
+        return {
+            "probability": click,
+            "conversion": conversion,
+            "click_and_conversion": click * conversion,
+            "logit": logit[:, 0],
+            "conversion_logit": logit[:, 1],
+        }
 
     def _rows(self, ids: dict[str, Tensor], size: Tensor) -> Tensor:
         """Rows of the tables (n, fields), int64; those of `wide` ids last."""
@@ -109,26 +122,38 @@ class Scorer(tf.Module):  # type: ignore[misc]
             of_columns = tf.slice(columns, at, [PREDICT_ROWS, self._layout.columns])
             return block + 1, scored.write(block, self._logits(of_rows, of_columns))
 
-        logits = tf.TensorArray(tf.float32, size=blocks, element_shape=[PREDICT_ROWS])
+        shape = [PREDICT_ROWS, *self._of_tasks]
+        logits = tf.TensorArray(tf.float32, size=blocks, element_shape=shape)
         _, logits = tf.while_loop(lambda block, _: block < blocks, score, [0, logits])
-        return tf.reshape(logits.stack(), [-1])[:size]
+        return tf.reshape(logits.stack(), [-1, *self._of_tasks])[:size]
 
     def _logits(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """What `model.step.Graph` predicts of one block, from derived weights."""
+        """What `model.step.Graph` (of two tasks, `model.tasks.TwoTasks`) predicts of one block,
+        from derived weights: terms are added in its order.
+        """
         layout = self._layout
         ids, wide = tf.split(rows, [layout.fields, layout.wide], axis=1)
         ids = tf.reshape(ids, [-1])
-        logit = self.held["offset"].read_value() + tf.zeros_like(columns[:, 0])
+        logit = self.held["offset"].read_value() + tf.zeros([PREDICT_ROWS, *self._of_tasks])
         if layout.linear:
-            dense = tf.linalg.matvec(columns, self.held["linear"].read_value())
-            logit += self._by_row(self._read("by_id", ids)) + dense
+            by_id, dense = self._by_row("by_id", ids), self.held["linear"].read_value()
+            if self._of_tasks:
+                logit = logit + by_id + tf.matmul(columns, dense)
+            else:
+                logit += by_id + tf.linalg.matvec(columns, dense)
         if layout.wide:
-            logit += self._by_row(self._read("wide", tf.reshape(wide, [-1])))
+            logit += self._by_row("wide", tf.reshape(wide, [-1]))
         if layout.deep:
-            parameters = self._network.split(self.held["dense"].read_value())
-            embedding = self._embedded(ids)
-            logit += self._network.logit(parameters, embedding, columns)
+            logit += self._deep(self._embedded(ids), columns)
         return logit
+
+    def _deep(self, embedding: Tensor, columns: Tensor) -> Tensor:
+        sizes = [network.size for network in self._networks]
+        towers = zip(self._networks, tf.split(self.held["dense"].read_value(), sizes), strict=True)
+        logits = [
+            network.logit(network.split(flat), embedding, columns) for network, flat in towers
+        ]
+        return tf.stack(logits, 1) if self._of_tasks else logits[0]
 
     def _embedded(self, ids: Tensor) -> Tensor:
         embedding = self._read("embedding", ids)
@@ -136,9 +161,11 @@ class Scorer(tf.Module):  # type: ignore[misc]
             embedding *= self._read("scale", ids)[:, None]
         return tf.reshape(embedding, [PREDICT_ROWS, self._layout.fields * self._layout.dim])
 
+    def _by_row(self, name: str, ids: Tensor) -> Tensor:
+        """Sums over a row's ids of their weights."""
+        fields = ids.shape[0] // PREDICT_ROWS
+        by_id = tf.reshape(self._read(name, ids), [PREDICT_ROWS, fields, *self._of_tasks])
+        return tf.reduce_sum(by_id, 1)
+
     def _read(self, name: str, rows: Tensor) -> Tensor:
         return tf.cast(self.held[name].sparse_read(rows), tf.float32)
-
-    @staticmethod
-    def _by_row(by_id: Tensor) -> Tensor:
-        return tf.reduce_sum(tf.reshape(by_id, [PREDICT_ROWS, by_id.shape[0] // PREDICT_ROWS]), 1)

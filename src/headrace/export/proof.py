@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from headrace import metrics
 from headrace.declaration import LineSpec
 from headrace.errors import IntegrityError
-from headrace.export.signature import feed
+from headrace.export.signature import feed, outputs
 from headrace.model import Model
 from headrace.model.runtime import tf
 from headrace.requests import transform
@@ -26,7 +26,7 @@ TOLERANCE: Final = 1e-6
 
 @dataclass(frozen=True)
 class Figures:
-    """Log loss and AUC on the same labelled rows of the server's model and of the export."""
+    """Log loss and AUC of the click on the same rows: of the server's model and of the export."""
 
     rows: int
     logloss: float
@@ -36,20 +36,22 @@ class Figures:
 
 
 def scores(serve: Serve, spec: LineSpec, table: pa.Table) -> NDArray[np.float64]:
-    """Probabilities (n,) of raw rows by an exported signature."""
+    """Probabilities (n, tasks) of raw rows by an exported signature; that of a click is first."""
     fed = {name: tf.constant(values) for name, values in feed(spec, table).items()}
-    probability: NDArray[np.float64] = serve(**fed)["probability"].numpy()
-    return probability
+    answer = serve(**fed)
+    named = [name for name, dtype in outputs(spec).items() if dtype == "float64"]
+    return np.stack([answer[name].numpy() for name in named], 1)
 
 
 def server_scores(model: Model, spec: LineSpec, table: pa.Table) -> NDArray[np.float64]:
-    """Probabilities (n,) of raw rows by the server's path; NaN for a row that it refuses."""
+    """Probabilities (n, tasks) by the server's path; NaN for a row that it refuses."""
     inputs = transform(spec, table)
     accepted = np.ones(table.num_rows, np.bool_)
     for name in spec.model.numeric:
         accepted &= ~np.isinf(inputs[name].to_numpy())
-    found = np.full(table.num_rows, np.nan)
-    found[accepted] = model.predict(inputs.filter(pa.array(accepted)))
+    tasks = model.predict_tasks(inputs.filter(pa.array(accepted)))
+    found = np.full((table.num_rows, len(tasks)), np.nan)
+    found[accepted] = np.stack(list(tasks.values()), 1)
     return found
 
 
@@ -59,16 +61,16 @@ def check(serve: Serve, model: Model, spec: LineSpec, table: pa.Table) -> float:
     Rows that the server refuses are left out. Raises `IntegrityError` beyond `TOLERANCE`.
     """
     expected = server_scores(model, spec, table)
-    kept = ~np.isnan(expected)
+    kept = ~np.isnan(expected[:, 0])
     expected, table = expected[kept], table.filter(pa.array(kept))
     found = scores(serve, spec, table)
     apart = np.abs(found - expected)
-    wrong = ~(apart <= TOLERANCE)
+    wrong = ~(apart <= TOLERANCE).all(axis=1)
     if wrong.any():
         row = int(np.argmax(wrong))
         raise IntegrityError(
-            f"export of {spec.line!r}: a row scores {found[row]:.9g} where the server gives "
-            f"{expected[row]:.9g}; nothing was written: {table.slice(row, 1).to_pylist()[0]}"
+            f"export of {spec.line!r}: a row scores {found[row]} where the server gives "
+            f"{expected[row]}; nothing was written: {table.slice(row, 1).to_pylist()[0]}"
         )
     return float(apart.max(initial=0.0))
 
@@ -76,7 +78,8 @@ def check(serve: Serve, model: Model, spec: LineSpec, table: pa.Table) -> float:
 def compare(serve: Serve, model: Model, spec: LineSpec, samples: pa.Table) -> Figures:
     """Both on labelled raw rows, none of which the server refuses."""
     labels = samples["label"].to_numpy()
-    before, after = server_scores(model, spec, samples), scores(serve, spec, samples)
+    before = server_scores(model, spec, samples)[:, 0]
+    after = scores(serve, spec, samples)[:, 0]
     return Figures(
         rows=samples.num_rows,
         logloss=metrics.log_loss(labels, before),

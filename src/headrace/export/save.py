@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from headrace.atomic import sync_folder, write_json
 from headrace.declaration import LineSpec
-from headrace.errors import DeclarationError, InputError
+from headrace.errors import InputError
 from headrace.evaluate import first_seen
 from headrace.export import proof, signature
 from headrace.export.graph import Scorer
@@ -66,14 +66,10 @@ def export(
     version of another declaration, `IntegrityError` when the scores differ.
     """
     _require_free(to)
-    if spec.converts:
-        raise DeclarationError(
-            f"line {spec.line!r} has two tasks, an export holds one; ask the server for scores"
-        )
     found, state = _load(settings, spec, version)
-    arrays = weights(spec.model, state)
+    arrays = weights(spec.model, state, conversion=spec.converts)
     small = quantized(arrays, quantize)
-    model = Model(spec.model, spec.seed)
+    model = Model(spec.model, spec.seed, conversion=spec.converts)
     model.load_state(state)
     graph = Scorer(spec, arrays)
     drawn, samples = probe_rows(spec, PROBES, spec.seed), newest_samples(settings, spec)
@@ -137,8 +133,8 @@ def about(spec: LineSpec, version: Version, quantize: Quantize | None) -> dict[s
             for name, tensor in signature.specs(spec).items()
         },
         "outputs": {
-            "probability": {"dtype": "float64", "shape": [None]},
-            "logit": {"dtype": "float32", "shape": [None]},
+            name: {"dtype": dtype, "shape": [None]}
+            for name, dtype in signature.outputs(spec).items()
         },
     }
 

@@ -29,6 +29,18 @@ def specs(spec: LineSpec) -> dict[str, Any]:
     return {name: tf.TensorSpec([None], dtype, name) for name, dtype in types.items()}
 
 
+def outputs(spec: LineSpec) -> dict[str, str]:
+    """What the signature gives, each (n,), and its type.
+
+    `probability` is that of a click, `logit` its log odds; of a line with conversions also that of
+    a `conversion` given a click, their product `click_and_conversion`, and the second log odds.
+    """
+    if not spec.converts:
+        return {"probability": "float64", "logit": "float32"}
+    probabilities = dict.fromkeys(("probability", "conversion", "click_and_conversion"), "float64")
+    return probabilities | {"logit": "float32", "conversion_logit": "float32"}
+
+
 def feed(spec: LineSpec, table: pa.Table) -> dict[str, NDArray[Any]]:
     """An Arrow table of those inputs as the arrays that the signature takes, nulls as `ABSENT`."""
     fed: dict[str, NDArray[Any]] = {}

@@ -29,27 +29,30 @@ LEVELS: Final = 127  # of int8 on either side of 0
 _OF_IDS: Final = ("by_id", "embedding", "wide")
 
 
-def weights(spec: ModelSpec, state: State) -> State:
+def weights(spec: ModelSpec, state: State, *, conversion: bool = False) -> State:
     """Arrays that prediction reads, as far as the family has them.
 
     `by_id` float32 (rows,), `embedding` float32 (rows, dim): the table; `wide` float32 (rows,);
     `linear` float32 (columns,), `dense` float32: see `model.step`; `mean`, `deviation` float64
     (numbers,), `offset` float32 (): see `model.inputs.Statistics`; `keys` int64, rising: of the
-    dynamic ids whose rows follow the defaults in the table.
+    dynamic ids whose rows follow the defaults in the table. With `conversion` the FTRL weights and
+    the offset have one more axis, the two tasks.
     """
-    layout = Layout.of(spec)
+    layout = Layout.of(spec, 1 + conversion)
     statistics = Statistics(state["moments"], state["classes"])
     mean, deviation = statistics.scale()
-    arrays: State = {"mean": mean, "deviation": deviation, "offset": np.array(statistics.offset())}
+    offset = [statistics.offset(), *([statistics.conversion_offset()] if conversion else [])]
+    arrays: State = {"mean": mean, "deviation": deviation}
+    arrays["offset"] = np.array(offset, np.float32) if conversion else np.array(offset[0])
     table = state["table"]
     if spec.ids == "dynamic":
         arrays["keys"], rows = admitted(state["ids"])
         table = table[np.concatenate([np.arange(2 * layout.fields), rows])]
     if layout.linear:
-        arrays["by_id"] = _derived(spec, table)
-        arrays["linear"] = _derived(spec, state["linear"])
+        arrays["by_id"] = _derived(spec, table, layout)
+        arrays["linear"] = _derived(spec, state["linear"], layout)
     if layout.wide:
-        arrays["wide"] = _derived(spec, state["wide"])
+        arrays["wide"] = _derived(spec, state["wide"], layout)
     if layout.deep:
         arrays["embedding"] = table[:, layout.weights].copy()
         arrays["dense"] = state["dense"]
@@ -95,12 +98,12 @@ def _scaled(table: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np
     return scale, np.rint(shares).astype(np.int8)
 
 
-def _derived(spec: ModelSpec, rows: NDArray[Any]) -> NDArray[np.float32]:
+def _derived(spec: ModelSpec, rows: NDArray[Any], layout: Layout) -> NDArray[np.float32]:
     """By the trainer's own function, compiled as in its graph: compiled otherwise, it rounds so."""
     compiled = tf.function(
         lambda rows: ftrl_weight(spec, rows),
-        input_signature=[tf.TensorSpec([None, None], tf.float32)],
+        input_signature=[tf.TensorSpec([None, 2], tf.float32)],
         autograph=False,
     )
-    derived: NDArray[np.float32] = compiled(rows[:, :2]).numpy()
-    return derived
+    derived = [compiled(rows[:, 2 * task : 2 * task + 2]).numpy() for task in range(layout.tasks)]
+    return derived[0] if layout.tasks == 1 else np.stack(derived, 1)
