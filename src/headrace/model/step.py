@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -147,14 +148,19 @@ class Graph:
         if spec.ids == "dynamic":  # a length left open, so that the table grows without retracing
             open_ = tf.TensorShape([None, self._layout.row_width])
             self.variables["table"] = tf.Variable(arrays["table"], name="table", shape=open_)
-        of_step = [
-            tf.TensorSpec([spec.batch_size, 2 * self.tasks], tf.float32),
-            tf.TensorSpec([3 + self.tasks], tf.float32),
-        ]
-        learn = self._peers.compile(self._learn)
-        self.learn = self._compile(learn, [*self._inputs(spec.batch_size), *of_step])
         of_offset = tf.TensorSpec([] if self.tasks == 1 else [self.tasks], tf.float32)
         self.predict = self._compile(self._predict, [*self._inputs(predict_rows), of_offset])
+
+    @cached_property
+    def learn(self) -> Any:
+        """The compiled step. Traced at its first use: who only predicts does not pay for it."""
+        size = self._spec.batch_size
+        of_step = [
+            tf.TensorSpec([size, 2 * self.tasks], tf.float32),
+            tf.TensorSpec([3 + self.tasks], tf.float32),
+        ]
+        step = self._peers.compile(self._learn)
+        return self._compile(step, [*self._inputs(size), *of_step])
 
     def _inputs(self, rows: int) -> list[Any]:
         return [
