@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +21,8 @@ from numpy.typing import NDArray
 
 from bench._clicks import CROSSES, FIELDS, NUMBERS, auc, read
 
-BATCH = 512
+BATCH = 1024
+LARGE_BATCH = 8192
 HIDDEN = (32, 16)
 DIM = 16
 Data = dict[str, NDArray[Any]]
@@ -40,7 +42,7 @@ class Engine(Protocol):
 class Headrace:
     """`Model` over an Arrow table of ids, crossed as `requests` does."""
 
-    def __init__(self, data: Data, family: str, bits: int) -> None:
+    def __init__(self, data: Data, family: str, bits: int, dim: int = DIM) -> None:
         from headrace.declaration import ModelSpec
         from headrace.model import Model
 
@@ -54,7 +56,7 @@ class Headrace:
             wide=(*buckets, *crosses) if family == "ftrl_deep" else (),
             numeric=tuple(f"number{i}" for i in range(NUMBERS)) if self.deep else (),
             table_bits=bits,
-            embedding_dim=DIM,
+            embedding_dim=dim,
             hidden=HIDDEN,
             batch_size=BATCH,
             ftrl_alpha=0.1,
@@ -151,15 +153,17 @@ class VowpalWabbit:
 class KerasFit:
     """`Model.fit` with Adagrad of the network that `ftrl_deep` has beside its linear part.
 
-    One shared embedding table of rows hashed in advance, as `Model` shares one. `legacy`: tf-keras.
+    One shared embedding table of rows hashed in advance, as `Model` shares one. `legacy`: tf-keras,
+    whose Adagrad is sparse; that of Keras 3 goes over the whole table in each batch, which is why
+    it is also shown with large ones.
     """
 
-    def __init__(self, data: Data, bits: int, legacy: bool) -> None:
+    def __init__(self, data: Data, bits: int, legacy: bool, batch: int = BATCH) -> None:
         if legacy:
             import tf_keras as keras
         else:
             import keras
-        self.data, self.bits = data, bits
+        self.data, self.bits, self.batch = data, bits, batch
         keras.utils.set_random_seed(0)
         ids = keras.Input((FIELDS,), dtype="int32")
         numbers = keras.Input((NUMBERS,))
@@ -181,7 +185,7 @@ class KerasFit:
 
     def learn(self, start: int, stop: int) -> None:
         self.model.fit(
-            self.inputs, self.data["labels"][start:stop], BATCH, verbose=0, shuffle=False
+            self.inputs, self.data["labels"][start:stop], self.batch, verbose=0, shuffle=False
         )
 
     def predict(self, start: int, stop: int) -> NDArray[Any]:
@@ -245,19 +249,21 @@ class River:
 
 
 def build(name: str, data: Data, folder: Path) -> Engine:
-    """An engine by the name that the benchmark calls it; `@` is followed by its table's bits."""
+    """An engine by the name that the benchmark calls it; `@` is followed by its table's bits.
+
+    `ftrl_deep_8` has embeddings of 8 numbers, `keras_large` learns in batches of `LARGE_BATCH`.
+    """
     family, _, bits = name.partition("@")
-    match family:
-        case "ftrl" | "ftrl_deep" | "deep" | "dcn":
-            return Headrace(data, family, int(bits))
-        case "keras" | "tf_keras":
-            return KerasFit(data, int(bits), family == "tf_keras")
-        case "vowpalwabbit":
-            return VowpalWabbit(data, folder)
-        case "lightgbm":
-            return LightGbmRefit(data)
-        case _:
-            return River(data)
+    builders: dict[str, Callable[[], Engine]] = {
+        "ftrl_deep_8": lambda: Headrace(data, "ftrl_deep", int(bits), dim=8),
+        "keras": lambda: KerasFit(data, int(bits), legacy=False),
+        "keras_large": lambda: KerasFit(data, int(bits), legacy=False, batch=LARGE_BATCH),
+        "tf_keras": lambda: KerasFit(data, int(bits), legacy=True),
+        "vowpalwabbit": lambda: VowpalWabbit(data, folder),
+        "lightgbm": lambda: LightGbmRefit(data),
+        "river": lambda: River(data),
+    }
+    return builders.get(family, lambda: Headrace(data, family, int(bits)))()
 
 
 class Session:

@@ -3,13 +3,15 @@
 Every engine learns the same rows in order in a process of its own, a part at a time; the parts
 of all engines are interleaved, and a figure is the median over parts: CPU seconds of the process,
 all its threads (of a delta, wall time stands beside it). AUC is on later rows that nobody
-learned. LightGBM and River, which would take an hour, learn the first rows of each part.
+learned. LightGBM, River and Keras 3 with the same small batches, which would take an hour, learn
+the first rows of each part; Keras 3 with large batches learns all.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -26,27 +28,33 @@ import zstandard
 
 from bench import _clicks
 from bench._measure import SEED, at_least, at_most, equality, not_measured, present
-from bench._trainers import Session
+from bench._trainers import BATCH, Session
 from headrace.declaration import ModelSpec
 from headrace.model import Model
 from headrace.model.delta import State, same_bits
 
 PEERS: Final = {  # engine to the package that it needs, and the share of each part that it learns
     "vowpalwabbit": ("vowpalwabbit", 1.0),
-    "keras@21": ("keras", 1.0),
+    "keras@21": ("keras", 0.06),
+    "keras_large@21": ("keras", 1.0),
     "tf_keras@21": ("tf_keras", 1.0),
     "lightgbm": ("lightgbm", 0.05),
     "river": ("river", 0.02),
 }
-OURS: Final = ("ftrl@22", "ftrl_deep@21")
+OURS: Final = ("ftrl@22", "ftrl_deep@22")
+WHOLE: Final = (1_000_000, 200_000, 4)
+"""Rows that are learned, later rows that give the AUC, parts in which engines take turns."""
+QUICK: Final = (3_000, 1_000, 2)
 BITS: Final = (20, 23, 26)
 """Of the tables whose steps are compared: 1, 8 and 67 M rows."""
+NEEDED_BYTES: Final = 14 << 30
+"""Memory in which the largest table of embeddings is drawn and copied."""
 TOUCHED: Final = 44_000
 
 
 def run(*, quick: bool = False) -> dict[str, Any]:
     """Learn the stream with every engine, then tables of three sizes, then deltas."""
-    rows, later, parts = (3_000, 1_000, 2) if quick else (1_000_000, 200_000, 4)
+    rows, later, parts = QUICK if quick else WHOLE
     peers = {name: peer for name, peer in PEERS.items() if present(peer[0])}
     if quick:  # TensorFlow and River start too slowly for a smoke run
         peers = {name: peers[name] for name in ("vowpalwabbit",) if name in peers}
@@ -58,24 +66,30 @@ def run(*, quick: bool = False) -> dict[str, Any]:
         found = _race(
             Session if quick else _Process, folder, shares, rows=rows, later=later, parts=parts
         )
-        tables = {f"ftrl@{bits}": 0.2 for bits in BITS}
-        sizes = (
-            {} if quick else _race(_Process, folder, tables, rows=rows, later=later, parts=parts)
-        )
+        sizes = [] if quick else _sizes(folder, rows, later, parts)
         deltas = _deltas(12 if quick else 20, 500 if quick else TOUCHED, folder)
+    tables = {name: figures for family in sizes for name, figures in family.items()}
     return {
         "what": "13 numbers, 26 id fields, 8 crosses: CPU per sample and AUC on later rows",
+        "batch": BATCH,
         "rows": rows,
         "world": world,
         "peers": {name.partition("@")[0]: found[name] for name in shares if name in peers},
         "ours": {name.partition("@")[0]: found[name] for name in shares if name in OURS},
-        "tables": sizes,
+        "tables": tables,
         "delta": deltas,
         "claims": [
             *_delta_claims(deltas),
             *_trainer_claims(found),
-            *(_size_claims(sizes) if sizes else []),
+            *(_size_claim(family) for family in sizes),
         ],
+        "table": {
+            "heads": ["engine@bits of its table", "rows learned", "CPU µs a sample", "AUC"],
+            "rows": [
+                [name, f"{told['rows']:,}", f"{told['us']:.2f}", f"{told['auc']:.4f}"]
+                for name, told in (found | tables).items()
+            ],
+        },
     }
 
 
@@ -111,8 +125,13 @@ def _race(
             if isinstance(engine, _Process):
                 engine.close()
     return {
-        name: {"us": statistics.median(cost[name]), "us_of_parts": cost[name], "auc": aucs[name]}
-        for name in shares
+        name: {
+            "us": statistics.median(cost[name]),
+            "us_of_parts": cost[name],
+            "rows": int(rows * share),
+            "auc": aucs[name],
+        }
+        for name, share in shares.items()
     }
 
 
@@ -153,7 +172,7 @@ class _Process:
 
 
 def _trainer_claims(found: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    ftrl, deep = found["ftrl@22"], found.get("ftrl_deep@21")
+    ftrl, deep = found["ftrl@22"], found.get("ftrl_deep@22")
     claims = []
     if "vowpalwabbit" in found:
         peer = found["vowpalwabbit"]
@@ -178,11 +197,33 @@ def _trainer_claims(found: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     return claims
 
 
-def _size_claims(sizes: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+def _sizes(folder: Path, rows: int, later: int, parts: int) -> list[dict[str, dict[str, Any]]]:
+    """The step of each family in tables of `BITS`; of embeddings only where memory allows."""
+    families = ("ftrl", "ftrl_deep_8") if _available_bytes() > NEEDED_BYTES else ("ftrl",)
+    return [
+        _race(
+            _Process,
+            folder,
+            {f"{family}@{bits}": 0.2 for bits in BITS},
+            rows=rows,
+            later=later,
+            parts=parts,
+        )
+        for family in families
+    ]
+
+
+def _available_bytes() -> int:
+    told = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(encoding="ascii"))
+    return 1024 * int(told[1]) if told else 0
+
+
+def _size_claim(sizes: dict[str, dict[str, Any]]) -> dict[str, Any]:
     smallest, *_, largest = [figures["us"] for figures in sizes.values()]
+    family = next(iter(sizes)).partition("@")[0]
     rows = [f"2^{name.partition('@')[2]}" for name in sizes]
-    name = f"CPU per sample, ftrl in a table of {rows[-1]} rows over one of {rows[0]}"
-    return [at_most(name, largest / smallest, "x", 1.3)]
+    name = f"CPU per sample, {family} in a table of {rows[-1]} rows over one of {rows[0]}"
+    return at_most(name, largest / smallest, "x", 1.3)
 
 
 def _deltas(bits: int, touched: int, folder: Path) -> dict[str, Any]:
