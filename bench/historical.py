@@ -102,11 +102,11 @@ def _prepare(folder: Path, rows: int, ticks: int) -> None:
     (folder / "lines").mkdir()
     declared = spec.model_dump(mode="json", exclude_unset=True)
     (folder / "lines" / "bench.yaml").write_text(yaml.safe_dump(declared), encoding="utf-8")
-    settings = _settings(folder)
+    settings = settings_of(folder)
     Store(settings).apply()
     rng = np.random.default_rng(SEED)
     for view in spec.views:
-        _write_parts(spec, view, _parts(folder, view), rng, (rows, ticks))
+        write_parts(spec, view, parts_of(folder, view), rng, (rows, ticks))
     asked = {
         "user_id": rng.integers(0, USERS, rows),
         "item_id": _items(rng, rows),
@@ -122,7 +122,8 @@ def _prepare(folder: Path, rows: int, ticks: int) -> None:
     config.write_text(yaml.safe_dump(stock), encoding="utf-8")
 
 
-def _settings(folder: Path) -> Settings:
+def settings_of(folder: Path) -> Settings:
+    """Settings of a line declared in the folder."""
     return load_settings(
         {
             "HEADRACE_HOME": str(folder / "home"),
@@ -136,7 +137,7 @@ def _items(rng: np.random.Generator, rows: int) -> Any:
     return (ITEMS * rng.random(rows) ** 3).astype(np.int64)
 
 
-def _write_parts(
+def write_parts(
     spec: LineSpec, view: str, folder: Path, rng: np.random.Generator, size: tuple[int, int]
 ) -> None:
     """`size` is rows and parts: a key stands once in a part, hot items in most."""
@@ -189,7 +190,7 @@ def _with_inputs(folder: Path) -> Callable[[], pa.Table]:
     from headrace.store import Store
 
     _through_feast(folder / "home" / "feast", folder)  # imports what Feast needs
-    settings = _settings(folder)
+    settings = settings_of(folder)
     store, spec = Store(settings), find_line(settings, "bench")
     asked = read_arrow(folder / "asked.arrow")
     request_at = asked["event_timestamp"].cast(pa.int64())
@@ -207,7 +208,7 @@ def _asof_sql(folder: Path) -> Callable[[], pa.Table]:
         on = " AND ".join(f"{view}.{column} = asked.{column}" for column in features[0].key)
         selected += [f"{view}.{feature.name}" for feature in features]
         joins.append(
-            f"ASOF LEFT JOIN read_parquet('{_parts(folder, view)}/*.parquet') {view} "
+            f"ASOF LEFT JOIN read_parquet('{parts_of(folder, view)}/*.parquet') {view} "
             f"ON {on} AND asked.event_timestamp >= {view}.event_timestamp"
         )
     sql = f"SELECT asked.row, {', '.join(selected)} FROM asked {' '.join(joins)}"
@@ -223,7 +224,7 @@ def _polars(folder: Path) -> Callable[[], pa.Table]:
         asked = pl.from_arrow(read_arrow(folder / "asked.arrow")).lazy().sort("event_timestamp")
         for view, features in six_windows().views.items():
             names = [*features[0].key, "event_timestamp", *(feature.name for feature in features)]
-            rows = pl.scan_parquet(_parts(folder, view) / "*.parquet").select(names)
+            rows = pl.scan_parquet(parts_of(folder, view) / "*.parquet").select(names)
             asked = asked.join_asof(
                 rows.sort("event_timestamp"),
                 on="event_timestamp",
@@ -236,8 +237,9 @@ def _polars(folder: Path) -> Callable[[], pa.Table]:
     return answer
 
 
-def _parts(folder: Path, view: str) -> Path:
-    return _settings(folder).line_home("bench") / "features" / view
+def parts_of(folder: Path, view: str) -> Path:
+    """Where a view's parts are."""
+    return settings_of(folder).line_home("bench") / "features" / view
 
 
 ENGINES: dict[str, Callable[[Path], Callable[[], pa.Table]]] = {

@@ -6,8 +6,8 @@ from components import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)  # type: ignore[untyped-decorator]
-def train(line: str, kind: str, cycle: str) -> str:
-    """Returns the id of the published version."""
+def train(line: str, kind: str, cycle: str, workers: int = 1) -> str:
+    """Returns the id of the published version. A full training is shared by `workers` processes."""
     import gc
 
     from headrace import cycle as steps
@@ -17,7 +17,7 @@ def train(line: str, kind: str, cycle: str) -> str:
     spec = find_line(settings, line)
     began = steps.resumed(cycle, kind, stage="train")
     with steps.recorded(settings, spec, began):
-        trained = steps.learn(settings, spec, began)
+        trained = steps.learn(settings, spec, began, workers=int(workers))
     print(trained)  # noqa: T201
     gc.freeze()  # or the interpreter takes seconds to take its imports down
     return str(trained.version)

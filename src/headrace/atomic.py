@@ -59,6 +59,12 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file durably; replaces a file of that name."""
+    with _whole(path) as partial:
+        partial.write_bytes(content)
+
+
 def check_writable(path: Path) -> None:
     """Raise `EnvironmentFault` when this file could not be written; leaves nothing behind."""
     if path.is_dir():

@@ -148,15 +148,15 @@ def begin(settings: Settings, spec: LineSpec, cycle: Cycle) -> Cycle:
     return record(settings, spec, cycle)
 
 
-def learn(settings: Settings, spec: LineSpec, cycle: Cycle) -> Cycle:
-    """Train the candidate of a cycle whose window passed."""
+def learn(settings: Settings, spec: LineSpec, cycle: Cycle, *, workers: int = 1) -> Cycle:
+    """Train the candidate of a cycle whose window passed, in full by so many `workers`."""
     if cycle.interval is None:
         raise InputError(f"{cycle.run} has no window; begin the cycle first")
     start, end = cycle.interval
     if cycle.kind == "incremental":
         version = train.incremental(settings, spec, start, end)
     else:
-        version = train.full(settings, spec, end)
+        version = train.full(settings, spec, end, workers=workers)
     return replace(cycle, version=version, stage="evaluate")
 
 

@@ -128,6 +128,12 @@ def task_scores(spec: LineSpec) -> tuple[str, ...]:
     return ("conversion_score", "click_and_conversion_score")
 
 
+def weight_columns(spec: LineSpec) -> tuple[str, ...]:
+    """Columns of the samples that a model weighs its losses by."""
+    own = ("positive_weight", "negative_weight")
+    return own if not spec.converts else (*own, *(f"conversion_{name}" for name in own))
+
+
 def offset_columns(spec: LineSpec) -> tuple[str, ...]:
     """Columns of the samples that hold offsets of events; -1 is none."""
     own = ("impression_offset", "engagement_offset")

@@ -36,6 +36,11 @@ class Quarantine:
         found = [_read(path) for path in self._folder.glob("*-*.json")]
         return sorted(found, key=lambda body: (body["from"], body["to"]))
 
+    def ever(self) -> list[dict[str, Any]]:
+        """All intervals that were ever refused, released ones too, as `intervals` gives them."""
+        released = [_read(path) for path in (self._folder / "released").glob("*-*.json")]
+        return sorted([*self.intervals(), *released], key=lambda body: (body["from"], body["to"]))
+
     def release(self, from_tick: int, to_tick: int) -> None:
         """Let an interval be learned after all. Raises `InputError` when it is not there."""
         path = self._path(from_tick, to_tick)

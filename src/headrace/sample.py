@@ -6,12 +6,13 @@ import json
 import os
 import re
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from headrace.declaration import LineSpec
@@ -25,14 +26,17 @@ __all__ = [
     "SampleTail",
     "TickManifest",
     "check_ticks",
+    "count_samples",
     "head_tick",
     "read_samples",
     "read_tick",
+    "sample_parts",
     "tick_as_of",
     "tick_of",
     "ticks",
 ]
 
+_PART_ROWS = 1 << 16
 _MANIFEST = re.compile(r"^(\d{8})\.json$")
 
 
@@ -144,12 +148,9 @@ def read_samples(
     when that tick was next: corrected by any tick before it, in or behind the interval. Raises
     `InputError` beyond the head.
     """
-    head = head_tick(home)
-    if not 0 <= from_tick <= to_tick <= head:
-        raise InputError(
-            f"ticks {from_tick}-{to_tick}: {home} has committed ticks 0-{head}; ask inside them"
-        )
+    _require_committed(home, from_tick, to_tick)
     if as_of_tick is not None:
+        head = head_tick(home)
         if not to_tick <= as_of_tick <= head or latest:
             raise InputError(
                 f"as_of_tick={as_of_tick} must lie between to_tick ({to_tick}) and the head "
@@ -166,6 +167,57 @@ def read_samples(
     ]
     samples = pa.concat_tables([schema.empty_table(), *parts]).combine_chunks()
     return newest(samples) if latest else samples
+
+
+def sample_parts(
+    spec: LineSpec,
+    home: Path,
+    from_tick: int,
+    to_tick: int,
+    exclude: Sequence[tuple[int, int]] = (),
+    *,
+    columns: Sequence[str] | None = None,
+    corrections_only: bool = False,
+) -> Iterator[pa.Table]:
+    """The rows of `read_samples` (without `latest`), part after part as they lie on the disk.
+
+    Of `columns` only, if given. `corrections_only` passes over ticks that say they have none.
+    A large part comes in several tables. Raises `InputError` beyond the head.
+    """
+    _require_committed(home, from_tick, to_tick)
+    schema = sample_schema(spec)
+    wanted = None if columns is None else list(columns)
+    for tick in range(from_tick, to_tick):
+        if any(start <= tick < stop for start, stop in exclude):
+            continue
+        manifest = read_tick(home, tick)
+        unneeded = corrections_only and manifest.counts.get("corrections") == 0
+        if manifest.samples is None or unneeded:
+            continue
+        stored = ds.dataset(home / manifest.samples, schema, "parquet")
+        for batch in stored.to_batches(wanted, batch_size=_PART_ROWS, batch_readahead=1):
+            yield pa.Table.from_batches([batch])
+
+
+def count_samples(
+    home: Path, from_tick: int, to_tick: int, exclude: Sequence[tuple[int, int]] = ()
+) -> int:
+    """How many rows `read_samples` (without `latest`) has, by the parts' footers alone."""
+    _require_committed(home, from_tick, to_tick)
+    found = 0
+    for manifest in ticks(home, from_tick, to_tick):
+        left_out = any(start <= manifest.tick < stop for start, stop in exclude)
+        if manifest.samples is not None and not left_out:
+            found += pq.read_metadata(home / manifest.samples).num_rows
+    return found
+
+
+def _require_committed(home: Path, from_tick: int, to_tick: int) -> None:
+    head = head_tick(home)
+    if not 0 <= from_tick <= to_tick <= head:
+        raise InputError(
+            f"ticks {from_tick}-{to_tick}: {home} has committed ticks 0-{head}; ask inside them"
+        )
 
 
 class SampleTail:

@@ -6,6 +6,7 @@ Settings are read once into a frozen value; a line's YAML becomes a `LineSpec` o
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -23,6 +24,14 @@ PROJECT = Path(__file__).resolve().parents[2]
 _REDIS_DATABASE = re.compile(r"(/\d*)?")
 _NOT_IN_A_URL = re.compile(r"[\s'\"$\\]")
 OFFLINE_STORES = ("duckdb", "spark")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """This process among those that train together: `host:port` of each, and its own place."""
+
+    addresses: tuple[str, ...]
+    index: int
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,7 @@ class Settings:
     offline_store: str = "duckdb"
     alarm_command: str | None = None  # gets each alarm as JSON on its standard input
     learner_port: int = 8503
+    cluster: Cluster | None = None
 
     def line_home(self, line: str) -> Path:
         """Folder of what belongs to one line on this machine: logs, ticks, samples, records."""
@@ -126,7 +136,32 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         learner_port=port("HEADRACE_LEARNER_PORT", 8503),
         offline_store=_offline_store(env.get("HEADRACE_OFFLINE_STORE") or "duckdb"),
         alarm_command=env.get("HEADRACE_ALARM_COMMAND") or None,
+        cluster=_cluster(env.get("TF_CONFIG") or None),
     )
+
+
+def _cluster(text: str | None) -> Cluster | None:
+    """What `TF_CONFIG` says, TensorFlow's own way to tell a process its place; None for one alone.
+
+    `chief`, where there is one, comes before the `worker`s; an `evaluator` trains nothing.
+    """
+    if text is None:
+        return None
+    try:
+        told = json.loads(text)
+        kinds, task = told["cluster"], told["task"]
+        places = [
+            (kind, at) for kind in ("chief", "worker") for at in range(len(kinds.get(kind, ())))
+        ]
+        index = places.index((task["type"], int(task["index"])))
+        addresses = tuple(str(kinds[kind][at]) for kind, at in places)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise DeclarationError(
+            f"TF_CONFIG={text!r} names no worker of a group; give "
+            '{"cluster": {"worker": ["host:port", …]}, "task": {"type": "worker", "index": 0}}, '
+            "or leave it out"
+        ) from None
+    return Cluster(addresses, index) if len(addresses) > 1 else None
 
 
 def _redis_url(url: str | None) -> str | None:

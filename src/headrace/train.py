@@ -8,29 +8,34 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from headrace import passes
 from headrace.declaration import DelayedFeedback, LabelSpec, LineSpec, ModelSpec
 from headrace.errors import ConflictError, DeclarationError, InputError
-from headrace.events import event_schema, input_fields, offset_columns
-from headrace.labels.revisions import newest, thin_negatives, unlearned
+from headrace.events import event_schema
+from headrace.labels.revisions import thin_negatives, unlearned
 from headrace.line import About, LineStore, Version
 from headrace.log.files import FileLog
-from headrace.sample import Quarantine, head_tick, read_samples, tick_of
-from headrace.settings import Settings
+from headrace.mixing import mixed
+from headrace.passes import Point
+from headrace.past import CHUNK_ROWS, Advance, Rows, Seen, prepare, quiet, workspace
+from headrace.sample import Quarantine, count_samples, head_tick, read_samples, tick_of
+from headrace.settings import Cluster, Settings
+from headrace.workers import Job, require_number, work
+from headrace.workers import learn as learn_together
 
 if TYPE_CHECKING:
     from headrace.model import Model, State
 
 Ticks = tuple[int, int]
 
-HISTORY_ROWS: Final = 200_000
-"""Up to so many rows a full training reads its features through Feast's point-in-time join."""
 HOLDOUT_SHARE: Final = 0.15
 _NEWER_MODEL_KEYS: Final = (
     *("wide", "cross_layers", "cross_rank"),
@@ -48,9 +53,29 @@ class Window:
     samples: pa.Table
 
 
+@dataclass(frozen=True)
+class Learned:
+    """What a version learned: its ticks, their samples, the mean loss, and how many older rows."""
+
+    from_tick: int
+    to_tick: int
+    excluded: list[Ticks]
+    seen: Seen
+    loss: float = 0.0
+    replayed: int = 0
+
+    @classmethod
+    def of(cls, spec: LineSpec, window: Window) -> Learned:
+        """A window that is still to be learned."""
+        seen = Seen()
+        seen.add(spec, window.samples)
+        return cls(window.from_tick, window.to_tick, window.excluded, seen)
+
+
 def code_of(spec: LineSpec) -> str:
     """Package version and digest of what a state's meaning depends on: columns, label, windows,
-    request features and model. Gates, cadence and source may change under a champion.
+    request features and model. Gates, cadence, source and what is replayed may change under a
+    champion.
     """
     unsaid = {  # versions from before these keys stay valid
         part: {name for name in names if getattr(declared, name) == _default(declared, name)}
@@ -59,6 +84,7 @@ def code_of(spec: LineSpec) -> str:
             ("model", spec.model, _NEWER_MODEL_KEYS),
         )
     }
+    unsaid["model"].add("replay_share")
     meaning = spec.model_dump_json(
         include={"columns", "timezone", "label", "windows", "request_features", "model", "seed"},
         exclude=unsaid,
@@ -124,27 +150,97 @@ def incremental(
             f"{from_tick}: the line moved on; plan again"
         )
     window = window_samples(settings, spec, from_tick, to_tick)
+    learned = Learned.of(spec, window)
+    _require_samples(spec, learned)
     model = _model(spec, spec.label.delayed_feedback)
     model.load_state(state)
+    rows, replayed = rows_to_learn(settings, spec, window)
+    learned = replace(learned, loss=model.learn(rows).loss, replayed=replayed)
+    return _publish(settings, spec, model.state(), learned, (before, state))
+
+
+def rows_to_learn(settings: Settings, spec: LineSpec, window: Window) -> tuple[pa.Table, int]:
+    """The window's rows as a model learns them, and how many older ones are mixed into them."""
     rows = thin_negatives(spec, window.samples)
-    return _learn(settings, spec, model, rows, window=window, parent=(before, state), epochs=1)
+    home = settings.line_home(spec.line)
+    mixture = mixed(spec, home, window.from_tick, window.to_tick, rows)
+    return mixture, mixture.num_rows - rows.num_rows
 
 
-def full(settings: Settings, spec: LineSpec, to_tick: int | None = None) -> str:
+def full(
+    settings: Settings,
+    spec: LineSpec,
+    to_tick: int | None = None,
+    *,
+    workers: int = 1,
+    chunk_rows: int = CHUNK_ROWS,
+    advance: Advance = quiet,
+) -> str:
     """Train from scratch over `[0, to_tick)` (default: `holdout_from`); returns the version.
 
     Rows are the newest revision of each impression, so that no weighting of late ones is needed;
-    of the negatives `label.negative_rate` are kept. Up to `HISTORY_ROWS` of them get their
-    features by Feast's point-in-time join at the time they were served; beyond, the served
-    vectors themselves are used.
+    of the negatives `label.negative_rate` are kept. Their features are those of Feast's
+    point-in-time join at the time they were served, `chunk_rows` rows at a time: the version's
+    bytes do not depend on it, memory does. `workers` processes share each batch.
     """
+    require_number(workers)
     end = holdout_from(settings, spec) if to_tick is None else to_tick
-    window = window_samples(settings, spec, 0, end, latest=True)
-    rows = thin_negatives(spec, window.samples)
-    if rows.num_rows <= HISTORY_ROWS:
-        rows = _joined(settings, spec, rows)
-    epochs = spec.model.epochs
-    return _learn(settings, spec, _model(spec), rows, window=window, parent=None, epochs=epochs)
+    with workspace(settings, spec) as folder:
+        rows, learned = _prepared(settings, spec, end, folder, chunk_rows, advance)
+
+        def after(point: Point, blocks: int) -> None:
+            total = blocks * spec.model.epochs
+            advance(point.epoch * blocks + point.block, total, f"epoch {point.epoch + 1}")
+
+        if workers == 1:
+            model = _model(spec)
+            ended = passes.learn(
+                model, rows, spec.model.epochs, after=lambda point: after(point, rows.blocks)
+            )
+            state = model.state()
+        else:
+            job = Job(
+                spec.model, spec.seed, spec.converts, folder, folder / "checkpoint.safetensors"
+            )
+            ended, state = learn_together(job, workers, after)
+    return _publish(settings, spec, state, replace(learned, loss=ended.mean_loss), None)
+
+
+def full_as_worker(
+    settings: Settings, spec: LineSpec, to_tick: int, cluster: Cluster, advance: Advance = quiet
+) -> str | None:
+    """The same as one process of a group that somebody else starts, and starts again.
+
+    All of them see the same home. The first publishes and returns the version, the others return
+    None. A process that is started again goes on from the group's last checkpoint. Raises
+    `PeerLost` when another one is gone.
+    """
+    name = f"checkpoint-{to_tick}-{code_of(spec).rpartition('+')[2]}.safetensors"
+    with workspace(settings, spec) as folder:
+        _, learned = _prepared(settings, spec, to_tick, folder, CHUNK_ROWS, advance)
+        job = Job(spec.model, spec.seed, spec.converts, folder, folder.parent / name)
+        work(job, cluster.addresses, cluster.index, facts=(to_tick, learned.seen.rows))
+    if cluster.index:
+        return None
+    found = passes.load(job.checkpoint)
+    assert found is not None
+    ended, state = found
+    version = _publish(settings, spec, state, replace(learned, loss=ended.mean_loss), None)
+    job.checkpoint.unlink()
+    return version
+
+
+def _prepared(  # noqa: PLR0917
+    settings: Settings, spec: LineSpec, end: int, folder: Path, chunk_rows: int, advance: Advance
+) -> tuple[Rows, Learned]:
+    """The rows of a full training, below `folder`, and what a version says of them."""
+    excluded = quarantined(settings, spec, 0, end)
+    rows, seen = prepare(
+        settings, spec, end, excluded, folder / "rows", chunk_rows=chunk_rows, advance=advance
+    )
+    learned = Learned(0, end, excluded, seen)
+    _require_samples(spec, learned)
+    return rows, learned
 
 
 def holdout_from(settings: Settings, spec: LineSpec) -> int:
@@ -162,9 +258,9 @@ def holdout_from(settings: Settings, spec: LineSpec) -> int:
     need = spec.gates.model.min_rows
     if champion is not None:
         start = min(store.get(champion.version).to_tick, head)
-        return start if read_samples(spec, home, start, head).num_rows >= need else head
+        return start if count_samples(home, start, head) >= need else head
     start = head - int(np.ceil(head * HOLDOUT_SHARE))
-    while start > 0 and read_samples(spec, home, start, head).num_rows < need:
+    while start > 0 and count_samples(home, start, head) < need:
         start -= max(1, (head - start) // 2)
     return max(start, 0)
 
@@ -185,78 +281,57 @@ def _model(spec: LineSpec, feedback: DelayedFeedback = "correct") -> Model:
     return Model(spec.model, spec.seed, feedback, conversion=spec.converts)
 
 
-def _learn(
+def _require_samples(spec: LineSpec, learned: Learned) -> None:
+    if not learned.seen.rows:
+        raise InputError(
+            f"line {spec.line!r}: ticks {learned.from_tick} to {learned.to_tick} hold no samples "
+            "to learn; wait for events or release them from quarantine"
+        )
+
+
+def _publish(
     settings: Settings,
     spec: LineSpec,
-    model: Model,
-    rows: pa.Table,
-    *,
-    window: Window,
+    state: State,
+    learned: Learned,
     parent: tuple[Version, State] | None,
-    epochs: int,
 ) -> str:
-    """Learn `rows` (of the window's samples, perhaps with other features); publish the state."""
-    samples = window.samples
-    if not samples.num_rows:
-        raise InputError(
-            f"line {spec.line!r}: ticks {window.from_tick} to {window.to_tick} hold no samples to "
-            "learn; wait for events or release them from quarantine"
-        )
-    for _ in range(epochs):
-        report = model.learn(rows)
     version = LineStore(settings.line_store_url(spec.line), spec.line).publish(
-        model.state(),
+        state,
         parent=None if parent is None else parent[0].version,
         parent_state=None if parent is None else parent[1],
-        **about(settings, spec, window, report.loss, None if parent is None else parent[0]),
+        **about(settings, spec, learned, None if parent is None else parent[0]),
     )
     return version.version
 
 
-def about(
-    settings: Settings, spec: LineSpec, window: Window, loss: float, parent: Version | None
-) -> About:
-    """What a version says of itself that learned a window (with rows) with this mean loss."""
-    samples = window.samples
-    watermark_us = _watermark_us(settings, spec, samples)
-    event_at_us = int(pc.max(samples["event_at"]).cast(pa.int64()).as_py())
+def about(settings: Settings, spec: LineSpec, learned: Learned, parent: Version | None) -> About:
+    """What a version says of itself that learned this on top of `parent`."""
+    seen = learned.seen
+    watermark_us, event_at_us = _watermark_us(settings, spec, seen), seen.event_at_us
     if parent is not None:
         watermark_us = max(watermark_us, parent.watermark_us)
         event_at_us = max(event_at_us, parent.event_at_us)
-    known = newest(samples)
-    rates = {"label_rate": float(known["label"].to_numpy().mean())}
+    metrics = {"loss": float(learned.loss), "label_rate": seen.positives / seen.impressions}
     if spec.converts:
-        rates["click_and_conversion_rate"] = float(known["conversion"].to_numpy().mean())
+        metrics["click_and_conversion_rate"] = seen.conversions / seen.impressions
+    if learned.replayed:
+        metrics["replayed"] = float(learned.replayed)
     return {
-        "from_tick": window.from_tick,
-        "to_tick": window.to_tick,
-        "excluded": [list(interval) for interval in window.excluded],
+        "from_tick": learned.from_tick,
+        "to_tick": learned.to_tick,
+        "excluded": [list(interval) for interval in learned.excluded],
         "watermark_us": watermark_us,
         "event_at_us": event_at_us,
         "feature_service": spec.feature_service,
         "code": code_of(spec),
-        "rows": samples.num_rows,
-        "metrics": {"loss": float(loss), **rates},
+        "rows": seen.rows,
+        "metrics": metrics,
     }
 
 
-def _watermark_us(settings: Settings, spec: LineSpec, samples: pa.Table) -> int:
+def _watermark_us(settings: Settings, spec: LineSpec, seen: Seen) -> int:
     """Arrival of the newest event behind the samples: the log is in arrival order."""
-    newest = max(pc.max(samples[name]).as_py() for name in offset_columns(spec))
     log = FileLog(settings.line_home(spec.line) / "log" / "events", event_schema(spec))
-    record = log.read(newest, newest + 1)
+    record = log.read(seen.newest_offset, seen.newest_offset + 1)
     return int(record["arrival_at"].cast(pa.int64())[0].as_py())
-
-
-def _joined(settings: Settings, spec: LineSpec, samples: pa.Table) -> pa.Table:
-    """The samples with model inputs as Feast's history gives them, in the same order."""
-    from headrace.store import Store
-
-    asked = samples.select(list(spec.columns)).append_column(
-        "request_at", samples["served_at"].cast(pa.int64())
-    )
-    features = Store(settings).read_history(spec, asked)
-    for field in input_fields(spec):
-        at = samples.schema.get_field_index(field.name)
-        samples = samples.set_column(at, field, features[field.name])
-    return samples

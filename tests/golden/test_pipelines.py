@@ -44,6 +44,17 @@ def test_no_step_is_cached_and_only_ids_are_handed_over(name: str) -> None:
         *root["components"]["comp-condition-1"]["dag"]["tasks"].values(),
     ]
     assert not any(task.get("cachingOptions", {}).get("enableCache") for task in tasks)
-    assert set(root["root"]["inputDefinitions"]["parameters"]) == {"line", "run"}
+    power = {"workers", "accelerator", "accelerators"} if name == "full_train" else set()
+    assert set(root["root"]["inputDefinitions"]["parameters"]) == {"line", "run"} | power
     for component in root["components"].values():
         assert "artifacts" not in component.get("outputDefinitions", {})
+
+
+def test_only_the_container_of_a_full_training_asks_for_accelerators() -> None:
+    for name in PIPELINES:
+        root = yaml.safe_load((COMPILED / f"{name}.yaml").read_text())
+        executors = root["deploymentSpec"]["executors"]
+        asking = {k for k, v in executors.items() if "resources" in v["container"]}
+        assert asking == ({"exec-train"} if name == "full_train" else set())
+        defaults = root["root"]["inputDefinitions"]["parameters"]
+        assert name != "full_train" or defaults["accelerators"]["defaultValue"] == "0"

@@ -15,18 +15,26 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from headrace.cli.export import export
 from headrace.cli.features import features_app
 from headrace.cli.guard import guard
 from headrace.cli.line import line_app, quarantine_app
-from headrace.cli.options import AsJson, LineName, LinePath, open_line, out, show, until_signal
+from headrace.cli.options import (
+    AsJson,
+    LineName,
+    LinePath,
+    open_line,
+    out,
+    progress,
+    show,
+    until_signal,
+)
 from headrace.cli.proof import parity
 from headrace.cli.race import race_app
 from headrace.cli.spark import backfill, stream
+from headrace.cli.train import train_app
 from headrace.errors import GateRejected, HeadraceError, IntegrityError
 from headrace.settings import load_line, load_lines, load_settings
 
@@ -39,6 +47,7 @@ app = typer.Typer(
 )
 app.command()(parity)
 app.command()(guard)
+app.add_typer(train_app, name="train")
 app.add_typer(line_app, name="line")
 app.add_typer(quarantine_app, name="quarantine")
 app.add_typer(features_app, name="features")
@@ -208,13 +217,19 @@ def simulate(
 def run(
     pipeline: Annotated[str, typer.Argument(help="incremental_train or full_train.")],
     line: LineName = "coupons",
+    workers: Annotated[
+        int, typer.Option(help="Of full_train: processes that share each batch.")
+    ] = 1,
+    accelerators: Annotated[
+        int, typer.Option(help="Of full_train on a cluster: GPUs to ask for.")
+    ] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Run one Kubeflow pipeline for a line, here or on the configured endpoint."""
     from headrace.launch import run_pipeline
 
     settings, spec = open_line(line)
-    result = run_pipeline(settings, pipeline, spec.line)
+    result = run_pipeline(settings, pipeline, spec.line, workers=workers, accelerators=accelerators)
     if as_json:
         show(result)
     else:
@@ -240,12 +255,7 @@ def replay(
     spec = load_line(line)
     if json_file is not None:
         check_writable(json_file)
-    with _progress() as progress:
-        task = progress.add_task(f"replay {spec.line}", total=None)
-
-        def advance(done: int, total: int, note: str) -> None:
-            progress.update(task, completed=done, total=total, description=note)
-
+    with progress(f"replay {spec.line}") as advance:
         result = replay_line(spec, data, advance)
     if json_file is not None:
         write_text(json_file, json.dumps(result, indent=2) + "\n")
@@ -310,10 +320,3 @@ def _counted(counts: dict[str, Any]) -> str:
     shown["values of a wrong type"] = sum(counts["unreadable_values"].values())
     told = ", ".join(f"{count:,} {name}" for name, count in shown.items())
     return "\n  ".join([f"{counts['rows']:,} rows: {told}", *counts["malformed_first"]])
-
-
-def _progress() -> Progress:
-    return Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(),
-        console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty(),
-    )  # fmt: skip

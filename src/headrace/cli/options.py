@@ -7,12 +7,14 @@ import json
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from headrace.declaration import LineSpec
 from headrace.settings import Settings, find_line, load_settings
@@ -28,6 +30,21 @@ def open_line(line: str) -> tuple[Settings, LineSpec]:
     """The settings and the declared line of that name."""
     settings = load_settings()
     return settings, find_line(settings, line)
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar on the terminal, none elsewhere; call it with what is done, of how much, and a note."""
+    with Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(),
+        console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty(),
+    ) as bar:  # fmt: skip
+        task = bar.add_task(what, total=None)
+
+        def advance(done: int, total: int, note: str) -> None:
+            bar.update(task, completed=done, total=total, description=note)
+
+        yield advance
 
 
 def until_signal(run: Callable[[threading.Event], None]) -> None:

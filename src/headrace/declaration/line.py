@@ -124,7 +124,7 @@ class ModelSpec(Declared):
     `ids: dynamic` gives an id a row of its own once it was learned `admit_after` times, and takes
     it back after `expire_after` of event time without it; `wide` ids stay hashed.
     `precision` is that of the network's products of matrices; what is stored, added up and
-    stepped stays float32.
+    stepped stays float32. `replay_share` of the rows of an incremental training are older ones.
     """
 
     family: Literal["ftrl", "deep", "ftrl_deep", "dcn"] = "ftrl_deep"
@@ -149,6 +149,7 @@ class ModelSpec(Declared):
     dense_learning_rate: float = Field(0.002, gt=0)
     learning_rate_floor: float = Field(0.0, ge=0, lt=1)
     precision: Literal["float32", "tensorfloat32", "bfloat16"] = "float32"
+    replay_share: float = Field(0.0, ge=0, le=0.9)
 
     @model_validator(mode="after")
     def _has_inputs(self) -> Self:
@@ -281,6 +282,16 @@ class LineSpec(Declared):
                 f"feature_ttl of {ttl_s:g}s is shorter than the {longest.window / 1e6:g}s of "
                 f"window {longest.name!r}: a row would expire while the window still counts its "
                 "events; lengthen feature_ttl or shorten the window"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _replayed_rows_are_true(self) -> Self:
+        policy = self.label.delayed_feedback
+        if self.model.replay_share and policy not in ("correct", "wait"):
+            raise ValueError(
+                f"model.replay_share: {policy} weighs a stream in which late positives were "
+                "negatives first, and settled rows are none; use delayed_feedback: correct or wait"
             )
         return self
 

@@ -22,13 +22,7 @@ def newest(samples: pa.Table) -> pa.Table:
     """
     offsets = samples["impression_offset"].to_numpy()
     _, last = np.unique(offsets[::-1], return_index=True)
-    kept = samples.take(pa.array(np.sort(offsets.size - 1 - last)))
-    label = kept["label"].to_numpy().astype(np.float32)
-    plain = _weighted(kept, label, 1 - label)
-    if "conversion" not in kept.column_names:
-        return plain
-    conversion = kept["conversion"].to_numpy().astype(np.float32)
-    return _weighted(plain, conversion, 1 - conversion, "conversion_")
+    return _plain(samples.take(pa.array(np.sort(offsets.size - 1 - last))))
 
 
 def once(samples: pa.Table, until: pa.Table) -> pa.Table:
@@ -42,6 +36,48 @@ def once(samples: pa.Table, until: pa.Table) -> pa.Table:
     offsets = rows["impression_offset"].to_numpy()
     order = np.argsort(offsets, kind="stable")
     return rows.take(pa.array(order[np.searchsorted(offsets, first, sorter=order)]))
+
+
+class Corrected:
+    """Which rows of a long stream are the newest revision of their impression, told by one look
+    at the offsets and revisions of all rows, of which only corrections are remembered.
+
+    A pair of impression and revision comes once, and revisions rise along the stream.
+    """
+
+    def __init__(self) -> None:
+        self._found = [np.empty((2, 0), np.int64)]
+
+    def see(self, samples: pa.Table) -> None:
+        """Take note of a part of the stream: `impression_offset`, `revision`."""
+        revisions = samples["revision"].to_numpy().astype(np.int64)
+        later = revisions > 0
+        offsets = samples["impression_offset"].to_numpy()
+        self._found.append(np.stack([offsets[later], revisions[later]]))
+
+    def is_newest(self, samples: pa.Table) -> NDArray[np.bool_]:
+        """Which of these rows are the newest of all that was seen, as bool (n,)."""
+        self._settle()
+        offsets, newest = self._found[0]
+        asked = samples["impression_offset"].to_numpy()
+        revision = samples["revision"].to_numpy()
+        if not offsets.size:
+            return np.ones(asked.size, np.bool_)
+        at = np.minimum(np.searchsorted(offsets, asked), offsets.size - 1)
+        return np.asarray(revision >= np.where(offsets[at] == asked, newest[at], 0))
+
+    def newest(self, samples: pa.Table) -> pa.Table:
+        """What `newest` of the whole stream would give of these rows."""
+        return _plain(samples.filter(pa.array(self.is_newest(samples))))
+
+    def _settle(self) -> None:
+        if len(self._found) == 1:
+            return
+        offsets, revisions = np.concatenate(self._found, axis=1)
+        order = np.lexsort((revisions, offsets))
+        offsets, revisions = offsets[order], revisions[order]
+        last = np.append(offsets[1:] != offsets[:-1], True)[: offsets.size]
+        self._found = [np.stack([offsets[last], revisions[last]])]
 
 
 def unsettled(spec: LineSpec, samples: pa.Table) -> NDArray[np.bool_]:
@@ -139,6 +175,16 @@ def _splitmix64(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return mixed ^ (mixed >> np.uint64(31))
+
+
+def _plain(samples: pa.Table) -> pa.Table:
+    """With the weights that the labels alone would give."""
+    label = samples["label"].to_numpy().astype(np.float32)
+    plain = _weighted(samples, label, 1 - label)
+    if "conversion" not in samples.column_names:
+        return plain
+    conversion = samples["conversion"].to_numpy().astype(np.float32)
+    return _weighted(plain, conversion, 1 - conversion, "conversion_")
 
 
 def _weighted(

@@ -79,6 +79,14 @@ class Emitted:
     fates: pa.Table
 
 
+def settled_after_us(spec: LineSpec) -> int:
+    """How long after an impression is known nothing can correct its samples any more."""
+    after_us = spec.label.attribution_window + GRACE_US
+    if spec.label.conversion is not None:
+        after_us += spec.label.conversion.attribution_window + GRACE_US
+    return after_us
+
+
 class LabelState:
     """What the label join remembers: open impressions, early engagements, unclaimed vectors.
 

@@ -9,6 +9,7 @@ import io
 import json
 import logging
 import time
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,7 @@ class Ended:
 def run_there(
     settings: Settings,
     package: Path,
-    arguments: dict[str, str],
+    arguments: Mapping[str, int | str],
     name: str,
     *,
     timeout_s: float,
@@ -90,14 +91,14 @@ def _probe(settings: Settings) -> None:
 
 
 def _submit(
-    settings: Settings, package: Path, arguments: dict[str, str], name: str
+    settings: Settings, package: Path, arguments: Mapping[str, int | str], name: str
 ) -> tuple[Any, str]:
     import kfp
 
     with redirect_stdout(io.StringIO()):  # kfp prints links, which no output of ours may hold
         client = kfp.Client(host=settings.kfp_endpoint, existing_token=settings.kfp_token)
         submitted = client.create_run_from_pipeline_package(
-            str(package), arguments=arguments, run_name=name, enable_caching=False
+            str(package), arguments=dict(arguments), run_name=name, enable_caching=False
         )
     if not submitted.run_id:
         raise _fault(settings, _NO_API)

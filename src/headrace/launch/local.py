@@ -6,9 +6,10 @@ import fcntl
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, TextIO
 
 from headrace.settings import PROJECT, Settings
@@ -17,9 +18,18 @@ KEPT_RUNS: Final = 20
 """So many run folders stay below `<home>/kfp` for a look at what the components left there."""
 
 
-def run_here(settings: Settings, package: Path, run: str, line: str, log: Path) -> str | None:
+def run_here(
+    settings: Settings,
+    package: Path,
+    run: str,
+    line: str,
+    log: Path,
+    *,
+    options: Mapping[str, int | str] = MappingProxyType({}),
+) -> str | None:
     """Run to the end; returns what failed, None if nothing did. The output is copied to `log`.
 
+    `options` are arguments of the pipeline beside `line` and `run`.
     What the components leave lies in `<home>/kfp/<run>/`; the newest `KEPT_RUNS` folders are kept.
     """
     from kfp import components, local
@@ -43,7 +53,7 @@ def run_here(settings: Settings, package: Path, run: str, line: str, log: Path) 
                 redirect_stdout(_Tee(sys.stdout, copy)),
             ):
                 try:
-                    component(line=line, run=run)
+                    component(line=line, run=run, **options)
                 except RuntimeError as problem:  # kfp's word for a failed task
                     return f"{problem}; see {log}"
     finally:

@@ -52,8 +52,13 @@ def run_pipeline(
     timeout_s: float = 3600.0,
     *,
     poll_s: float = cluster.POLL_S,
+    workers: int = 1,
+    accelerators: int = 0,
 ) -> RunResult:
     """Run a pipeline to its end and say how it ended; a failed component is an outcome, no error.
+
+    A full training is shared by `workers` processes; on a cluster its container asks for so many
+    `accelerators`.
 
     `timeout_s` bounds a run on a cluster (then it is told to end, and `EnvironmentFault`), which
     is asked for its state every `poll_s`. Raises `DeclarationError` for an unknown pipeline or
@@ -66,17 +71,18 @@ def run_pipeline(
         raise EnvironmentFault(
             f"{package} is missing; run python -m pipelines.{pipeline} --compile"
         )
+    options = _options(pipeline, workers, accelerators)
     spec = find_line(settings, line)
     name = run or records.new_run()
     began = records.started(name, KIND_OF[pipeline])
     if settings.kfp_endpoint is None:
         log = settings.home / "logs" / f"kfp-{name}.log"
-        problem = run_here(settings, package, name, line, log)
+        problem = run_here(settings, package, name, line, log, options=options)
         return _result(settings, spec, began, problem, log=str(log))
     there = cluster.run_there(
         settings,
         package,
-        {"line": line, "run": name},
+        {"line": line, "run": name, **options},
         f"{line} {began.kind} {name}",
         timeout_s=timeout_s,
         poll_s=poll_s,
@@ -88,6 +94,18 @@ def run_pipeline(
         problem = f"run {there.run_id} ended {there.state} on the cluster"
         problem += f": {there.why}" if there.why else ""
     return _result(settings, spec, began, problem, endpoint_run=there.run_id)
+
+
+def _options(pipeline: str, workers: int, accelerators: int) -> dict[str, int | str]:
+    """Arguments of a pipeline that differ from its defaults."""
+    asked: dict[str, int | str] = {}
+    if workers != 1:
+        asked["workers"] = workers
+    if accelerators:
+        asked["accelerators"] = str(accelerators)
+    if asked and pipeline != "full_train":
+        raise DeclarationError(f"{pipeline} takes no {' and '.join(asked)}; only full_train does")
+    return asked
 
 
 def _elsewhere(settings: Settings, began: Cycle, run_id: str) -> RunResult:

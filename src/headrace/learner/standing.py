@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Final
 
@@ -12,7 +12,6 @@ import numpy as np
 from headrace import train
 from headrace.declaration import LineSpec
 from headrace.errors import ConflictError, InputError
-from headrace.labels.revisions import thin_negatives
 from headrace.line import Champion, LineStore, Version
 from headrace.line.version import LEARN
 from headrace.model import Model, State
@@ -104,9 +103,11 @@ class Standing:
         window = train.window_samples(settings, spec, parent.to_tick, to_tick)
         if not window.samples.num_rows:
             return None
-        report = self._model.learn(thin_negatives(spec, window.samples))
+        rows, replayed = train.rows_to_learn(settings, spec, window)
+        loss = self._model.learn(rows).loss
         changes = self._model.delta()
-        about = train.about(settings, spec, window, report.loss, parent)
+        learned = replace(train.Learned.of(spec, window), loss=loss, replayed=replayed)
+        about = train.about(settings, spec, learned, parent)
         about["publisher"] = "learner"
         version = self._store.publish_delta(
             changes,

@@ -6,14 +6,15 @@ row and sums for the dense weights, is exchanged in one collective operation a s
 process takes the same step over the same numbers in the same order, so that their states stay
 equal bit for bit.
 
-Beside one process alone: what is gathered row by row is the same, and so is a model without
-a network, bit for bit. Sums for the dense weights are added by shares, so a network's weights
-differ in their last bits.
+Beside one process alone: a model without a network is not shared, each process learns all of it,
+and its bytes are the same. Sums for a network's weights are added by shares, so they differ in
+their last bits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -42,8 +43,7 @@ class Peers:
         """Join the others by TensorFlow's `MultiWorkerMirroredStrategy`; waits for all of them.
 
         addresses: `host:port` of each process. Only one device a process is used. Raises
-        `InputError` for a place that is not there. A process that ends ends every later step of
-        the others with `PeerLost`.
+        `InputError` for a place that is not there. Steps belong into `watched`.
         """
         if not 0 <= index < len(addresses):
             raise InputError(
@@ -51,7 +51,7 @@ class Peers:
             )
         if len(addresses) == 1:
             return cls()
-        _one_device()
+        _one_device(index)
         of_all = tf.train.ClusterSpec({"worker": list(addresses)})
         place = tf.distribute.cluster_resolver.SimpleClusterResolver(
             of_all, task_type="worker", task_id=index, rpc_layer="grpc"
@@ -66,6 +66,32 @@ class Peers:
             return lambda *arguments: strategy.run(step, args=arguments)
 
         return cls(index, len(addresses), gather, compiled)
+
+    def agree(self, facts: Sequence[float]) -> None:
+        """Wait for all processes; raise `EnvironmentFault` unless all of them say the same."""
+        if self.gather is None:
+            return
+        ask = tf.function(self.compile(self.gather), autograph=False)
+        told = ask(tf.constant(facts, tf.float64)).numpy()
+        if (told != told[0]).any():
+            raise EnvironmentFault(
+                f"the workers disagree about what to learn: {told.tolist()}; let all of them see "
+                "the same home, and say where the history ends (--to-tick)"
+            )
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Raise `PeerLost` for a step that fails in the block because another process is gone."""
+        gone = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError)
+        try:
+            yield
+        except (*gone, tf.errors.InternalError, tf.errors.DeadlineExceededError) as problem:
+            if self.gather is None:
+                raise
+            raise PeerLost(
+                f"a worker of the group is gone ({str(problem).splitlines()[0]}); start all of "
+                "them again, they go on from the last checkpoint"
+            ) from problem
 
     def share(self, rows: int) -> slice:
         """Which rows of a batch this process computes."""
@@ -108,14 +134,7 @@ class PeerLost(EnvironmentFault):
     """Another process of the group ended, so that no step can be taken any more."""
 
 
-def lost(problem: BaseException) -> bool:
-    """Whether a step failed because another process of the group is gone."""
-    gone = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError)
-    return isinstance(problem, gone)
-
-
-def _one_device() -> None:
-    """Use one accelerator a process, as `MultiWorkerMirroredStrategy` would take all of them."""
-    found = tf.config.list_physical_devices("GPU")
-    if len(found) > 1:
-        tf.config.set_visible_devices(found[:1], "GPU")
+def _one_device(index: int) -> None:
+    """Use one accelerator a process: `MultiWorkerMirroredStrategy` would take all of them."""
+    if found := tf.config.list_physical_devices("GPU"):
+        tf.config.set_visible_devices(found[index % len(found)], "GPU")

@@ -207,7 +207,8 @@ class Graph:
             of_wide = tf.unique(tf.reshape(wide, [-1]))
             held_wide = self.variables["wide"].sparse_read(of_wide.y)
             logit += self._by_row(tf.gather(self._ftrl_weight(held_wide), of_wide.idx), columns)
-        part = self._peers.share(self._spec.batch_size)
+        peers = self._peers if layout.deep else Peers()  # only a network is worth sharing
+        part = peers.share(self._spec.batch_size)
         logit, positive, negative = logit[part], positive[part], negative[part]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             if layout.deep:
@@ -230,7 +231,7 @@ class Graph:
             )
             by_row.append(of_embedding)
             flat = tf.concat([tf.reshape(part, [-1]) for part in of_dense], 0)
-        (slope, loss, *by_row), flat = self._peers.exchange(by_row, flat, self._spec.batch_size)
+        (slope, loss, *by_row), flat = peers.exchange(by_row, flat, self._spec.batch_size)
         stepped = []
         if layout.linear:
             self._step_linear(tf.linalg.matvec(columns, slope, transpose_a=True))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from headrace.model.peers import Peers
 from headrace.model.runtime import tf
 from headrace.model.step import Graph
 
@@ -86,7 +87,8 @@ class TwoTasks(Graph):
             held_wide = self.variables["wide"].sparse_read(of_wide.y)
             by_id = tf.gather(self._ftrl_weights(held_wide), of_wide.idx)
             logits += self._sums(by_id, columns, layout.wide)
-        part = self._peers.share(self._spec.batch_size)
+        peers = self._peers if layout.deep else Peers()  # only a network is worth sharing
+        part = peers.share(self._spec.batch_size)
         logits = logits[part]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             if layout.deep:
@@ -105,7 +107,7 @@ class TwoTasks(Graph):
             )
             by_row.append(of_embedding)
             flat = tf.concat([tf.reshape(part, [-1]) for part in of_dense], 0)
-        (slopes, loss, *by_row), flat = self._peers.exchange(by_row, flat, self._spec.batch_size)
+        (slopes, loss, *by_row), flat = peers.exchange(by_row, flat, self._spec.batch_size)
         stepped = []
         if layout.linear:
             linear = self.variables["linear"]
