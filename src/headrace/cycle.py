@@ -27,8 +27,9 @@ from headrace.records import (
     records,
     started,
 )
-from headrace.sample import Quarantine, head_tick
+from headrace.sample import Quarantine, head_tick, sample_parts
 from headrace.settings import Settings
+from headrace.slices import even, without_short_end
 
 if TYPE_CHECKING:
     from headrace.quality import DataReport
@@ -56,6 +57,7 @@ __all__ = [
     "started",
 ]
 
+CHECK_ROWS: Final = 1 << 18
 _HANDLE: Final = re.compile(r"(run-\d+)\.(\d+)-(\d+)")
 
 
@@ -113,14 +115,17 @@ def check_data(
 ) -> DataReport:
     """Put the window through the data gate, store the report, and quarantine a window that fails.
 
-    `quarantine=False` leaves a failed window where it is (a full training reads all history).
+    `quarantine=False` leaves a failed window where it is (a full training reads all history). A
+    window of more than `CHECK_ROWS` rows is checked part by part, so that memory is bounded.
     """
     from headrace import quality  # `plan`, the scheduled question, needs neither it nor pandas
 
-    window = train.window_samples(settings, spec, from_tick, to_tick)
-    report = quality.check(spec, window.samples)
     home = settings.line_home(spec.line)
-    quality.keep(home, from_tick, to_tick, window.excluded, report)
+    excluded = train.quarantined(settings, spec, from_tick, to_tick)
+    samples = sample_parts(spec, home, from_tick, to_tick, excluded)
+    parts = without_short_end(even(samples, CHECK_ROWS), CHECK_ROWS // 2)
+    report = quality.check_parts(spec, parts)
+    quality.keep(home, from_tick, to_tick, excluded, report)
     if not report.passed and quarantine:
         Quarantine(home).add(from_tick, to_tick, report.reasons)
     return report

@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from headrace import rules
 from headrace.atomic import write_json
 from headrace.declaration import LineSpec
+from headrace.events import sample_schema
 from headrace.rules import FIRST_LABEL, Rule, Seen, name_of, sentence
 
 if TYPE_CHECKING:
@@ -63,6 +64,48 @@ def check(
     results = _run(spec, window, demands)
     reasons = [_sentence(demands, result) for result in results if not result.success]
     return DataReport(not reasons, reasons, statistics)
+
+
+def check_parts(spec: LineSpec, parts: Iterable[pa.Table]) -> DataReport:
+    """Check a history too long for one frame: each of its parts as `check` does, in order.
+
+    One part gives the report of `check`. Of several each must pass by itself, so the gate is no
+    milder; a label whose correction lies in the next part counts as it stood. Statistics are
+    those of all rows.
+    """
+    reports = []
+    first = 0
+    for part in parts:
+        report = check(spec, part)
+        last = first + part.num_rows
+        reports.append((f"rows {first} to {last}: ", report))
+        first = last
+    if not reports:
+        return check(spec, sample_schema(spec).empty_table())
+    if len(reports) == 1:
+        return reports[0][1]
+    reasons = [where + reason for where, report in reports for reason in report.reasons]
+    return DataReport(not reasons, reasons, _together([r.statistics for _, r in reports]))
+
+
+def _together(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Statistics of several parts as those of all their rows."""
+
+    def mean(values: list[Any], weights: list[int]) -> float | None:
+        total = sum(weights)
+        return (
+            sum(v * w for v, w in zip(values, weights, strict=True) if w) / total if total else None
+        )
+
+    counted = {n: [part[n] for part in parts] for n in ("rows", "impressions", "corrections")}
+    missing = [part["missing_share"] for part in parts]
+    return {
+        **{name: sum(counts) for name, counts in counted.items()},
+        "label_rate": mean([part["label_rate"] for part in parts], counted["impressions"]),
+        "missing_share": {
+            name: mean([shares[name] for shares in missing], counted["rows"]) for name in missing[0]
+        },
+    }
 
 
 def _statistics(spec: LineSpec, frame: pd.DataFrame) -> dict[str, Any]:

@@ -26,3 +26,18 @@ def even(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
             count += table.num_rows - start
     if count:
         yield pa.concat_tables(waiting).combine_chunks()
+
+
+def without_short_end(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """The same tables; a last one of fewer than `rows` rows is joined to the one before it."""
+    held: pa.Table | None = None
+    for table in tables:
+        if held is None:
+            held = table
+        elif table.num_rows < rows:
+            held = pa.concat_tables([held, table]).combine_chunks()
+        else:
+            yield held
+            held = table
+    if held is not None:
+        yield held

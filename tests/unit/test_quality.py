@@ -130,3 +130,19 @@ def test_the_gate_runs_where_main_is_no_file() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert result.stdout == "imported\n"
+
+
+def test_a_long_history_is_judged_part_by_part(spec: LineSpec) -> None:
+    good, short = window(spec), window(spec).slice(0, 120)
+    assert quality.check_parts(spec, [good]) == quality.check(spec, good)
+    assert quality.check_parts(spec, []) == quality.check(spec, good.slice(0, 0))
+    both = quality.check_parts(spec, [good, short])
+    assert both.passed
+    counted = [quality.check(spec, part).statistics for part in (good, short)]
+    assert both.statistics["rows"] == good.num_rows + 120
+    clicks = sum(one["label_rate"] * one["impressions"] for one in counted)
+    assert both.statistics["label_rate"] == pytest.approx(clicks / both.statistics["impressions"])
+    wrong = quality.check_parts(spec, [good, window(spec, label=np.full(ROWS, 2))])
+    where = f"rows {good.num_rows} to {2 * good.num_rows}: "
+    assert not wrong.passed
+    assert wrong.reasons and all(reason.startswith(where) for reason in wrong.reasons)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.labels.revisions import Corrected, newest
-from headrace.slices import even
+from headrace.slices import even, without_short_end
 
 
 @given(sizes=st.lists(st.integers(0, 9), max_size=12), rows=st.integers(1, 7))
@@ -19,6 +19,16 @@ def test_even_tables_hold_the_same_rows_in_the_same_order(sizes: list[int], rows
     assert [n for table in cut for n in table["n"].to_pylist()] == list(range(sum(sizes)))
     assert all(table.num_rows == rows for table in cut[:-1])
     assert all(0 < table.num_rows <= rows and table["n"].num_chunks == 1 for table in cut)
+
+
+def test_a_short_end_is_joined_to_the_table_before_it() -> None:
+    def sizes(rows: int) -> list[int]:
+        cut = even([pa.table({"n": range(rows)})], 10)
+        return [table.num_rows for table in without_short_end(cut, 5)]
+
+    assert [sizes(rows) for rows in (0, 3, 10, 14, 15, 24, 29)] == [
+        [], [3], [10], [14], [10, 5], [10, 14], [10, 10, 9],
+    ]  # fmt: skip
 
 
 @st.composite
