@@ -42,6 +42,7 @@ test: test-fast ## All tests
 golden: setup ## Write the golden files anew (compiled pipelines and protocol, OpenAPI)
 	@.venv/bin/python -m pipelines.incremental_train --compile
 	@.venv/bin/python -m pipelines.full_train --compile
+	@.venv/bin/python -m pipelines.full_train_gpu --compile
 	@HEADRACE_GOLDEN=write .venv/bin/pytest tests/golden
 
 bench: ## Benchmarks with peers, which it installs; JSON in out/bench

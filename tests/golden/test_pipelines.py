@@ -11,7 +11,7 @@ import yaml
 
 from pipelines.command import COMPILED, compile_to
 
-PIPELINES = ("incremental_train", "full_train")
+PIPELINES = ("incremental_train", "full_train", "full_train_gpu")
 
 
 def normalised(path: Path) -> str:
@@ -44,17 +44,19 @@ def test_no_step_is_cached_and_only_ids_are_handed_over(name: str) -> None:
         *root["components"]["comp-condition-1"]["dag"]["tasks"].values(),
     ]
     assert not any(task.get("cachingOptions", {}).get("enableCache") for task in tasks)
-    power = {"workers", "accelerator", "accelerators"} if name == "full_train" else set()
-    assert set(root["root"]["inputDefinitions"]["parameters"]) == {"line", "run"} | power
+    workers = {"workers"} if name.startswith("full_train") else set()
+    assert set(root["root"]["inputDefinitions"]["parameters"]) == {"line", "run"} | workers
     for component in root["components"].values():
         assert "artifacts" not in component.get("outputDefinitions", {})
 
 
-def test_only_the_container_of_a_full_training_asks_for_accelerators() -> None:
+def test_only_the_training_of_the_gpu_pipeline_asks_for_one() -> None:
+    asking = {}
     for name in PIPELINES:
-        root = yaml.safe_load((COMPILED / f"{name}.yaml").read_text())
-        executors = root["deploymentSpec"]["executors"]
-        asking = {k for k, v in executors.items() if "resources" in v["container"]}
-        assert asking == ({"exec-train"} if name == "full_train" else set())
-        defaults = root["root"]["inputDefinitions"]["parameters"]
-        assert name != "full_train" or defaults["accelerators"]["defaultValue"] == "0"
+        executors = yaml.safe_load((COMPILED / f"{name}.yaml").read_text())["deploymentSpec"]
+        for step, executor in executors["executors"].items():
+            if "resources" in executor["container"]:
+                asking[name, step] = executor["container"]["resources"]["accelerator"]
+    assert list(asking) == [("full_train_gpu", "exec-train")]
+    assert asking["full_train_gpu", "exec-train"]["resourceType"] == "nvidia.com/gpu"
+    assert asking["full_train_gpu", "exec-train"]["resourceCount"] == "1"

@@ -215,21 +215,20 @@ def simulate(
 
 @app.command()
 def run(
-    pipeline: Annotated[str, typer.Argument(help="incremental_train or full_train.")],
+    pipeline: Annotated[
+        str, typer.Argument(help="incremental_train, full_train or full_train_gpu.")
+    ],
     line: LineName = "coupons",
     workers: Annotated[
-        int, typer.Option(help="Of full_train: processes that share each batch.")
+        int, typer.Option(help="Of a full training: processes that share each batch.")
     ] = 1,
-    accelerators: Annotated[
-        int, typer.Option(help="Of full_train on a cluster: GPUs to ask for.")
-    ] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Run one Kubeflow pipeline for a line, here or on the configured endpoint."""
     from headrace.launch import run_pipeline
 
     settings, spec = open_line(line)
-    result = run_pipeline(settings, pipeline, spec.line, workers=workers, accelerators=accelerators)
+    result = run_pipeline(settings, pipeline, spec.line, workers=workers)
     if as_json:
         show(result)
     else:

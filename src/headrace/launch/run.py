@@ -18,9 +18,13 @@ from headrace.launch.local import run_here
 from headrace.records import Cycle, Outcome
 from headrace.settings import PROJECT, Settings, find_line
 
-Pipeline = Literal["incremental_train", "full_train"]
+Pipeline = Literal["incremental_train", "full_train", "full_train_gpu"]
 
-KIND_OF: Final = {"incremental_train": "incremental", "full_train": "full"}
+KIND_OF: Final = {
+    "incremental_train": "incremental",
+    "full_train": "full",
+    "full_train_gpu": "full",
+}
 COMPILED: Final = PROJECT / "pipelines" / "compiled"
 
 
@@ -53,12 +57,10 @@ def run_pipeline(
     *,
     poll_s: float = cluster.POLL_S,
     workers: int = 1,
-    accelerators: int = 0,
 ) -> RunResult:
     """Run a pipeline to its end and say how it ended; a failed component is an outcome, no error.
 
-    A full training is shared by `workers` processes; on a cluster its container asks for so many
-    `accelerators`.
+    A full training is shared by `workers` processes.
 
     `timeout_s` bounds a run on a cluster (then it is told to end, and `EnvironmentFault`), which
     is asked for its state every `poll_s`. Raises `DeclarationError` for an unknown pipeline or
@@ -71,7 +73,9 @@ def run_pipeline(
         raise EnvironmentFault(
             f"{package} is missing; run python -m pipelines.{pipeline} --compile"
         )
-    options = _options(pipeline, workers, accelerators)
+    if workers != 1 and KIND_OF[pipeline] != "full":
+        raise DeclarationError(f"{pipeline} takes no workers; leave them out, or run full_train")
+    options = {} if workers == 1 else {"workers": workers}
     spec = find_line(settings, line)
     name = run or records.new_run()
     began = records.started(name, KIND_OF[pipeline])
@@ -94,18 +98,6 @@ def run_pipeline(
         problem = f"run {there.run_id} ended {there.state} on the cluster"
         problem += f": {there.why}" if there.why else ""
     return _result(settings, spec, began, problem, endpoint_run=there.run_id)
-
-
-def _options(pipeline: str, workers: int, accelerators: int) -> dict[str, int | str]:
-    """Arguments of a pipeline that differ from its defaults."""
-    asked: dict[str, int | str] = {}
-    if workers != 1:
-        asked["workers"] = workers
-    if accelerators:
-        asked["accelerators"] = str(accelerators)
-    if asked and pipeline != "full_train":
-        raise DeclarationError(f"{pipeline} takes no {' and '.join(asked)}; only full_train does")
-    return asked
 
 
 def _elsewhere(settings: Settings, began: Cycle, run_id: str) -> RunResult:
