@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,20 +11,23 @@ import pyarrow.compute as pc
 import pytest
 import yaml
 
-from headrace import cycle, evaluate, train
+from headrace import cycle, evaluate
 from headrace.account import account
 from headrace.declaration import LineSpec, ModelSpec
 from headrace.events import task_scores
 from headrace.gates import Evidence
-from headrace.ingest.history import import_history
+from headrace.ingest.service import import_history
 from headrace.labels.revisions import conversions_settled, newest
 from headrace.line import LineStore
 from headrace.model import Model
 from headrace.sample import head_tick, read_samples
+from headrace.serving import payload
+from headrace.serving.oip import tensors
 from headrace.serving.resident import Resident
+from headrace.serving.scorer import Scored
 from headrace.settings import PROJECT, Settings, load_settings
 from headrace.simulate.world import SECOND_US, SimulatorConfig, history
-from tests.campaign import Nowhere
+from headrace.store import Store
 
 END_US = 1_763_000_000_000_000
 CONFIG = SimulatorConfig(history_s=1500, requests_per_s=2.0)
@@ -49,8 +51,15 @@ def lived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lived]:
     raw["model"] |= {"table_bits": 12, "epochs": 2}
     raw["gates"]["model"]["min_conversions"] = 5
     spec = LineSpec.model_validate(raw)
-    settings = load_settings({"HEADRACE_HOME": str(root)})
-    import_history(settings, spec, history(spec, CONFIG, END_US), 30 * SECOND_US, Nowhere())
+    (root / "lines").mkdir()
+    (root / "lines" / "coupons.yaml").write_text(
+        yaml.safe_dump(raw, sort_keys=False), encoding="utf-8"
+    )
+    settings = load_settings(
+        {"HEADRACE_HOME": str(root), "HEADRACE_LINES_DIR": str(root / "lines")}
+    )
+    Store(settings).apply()
+    import_history(settings, spec, history(spec, CONFIG, END_US), 30 * SECOND_US)
     home = settings.line_home(spec.line)
     yield Lived(settings, spec, read_samples(spec, home, 0, head_tick(home)))
 
@@ -68,9 +77,7 @@ def test_every_event_is_in_one_place_and_conversions_correct_their_samples(lived
         assert np.isnan(once[name].to_numpy()).all()
 
 
-def test_a_full_training_is_judged_by_both_tasks(lived: Lived, monkeypatch: Any) -> None:
-    """The vectors are those of the import: no server, no Feast."""
-    monkeypatch.setattr(train, "HISTORY_ROWS", -1)
+def test_a_full_training_is_judged_by_both_tasks(lived: Lived) -> None:
     began = cycle.started(cycle.new_run(), "full")
     trained = cycle.learn(
         lived.settings, lived.spec, cycle.begin(lived.settings, lived.spec, began)
@@ -98,6 +105,23 @@ def test_a_full_training_is_judged_by_both_tasks(lived: Lived, monkeypatch: Any)
     resident.load(version, state)
     answers = resident.model.predict_tasks(lived.samples.slice(0, 10))
     assert list(answers) == ["click", "conversion", "click_and_conversion"]
+    told = _told(lived.spec, answers)
+    both = told["conversion_score"] * told["score"]
+    np.testing.assert_array_equal(told["click_and_conversion_score"], both)
+
+
+def _told(spec: LineSpec, answers: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What a server tells of these answers, the same for people and over the protocol."""
+    tasks = dict(answers)
+    names = [f"r:{row}" for row in range(len(tasks["click"]))]
+    scored = Scored("r", "v000001", END_US, 1.0, names, tasks.pop("click"), tasks, "champion", 1.0)
+    rows = payload.score_answer(scored)["scores"]
+    outputs = {output.name: output.data for output in tensors.outputs_of(scored)}
+    assert list(outputs) == list(tensors.output_types(spec))
+    assert {name: [row[name] for row in rows] for name in outputs} == outputs
+    payload.ScoreResponse.model_validate(payload.score_answer(scored))
+    del outputs["impression_id"]
+    return {name: np.array(values) for name, values in outputs.items()}
 
 
 def test_conversions_are_judged_only_when_they_had_time_to_come(lived: Lived) -> None:

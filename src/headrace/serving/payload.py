@@ -76,10 +76,16 @@ class Strict(BaseModel):
 
 
 class Score(BaseModel):
-    """A candidate's score; `impression_id` is to be sent back with its impression."""
+    """A candidate's score; `impression_id` is to be sent back with its impression.
+
+    `score` is the probability of a click. Lines with conversions also tell that of a conversion
+    given a click, and their product.
+    """
 
     impression_id: str
     score: float
+    conversion_score: float | None = None
+    click_and_conversion_score: float | None = None
 
 
 class ScoreResponse(BaseModel):
@@ -147,6 +153,8 @@ def candidates_of(spec: LineSpec, body: Any) -> pa.Table:
 
 def score_answer(scored: Scored) -> dict[str, Any]:
     """The content of a `ScoreResponse`."""
+    columns = {"impression_id": scored.impression_ids, "score": scored.scores.tolist()}
+    columns |= {f"{task}_score": scores.tolist() for task, scores in scored.tasks.items()}
     return {
         "request_id": scored.request_id,
         "version": scored.version,
@@ -154,8 +162,7 @@ def score_answer(scored: Scored) -> dict[str, Any]:
         "watermark": iso(scored.watermark_us),
         "staleness_s": scored.staleness_s,
         "scores": [
-            {"impression_id": name, "score": value}
-            for name, value in zip(scored.impression_ids, scored.scores.tolist(), strict=True)
+            dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)
         ],
     }
 

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from headrace.declaration import LineSpec
-from headrace.events import ARROW_TYPES
+from headrace.events import ARROW_TYPES, task_scores
 from headrace.serving.payload import (
     LARGEST,
     MAX_CANDIDATES,
@@ -58,9 +58,10 @@ class Output:
         return np.asarray(self.data, _NUMBERS[self.datatype]).tobytes()
 
 
-def output_types(_spec: LineSpec) -> dict[str, Datatype]:
+def output_types(spec: LineSpec) -> dict[str, Datatype]:
     """The outputs of a line and their datatypes, in order."""
-    return {"score": "FP64", "impression_id": "BYTES"}
+    scores: dict[str, Datatype] = dict.fromkeys(("score", *task_scores(spec)), "FP64")
+    return {**scores, "impression_id": "BYTES"}
 
 
 def check_outputs(spec: LineSpec, names: Sequence[str]) -> None:
@@ -86,6 +87,7 @@ def outputs_of(scored: Scored) -> list[Output]:
     """The tensors of an answer."""
     return [
         Output("score", "FP64", scored.scores.tolist()),
+        *(Output(f"{task}_score", "FP64", each.tolist()) for task, each in scored.tasks.items()),
         Output("impression_id", "BYTES", scored.impression_ids),
     ]
 
