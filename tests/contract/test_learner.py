@@ -19,11 +19,12 @@ from headrace.declaration import LineSpec
 from headrace.errors import ConflictError, EnvironmentFault
 from headrace.learner import Learner, Models
 from headrace.learner.audit import Auditor
+from headrace.learner.intake import Intake
 from headrace.learner.service import run
 from headrace.line import LineStore
 from headrace.line.verify import verify
 from headrace.model.delta import same_bits
-from headrace.sample import Quarantine
+from headrace.sample import Quarantine, head_tick
 from tests.campaign import wait_for
 from tests.contract.test_cycle import ROWS, Line, bootstrapped, correct_five, line, opened
 
@@ -117,6 +118,29 @@ def test_a_chunk_that_fails_the_data_gate_is_quarantined_and_later_ones_go_on(li
     assert [(q["from"], q["to"]) for q in Quarantine(line.home).intervals()] == [(40, 42)]
     version = line.store.get(line.champion)
     assert (version.to_tick, line.store.get(str(version.parent)).excluded) == (46, [[40, 42]])
+
+
+def test_refused_ticks_are_no_pause_and_what_is_odd_but_accepted_speaks_against_no_later_chunk(
+    line: Line,
+) -> None:
+    intake = Intake(line.settings, line.spec, STEP)
+    intake.start_again(head_tick(line.home))
+    line.tick(14, click=np.ones_like)  # longer than a negative's silence
+    line.tick(2)
+    chunks = [intake.next() for _ in range(8)]
+    assert [chunk is not None and bool(chunk.reasons) for chunk in chunks] == [True] * 7 + [False]
+    assert chunks[-1] is not None
+    assert chunks[-1].to_evaluate.num_rows == 2 * ROWS
+    assert chunks[0] is not None
+    intake._recent.append((0, chunks[0].samples))  # as if nobody had seen that it is odd
+    line.tick(2)
+    sound = intake.next()
+    assert sound is not None
+    assert (sound.reasons, sound.window.num_rows) == ([], 2 * ROWS)
+    line.tick(2, click=np.ones_like)
+    refused = intake.next()
+    assert refused is not None
+    assert refused.reasons
 
 
 def test_a_step_that_made_the_model_worse_is_quarantined_and_undone(line: Line) -> None:

@@ -1,9 +1,12 @@
 """New ticks, put through the data gate chunk by chunk.
 
 A chunk is some ticks of samples. The gate sees it at the end of a sliding window of the rows
-accepted before it, so that rates are not judged on a second's rows. When traffic begins, after a
-pause too, clicks come at once and the negatives of the same impressions `provisional_after`
-later: for so long the rows look all clicked, and their labels are judged by nobody.
+accepted before it, so that rates are not judged on a second's rows. If those rows are odd by
+themselves by now, a beginning that nobody could know for one, they speak against no chunk any more.
+
+When traffic begins, after a pause too, clicks come at once and the negatives of the same
+impressions `provisional_after` later: for so long, and half of it more while traffic grows, the
+rows look all clicked, and their labels are judged by nobody. Refused ticks are no pause.
 """
 
 from __future__ import annotations
@@ -68,6 +71,7 @@ class Intake:
         self._waiting: list[pa.Table] = []
         self._recent: list[tuple[int, pa.Table]] = []  # (time of the chunk's last tick, rows)
         self._start_us = 0
+        self._busy_us: list[int] = []  # times of the window's ticks that have samples, refused too
         if tick == 0:
             return
         first, until_us = tick, read_tick(self._home, tick - 1).at_us
@@ -75,6 +79,7 @@ class Intake:
             first -= 1
         for each in range(first, tick):
             self._recent.append((read_tick(self._home, each).at_us, self._samples(each, each + 1)))
+            self._note(each, each + 1)
         self._start_us = read_tick(self._home, first - 1).at_us if first else 0
 
     def next(self) -> Chunk | None:
@@ -84,6 +89,7 @@ class Intake:
             return None
         if until > self._read_to:
             self._waiting.append(self._samples(self._read_to, until))
+            self._note(self._read_to, until)
             self._read_to = until
         samples = pa.concat_tables(self._waiting)
         if not samples.num_rows and self._only_quarantine():
@@ -95,7 +101,19 @@ class Intake:
             return None
         demands = rules.declared(self._spec)
         reasons = rules.broken(rules.frame(self._spec, window, settled), demands)
+        if reasons and self._recent_is_odd(window, settled, before := len(window) - len(samples)):
+            self._recent.clear()
+            window, settled = samples, settled[before:]
+            reasons = rules.broken(rules.frame(self._spec, window, settled), demands)
         return self._done(samples, window, settled, reasons)
+
+    def _recent_is_odd(self, window: pa.Table, settled: NDArray[np.bool_], rows: int) -> bool:
+        """Whether the window's first `rows`, all accepted, break a rule by themselves."""
+        if not rows:
+            return False
+        demands = [rule for rule in rules.declared(self._spec) if rule.kind != "rows"]
+        recent = rules.frame(self._spec, window.slice(0, rows), settled[:rows])
+        return bool(rules.broken(recent, demands))
 
     def _until(self) -> int | None:
         """The tick up to which to read now, None when there is nothing new to read."""
@@ -117,8 +135,18 @@ class Intake:
             until_us = read_tick(self._home, self._read_to - 1).at_us
             self._recent.append((until_us, samples))
             while self._recent[0][0] <= until_us - self._window_us:
-                self._start_us = self._recent.pop(0)[0]
+                self._recent.pop(0)
+            oldest_us = (
+                until_us - 2 * self._window_us
+            )  # a chunk's first rows are older than its end
+            while self._busy_us[0] <= oldest_us:
+                self._start_us = self._busy_us.pop(0)
         return chunk
+
+    def _note(self, from_tick: int, to_tick: int) -> None:
+        """Remember at which times something was emitted, be it in quarantine."""
+        told = (read_tick(self._home, tick) for tick in range(from_tick, to_tick))
+        self._busy_us += [each.at_us for each in told if each.samples is not None]
 
     def _only_quarantine(self) -> bool:
         refused = quarantined(self._settings, self._spec, self.next_tick, self._read_to)
@@ -134,20 +162,24 @@ class Intake:
         emitted_us = window["emitted_at"].cast(pa.int64()).to_numpy()
         if not self._silence_us or not emitted_us.size:
             return settled
-        return settled & known_after_pauses(emitted_us, self._start_us, self._silence_us)
+        busy_us = np.array(self._busy_us)
+        known = known_after_pauses(busy_us, self._start_us, self._silence_us)
+        told: NDArray[np.bool_] = settled & known[np.searchsorted(busy_us, emitted_us)]
+        return told
 
 
 def known_after_pauses(
     emitted_us: NDArray[np.int64], start_us: int, silence_us: int
 ) -> NDArray[np.bool_]:
-    """Which samples came when negatives came as well as positives.
+    """At which times negatives came as well as positives.
 
     emitted_us: (n,) rising; start_us: end of what was emitted before them. A pause of `silence_us`
-    or more ends with clicks alone, until the impressions behind them have been silent for so long.
+    or more ends with clicks alone, until the impressions behind them have been silent for so long;
+    as traffic grows to its level there are too many of them for half of that time more.
     """
     pauses = np.diff(emitted_us, prepend=start_us) >= silence_us
-    begun = np.maximum.accumulate(np.where(pauses, emitted_us, -silence_us))
-    known: NDArray[np.bool_] = emitted_us >= begun + silence_us
+    begun = np.maximum.accumulate(np.where(pauses, emitted_us, -2 * silence_us))
+    known: NDArray[np.bool_] = emitted_us >= begun + silence_us * 3 // 2
     return known
 
 
