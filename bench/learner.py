@@ -6,8 +6,9 @@ all of which are shown; their clicks follow with a median of 2 s. The benchmark 
 itself, a few times a second, and reads from the answers when each version first answered.
 
 What an event waits for by declaration is no delay: a click's label is known when the click is
-appended, a silent impression's `provisional_after` later; both clocks start then. Half-way a
-stretch of the clicks is sent for what was not clicked: those ticks must not be learned.
+appended, a silent impression's `provisional_after` later; both clocks start then. Afterwards
+clicks are sent for a while for what was not clicked: those ticks must not be learned, and those
+after them soon are.
 """
 
 from __future__ import annotations
@@ -58,8 +59,8 @@ Ints = NDArray[np.int64]
 
 
 def run(*, quick: bool = False) -> dict[str, Any]:
-    """Measure for 90 s after 30 s of warming up (quick: 12 s after 20, without poison)."""
-    warm_s, lasts_s, poison_s = (20.0, 12.0, 0.0) if quick else (30.0, 90.0, 8.0)
+    """Measure for 90 s after 40 s of warming up (quick: 12 s after 20, without poison)."""
+    warm_s, lasts_s, poison_s = (20.0, 12.0, 0.0) if quick else (40.0, 90.0, 8.0)
     with tempfile.TemporaryDirectory() as folder:
         settings, spec = prepare(Path(folder), history_s=240 if quick else 1200)
         with processes(settings, spec) as started:
@@ -67,29 +68,30 @@ def run(*, quick: bool = False) -> dict[str, Any]:
             traffic.start()
             time.sleep(warm_s)
             began_us, cpu = _now_us(), {name: cpu_of_tree(pid) for name, pid in started.items()}
-            time.sleep(lasts_s / 2)
-            traffic.poison(bool(poison_s))
-            poison_us = _now_us()
-            time.sleep(poison_s)
-            traffic.poison(False)
-            time.sleep(lasts_s / 2)
+            time.sleep(lasts_s)
             ended_us = _now_us()
             cpu = {name: cpu_of_tree(pid) - cpu[name] for name, pid in started.items()}
             time.sleep(TAIL_S)  # traffic goes on until what was measured is learned
+            poison_us = _now_us() if poison_s else None
+            traffic.poison(bool(poison_s))
+            time.sleep(poison_s)
+            traffic.poison(False)
+            time.sleep(3 * TAIL_S if poison_s else 0)
             traffic.stop()
             health = httpx.get(f"{settings.learner_url}/health", trust_env=False).json()
-        spell = Spell(began_us, ended_us, poison_us if poison_s else None)
+        spell = Spell(began_us, ended_us, poison_us, int(poison_s * 1e6))
         found = Found.read(settings, spec)
         return _told(found, spell, cpu, health, traffic, quick=quick)
 
 
 @dataclass(frozen=True)
 class Spell:
-    """What is measured: events appended in `[from_us, to_us)`; when poison began."""
+    """Measured are events appended in `[from_us, to_us)`; poison began when, and for how long."""
 
     from_us: int
     to_us: int
     poison_us: int | None
+    lasted_us: int
 
 
 def prepare(folder: Path, history_s: int) -> tuple[Settings, LineSpec]:
@@ -358,6 +360,9 @@ def _told(
     if spell.poison_us is not None:
         name = "flipped clicks that some served model learned"
         claims.append(at_most(name, poisoned, "share", 0.1))
+        over_us = spell.poison_us + spell.lasted_us
+        name = "seconds from the last flipped click sent to a step that was promoted again"
+        claims.append(at_most(name, _recovered_s(found, over_us), "s", 30))
     return {
         "what": "append of an event whose label is known to the first answer that learned it",
         "seconds": lasted_s,
@@ -399,6 +404,18 @@ def _touched(found: Found, poison_us: int | None) -> float:
     known = found.known_us - poison_us
     spoiled = found.clicked & (known >= 2_000_000) & (known < 8_000_000)
     return float((found.answered_us[spoiled] != NEVER).mean())
+
+
+def _recovered_s(found: Found, over_us: int) -> float:
+    """Seconds until a step was promoted that learned what came after this moment."""
+    fresh = (
+        step.ended_us
+        for step in found.steps
+        if step.outcome == "promoted"
+        and step.interval is not None
+        and found.tick_us[step.interval[0]] >= over_us
+    )
+    return (min(fresh, default=NEVER) - over_us) / 1e6
 
 
 def _percentiles(values: NDArray[np.float64]) -> dict[str, float]:

@@ -383,7 +383,9 @@ def _blames_window(evidence: Evidence, failed: tuple[str, ...]) -> bool:
     if about_evidence & set(failed):
         return False
     # Off calibration yet better than the champion: the world moved, and the window is the cure.
-    worse = "calibration_within" in failed and evidence.logloss_diff > 0
+    # Without a positive row there is no calibration, and nothing that speaks against the window.
+    off = "calibration_within" in failed and math.isfinite(_number(evidence.calibration))
+    worse = off and evidence.logloss_diff > 0
     return worse or bool({"logloss_not_worse", "conversion_logloss_not_worse"} & set(failed))
 
 

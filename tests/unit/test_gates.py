@@ -263,3 +263,11 @@ def test_few_hundred_rows_let_good_candidates_through_and_stop_flipped_ones() ->
         flipped += gates.logloss_not_worse(measured(labels, poisoned, champion), 0.02) is None
     assert good >= 95
     assert flipped == 0
+
+
+def test_rows_without_a_click_reject_and_blame_nothing() -> None:
+    lossy = replace(GOOD, calibration=math.nan, candidate_logloss=0.32)
+    verdict = judged(lossy)
+    assert (verdict.failed, verdict.blames_window) == (("calibration_within",), False)
+    off = replace(lossy, calibration=3.0, calibration_low=2.5)
+    assert judged(off).blames_window

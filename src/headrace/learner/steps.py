@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from headrace import gates, records, turns
 from headrace.declaration import LineSpec
@@ -145,6 +146,7 @@ class Learner:
     def _later(self) -> tuple[pa.Table, int] | None:
         """Evaluation rows of as few of the next chunks as hold enough, and the tick they end at.
 
+        Enough are `gates.model.min_rows`, a click among them: calibration is asked of nothing else.
         They are asked once: if they cannot settle it, because they are odd themselves or an audit
         failed, those that come next are asked.
         """
@@ -153,7 +155,8 @@ class Learner:
             chunk = self._waiting[place]
             parts.append(chunk.to_evaluate)
             rows = first_seen(pa.concat_tables(parts))
-            if rows.num_rows >= self._spec.gates.model.min_rows:
+            enough = rows.num_rows >= self._spec.gates.model.min_rows
+            if enough and pc.any(pc.greater(rows["label"], 0)).as_py():
                 self._asked = place + 1
                 return rows, chunk.to_tick
         return None
