@@ -146,6 +146,7 @@ def _serve(
         "score": 0.5,
         "arm": "champion",
         "propensity": 1.0,
+        "fallback": None,
     }
     schema = served_schema(spec)
     at = {name: value for name, value in windows.items() if name.endswith("__at")}

@@ -60,10 +60,16 @@ def click(which: str, arrival: float, event_at: float | None = None, value: int 
     return event("click", which, arrival, event_at, value)
 
 
-def vector(which: str, served_at: float, score: float = 0.5, arm: str = "champion"):
+def vector(
+    which: str,
+    served_at: float,
+    score: float = 0.5,
+    arm: str = "champion",
+    fallback: str | None = None,
+):
     row: dict[str, Any] = dict.fromkeys(served_schema(SPEC).names, 0)
     row |= {"impression_id": which, "request_id": which, "version": "v000001", "score": score}
-    row |= {"arm": arm, "propensity": 1.0}
+    row |= {"arm": arm, "propensity": 1.0, "fallback": fallback}
     row |= {name: None for name, kind in SPEC.columns.items()}
     row |= {f"{view}__at": None for view in SPEC.views}
     return row | {"served_at": int(served_at * SECOND)}

@@ -49,8 +49,8 @@ from headrace.settings import Settings
 LOG = logging.getLogger(__name__)
 _READ: Final = frozenset(
     (
-        *("request_id", "served_at", "arm", "propensity", "event_at", "emitted_at", "revision"),
-        *("label", "positive_weight", "negative_weight", "impression_offset"),
+        *("request_id", "served_at", "arm", "propensity", "fallback", "event_at", "emitted_at"),
+        *("revision", "label", "positive_weight", "negative_weight", "impression_offset"),
     )
 )
 """What a look needs of a sample: a race of days must not hold their vectors."""

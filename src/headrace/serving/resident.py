@@ -25,6 +25,7 @@ class Resident:
         self.model = Model(spec.model, spec.seed, conversion=spec.converts)
         self.version: Version | None = None
         self.users = 0  # requests that predict with the model at this moment
+        self.usable = False  # whether a request may: not while it is being changed
         self._small: State = {}  # what was published beside the tables
 
     def load(self, version: Version, state: State) -> None:
