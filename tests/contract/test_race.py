@@ -128,6 +128,14 @@ def test_each_arm_earns_what_its_rows_and_propensities_say(line):
         assert look.earned[name].value == pytest.approx(rate)
         assert look.earned[name].low < rate < look.earned[name].high
     assert races(line).tally(look.race.name) == look.clicks
+    line.fallback = "previous"
+    line.tick(4, version="v000001")
+    line.fallback = None
+    line.tick(2, version="v000001")
+    later = found.look()  # all arms are judged by what stood in rows, none earns by them
+    assert later.rows == look.rows + 6 * 50
+    assert sum(map(sum, later.clicks.values())) == look.rows + 2 * 50
+    assert later.earned["a"].rows == look.rows + 2 * 50
 
 
 def test_another_version_under_an_arms_name_starts_from_nothing(line):

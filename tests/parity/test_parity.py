@@ -199,6 +199,23 @@ def test_an_honest_server_has_no_mismatch(lived, spec):
     assert pc.max(served["item_clicks_count_10m"]).as_py() > 0
 
 
+def test_rows_of_defaults_are_counted_and_not_compared(lived, spec):
+    settings, served = lived
+    words = ["defaults", "defaults,previous", "previous", None] * (len(served) // 4)
+    for name, values in (
+        ("fallback", words),
+        ("item_clicks_count_10m", [99] * len(served)),
+    ):
+        place = served.schema.get_field_index(name)
+        one = served.schema.field(place)
+        served = served.set_column(place, one, pa.array(values, one.type))
+    report = check(settings, spec, served)
+    assert (report.rows, report.defaults) == (120, 120)
+    told = check(settings, spec, served.filter(pc.is_null(served["fallback"])))
+    assert (told.rows, told.defaults) == (60, 0)
+    assert 0 < told.mismatches < report.mismatches <= 120 * len(spec.windows)
+
+
 @pytest.mark.parametrize("feature", ["item_clicks_count_10m", "user_category_clicks_count_30m"])
 def test_a_count_that_the_store_changed_is_named_with_all_three_values(lived, spec, feature):
     settings, served = lived

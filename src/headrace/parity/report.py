@@ -39,8 +39,8 @@ class ParityReport:
     """`rows` compared with the event log and with history, joined by `history` (feast or parts).
 
     `mismatches` counts values that differ, `by_feature` and `by_cause` split it; `first` are the
-    first of them in the order of the served rows. `defaults` counts rows that were left out, because
-    the store did not answer and defaults stood in for what it holds.
+    first of them in the order of the served rows. `defaults` counts rows left out: the store did
+    not answer and defaults stood in for what it holds.
     """
 
     history: str

@@ -92,8 +92,8 @@ class ScoreResponse(BaseModel):
     """Scores in the order of the candidates. `staleness_s` = now − `watermark`.
 
     `arm`: `champion`, or `pinned` where the request asked for a version: such answers are for
-    debugging, and what they lead to is not learned. `fallback`: `none`, or who stood in, with commas
-    between them: `defaults` for features that could not be read, `previous` (an earlier version) or
+    debugging, and what they lead to is not learned. `fallback`: `none`, or who stood in, separated
+    by commas: `defaults` for features that could not be read, `previous` (an earlier version) or
     `prior` (a constant, no model: `version` is `prior` too) for a model that could not answer.
     """
 

@@ -283,8 +283,8 @@ class Follower:
     def _unused(self, resident: Resident) -> bool:
         """Wait until no request predicts with a model; false when the server stops first."""
         with self._released:
+            resident.usable = False  # no new ones
             self._released.wait_for(lambda: not resident.users or self._stop.is_set())
-            resident.usable = resident.usable and bool(resident.users)
             return not resident.users
 
     def _count(self, **more: int) -> None:
@@ -300,6 +300,7 @@ class Follower:
                     prepare()
                     prepared = True
                 self.follow()
+                self._tried = True
                 self._have_one_wait()
                 self._have_asked_wait()
                 self._fault = None
