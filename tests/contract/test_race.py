@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -257,3 +258,17 @@ def run(*arguments: str, line: ServedLine) -> None:
         patch.setenv("HEADRACE_LINES_DIR", str(line.settings.lines_dir))
         patch.setattr(sys, "argv", ["headrace"])
         cli.app(["race", *arguments, "--line", "tiny"], standalone_mode=False)
+
+
+def test_the_conductor_says_that_it_is_alive_and_what_failed(line, monkeypatch):
+    start(line, {"name": "a", "version": "v000003"}, rules=Rules(min_requests=10_000))
+    stop = threading.Event()
+    monkeypatch.setattr(stop, "wait", lambda _seconds: stop.set())
+    contest.run(line.settings, line.spec, stop)
+    told = json.loads(contest.beat(line.settings, "tiny").read_text())
+    assert (told["race"].startswith("tiny-"), told["problem"]) == (True, None)
+    (line.home / "versions" / "v000003" / "manifest.json").write_text("{}")
+    stop.clear()
+    line.tick(1, version="v000001")
+    contest.run(line.settings, line.spec, stop)
+    assert "manifest" in json.loads(contest.beat(line.settings, "tiny").read_text())["problem"]
