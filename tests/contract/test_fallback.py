@@ -27,7 +27,7 @@ from headrace.model import Model
 from headrace.serving.app import create_app
 from headrace.serving.features import LOST_US, Features
 from headrace.serving.prior import Prior, Rates
-from headrace.serving.swap import _blank_inputs
+from headrace.serving.resident import blank_inputs
 from headrace.settings import Settings
 from headrace.store import Store
 from headrace.store.latest import Found, found_none
@@ -148,7 +148,7 @@ def publish(settings: Settings, spec: LineSpec, bias: float, *, hurt: bool = Fal
     state = model.state()
     state["classes"] = np.array([10.0 * bias, 10.0])
     if hurt:
-        ids, _ = model._read(_blank_inputs(spec))
+        ids, _ = model._read(blank_inputs(spec))
         kept = np.zeros(len(state["table"]), dtype=np.bool_)
         kept[np.unique(model._tables.rows(ids, slice(0, 1)))] = True
         state["table"] = np.where(kept[:, None], state["table"], np.nan).astype(np.float32)

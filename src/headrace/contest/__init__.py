@@ -1,6 +1,7 @@
 """A race on a line: started, kept fresh, judged on the same rows, acted upon; see `conduct`."""
 
-from headrace.contest.conduct import Contest, beat, run
+from headrace.contest.conduct import Contest
+from headrace.contest.conductor import beat, run
 from headrace.contest.entry import make_arm, make_race, variant
 from headrace.contest.look import Look
 

@@ -9,18 +9,14 @@ clicks would count and silence would not yet (docs/adr/0031).
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 import pyarrow as pa
 
 from headrace import alarms, gates, metrics, train
-from headrace.atomic import write_json
 from headrace.contest.entry import arm_of, entered_us, make_race, variant
 from headrace.contest.look import (
     Floats,
@@ -36,7 +32,6 @@ from headrace.errors import (
     ConflictError,
     DeclarationError,
     GateRejected,
-    HeadraceError,
     InputError,
 )
 from headrace.events import sample_schema
@@ -50,7 +45,6 @@ from headrace.sample import SampleTail, head_tick, tick_as_of
 from headrace.settings import Settings
 
 LOG = logging.getLogger(__name__)
-EVERY_US: Final = 5_000_000
 _READ: Final = frozenset(
     (
         *("request_id", "served_at", "arm", "propensity", "fallback", "event_at", "emitted_at"),
@@ -275,29 +269,3 @@ class Contest:
             self._told.add(key)
             body = {"arm": decision.arm, "decision": decision.action, "reason": decision.reason}
             alarms.raise_alarm(self._settings, self._spec.line, "race", body | {"problem": problem})
-
-
-def run(settings: Settings, spec: LineSpec, stop: threading.Event) -> None:
-    """Passes every `cadence.race` (5 s) until `stop`; one that fails is told and tried again.
-
-    `race/conductor.json` in the line's home says when the newest pass ended, and what failed.
-    """
-    interval_s = (spec.cadence.race or EVERY_US) / 1e6
-    contest, told = Contest(settings, spec), ""
-    while not stop.is_set():
-        problem, look = "", None
-        try:
-            look = contest.once()
-        except HeadraceError as fault:
-            problem = str(fault)
-            if problem != told:
-                LOG.error("%s: race: %s", spec.line, problem)
-        told = problem
-        body = {"race": look and look.race.name, "problem": problem or None}
-        write_json(beat(settings, spec.line), {"at": datetime.now(UTC).isoformat(), **body})
-        stop.wait(interval_s)
-
-
-def beat(settings: Settings, line: str) -> Path:
-    """Where a running conductor says that it is alive."""
-    return settings.line_home(line) / "race" / "conductor.json"

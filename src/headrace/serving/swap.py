@@ -21,12 +21,9 @@ from dataclasses import asdict, replace
 from itertools import islice
 from typing import Any, Final
 
-import numpy as np
-import pyarrow as pa
-
 from headrace.declaration import LineSpec
 from headrace.errors import EnvironmentFault, IntegrityError
-from headrace.events import PREVIOUS, input_fields
+from headrace.events import PREVIOUS
 from headrace.line import Champion, Version
 from headrace.model import State
 from headrace.serving.loaded import Delivery, Lines, Loaded
@@ -104,11 +101,12 @@ class Follower:
         """
         with self._released:
             loaded, resident = self.current(), self._waiting
-            if resident is None or not self._can_go_back(resident, loaded):
+            may = resident is not None and resident.usable and self._may_go_back
+            before = resident.version if resident is not None and may else None
+            if resident is None or before is None or before.version == loaded.version.version:
                 self._wanted = loaded.version.version
                 raise EnvironmentFault(f"no version before {self._wanted} is in memory yet")
-            assert resident.version is not None
-            loaded = Loaded(resident.version, loaded.champion, resident.model)
+            loaded = Loaded(before, loaded.champion, resident.model)
             resident.users += 1
         with self._lent(resident):
             yield loaded
@@ -195,13 +193,8 @@ class Follower:
         """Bring the waiting model to a version. Raises `IntegrityError` where it cannot score."""
         if self._waiting is None:
             self._waiting = Resident(self._spec)
-        resident = self._waiting
-        self._bring(resident, version)
-        # traces, and touches its memory
-        scores = resident.model.predict_tasks(_blank_inputs(self._spec))
-        if not all(np.isfinite(values).all() for values in scores.values()):
-            resident.usable = False
-            raise IntegrityError(f"{version} gives scores that are not finite; roll it back")
+        self._bring(self._waiting, version)
+        self._waiting.try_out()
 
     def _have_earlier_wait(self) -> Champion | None:
         """Bring it to the newest champion before the present one that can be had, if any can."""
@@ -228,10 +221,6 @@ class Follower:
             with self._released:
                 self._may_go_back = self._waiting.usable = found
 
-    def _can_go_back(self, resident: Resident, loaded: Loaded) -> bool:
-        version = resident.version if resident.usable and self._may_go_back else None
-        return version is not None and version.version != loaded.version.version
-
     def _flip(self, champion: Champion) -> None:
         resident = self._waiting
         assert resident is not None
@@ -242,6 +231,7 @@ class Follower:
             self._current = Loaded(resident.version, champion, resident.model)
             # what a rollback left behind is not to answer again
             self._may_go_back = champion.action != "rollback"
+            self._went_back = ""
 
     def _bring(self, resident: Resident, target: str) -> None:
         """Take a model that does not serve to a version: by nothing, by deltas or from a base."""
@@ -311,8 +301,3 @@ class Follower:
                 wait_s = self._retry_s
             self._tried = True
             self._stop.wait(wait_s)
-
-
-def _blank_inputs(spec: LineSpec) -> pa.Table:
-    schema = pa.schema(input_fields(spec))
-    return pa.table([pa.array([0]).cast(field.type) for field in schema], schema=schema)
