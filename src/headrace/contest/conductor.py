@@ -1,4 +1,4 @@
-"""The resident process that conducts a line's races: a pass every few seconds, and a sign of life."""
+"""The process that conducts a line's races: a pass every few seconds, and a sign of life."""
 
 from __future__ import annotations
 
