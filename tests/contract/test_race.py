@@ -114,7 +114,8 @@ def test_scores_are_those_of_the_version_held_when_the_row_was_served_and_kept(l
 
 
 def test_each_arm_earns_what_its_rows_and_propensities_say(line):
-    found = start(line, {"name": "a", "version": "v000003", "mode": "thompson"})
+    arm = {"name": "a", "version": "v000003", "mode": "thompson"}
+    found = start(line, arm, rules=Rules(min_requests=10_000))
     line.tick(2, version="v000001")
     line.split = "a"
     line.tick(4, version="v000001")
