@@ -123,6 +123,7 @@ def vectors(spec: LineSpec, shown: pa.Table) -> pa.Table:
         "score": pa.array(np.full(rows, np.nan)),
         "arm": pa.nulls(rows, pa.string()),
         "propensity": pa.nulls(rows, pa.float64()),
+        "fallback": pa.nulls(rows, pa.string()),
     }
     schema = served_schema(spec)
     return pa.table([given[name] for name in schema.names], schema=schema).combine_chunks()

@@ -121,11 +121,7 @@ def _wait_for_rows(settings: Settings, spec: LineSpec, start: int, wait_s: float
 
 def _prior(spec: LineSpec, version: Version, rows: int) -> Predicted:
     """What someone would answer who knew nothing but the rates of the training rows."""
-    click = version.metrics["label_rate"]
-    rates = {"click": click}
-    if spec.converts:
-        both = version.metrics["click_and_conversion_rate"]
-        rates |= {"conversion": both / click if click else 0.0, "click_and_conversion": both}
+    rates = version.rates(conversion=spec.converts)
     return {task: np.full(rows, rate) for task, rate in rates.items()}
 
 

@@ -9,7 +9,10 @@ The **served log** holds the vectors that the server used, keyed by `impression_
 answered: `arm` (`champion` without a race) and `propensity`, the probability in (0, 1] with which
 that arm was drawn. Both are null for rows that no server drew: of a history, of a replay. Rows of
 the arm `pinned` were scored by the version that a request asked for: they are logged, but never
-sampled.
+sampled. `fallback` says who stood in (docs/adr/0033), in words with commas between them, and is
+null where nobody had to: `defaults`, the vector holds no features that were read, so the row is
+never sampled; `previous`, an earlier version answered in place of the one that was due; `prior`, no
+model did, and `version` is `prior`.
 
 The **sample log** holds served vectors with their label: first a sample (`revision` 0),
 later at most one correction (`revision` 1). `positive_weight` and `negative_weight` say how
@@ -29,13 +32,19 @@ from calendar import timegm
 from datetime import datetime
 from typing import Final
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from headrace.declaration import LineSpec
 
 IMPRESSION: Final = "impression"
 CHAMPION_ARM: Final = "champion"
 PINNED_ARM: Final = "pinned"
+DEFAULTS: Final = "defaults"
+PREVIOUS: Final = "previous"
+PRIOR: Final = "prior"
 TIME: Final = pa.timestamp("us", tz="UTC")
 LATER: Final = {"headrace": "null in logs from before the column was there"}
 ARROW_TYPES: Final[dict[str, pa.DataType]] = {
@@ -83,6 +92,7 @@ def served_schema(spec: LineSpec) -> pa.Schema:
             *(pa.field(name, pa.float64(), nullable=False) for name in task_scores(spec)),
             pa.field("arm", pa.string(), metadata=LATER),
             pa.field("propensity", pa.float64(), metadata=LATER),
+            pa.field("fallback", pa.string(), metadata=LATER),
             *_declared_columns(spec),
             *(pa.field(f"{view}__at", TIME) for view in spec.views),
             *(pa.field(feature.name, pa.int64(), nullable=False) for feature in spec.windows),
@@ -138,6 +148,18 @@ def offset_columns(spec: LineSpec) -> tuple[str, ...]:
     """Columns of the samples that hold offsets of events; -1 is none."""
     own = ("impression_offset", "engagement_offset")
     return own if not spec.converts else (*own, "conversion_offset")
+
+
+def of_defaults(served: pa.Table) -> NDArray[np.bool_]:
+    """Served rows whose vector holds defaults in place of features, (n,)."""
+    words = pc.fill_null(served["fallback"], "")
+    found: NDArray[np.bool_] = pc.starts_with(words, pattern=DEFAULTS).to_numpy()
+    return found
+
+
+def as_due(served: pa.Table) -> pa.Table:
+    """The served rows for which nobody stood in."""
+    return served.filter(pc.is_null(served["fallback"]))
 
 
 def input_fields(spec: LineSpec) -> list[pa.Field]:

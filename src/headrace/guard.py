@@ -26,7 +26,7 @@ from headrace.atomic import write_json
 from headrace.declaration import LineSpec
 from headrace.errors import ConflictError, DeclarationError, HeadraceError, InputError
 from headrace.evaluate import first_seen
-from headrace.events import TIME, served_schema
+from headrace.events import TIME, as_due, served_schema
 from headrace.labels.revisions import unsettled
 from headrace.line import Champion, LineStore
 from headrace.log.files import FileLog
@@ -221,7 +221,11 @@ def _write_metrics(path: Path, line: str, told: list[dict[str, Any]], seen: Pass
 
 
 def _answered(rows: pa.Table, version: str, since_us: int) -> pa.Table:
-    """Rows that a version served since a moment, in the order served."""
+    """Rows that a version served since a moment, in the order served, with what was due.
+
+    Where defaults stood in for features, the version is not to blame for its scores.
+    """
+    rows = as_due(rows)
     mine = pc.and_(
         pc.equal(rows["version"], version),
         pc.greater_equal(rows["served_at"], pa.scalar(since_us, pa.int64()).cast(TIME)),

@@ -37,10 +37,12 @@ def model_of(spec_json: str) -> Model:
 class ServedLine(written.Line):
     """Rows of a tick carry the score that their version gives them, also in the served log.
 
-    `split`: the arm that every other request is said to have been drawn for.
+    `split`: the arm that every other request is said to have been drawn for. `fallback`: who is
+    said to have stood in.
     """
 
     split: str | None = None
+    fallback: str | None = None
 
     def commit(self, tick: int, columns: dict[str, Any], events: tuple[int, int]) -> None:
         version = columns["version"][0]
@@ -48,6 +50,7 @@ class ServedLine(written.Line):
             odd = np.arange(written.ROWS) % 2 == 1
             columns["arm"] = np.where(odd, self.split, "champion").tolist()
             columns["propensity"] = np.full(written.ROWS, 0.5)
+        columns["fallback"] = [self.fallback] * written.ROWS
         if version != "bootstrap":
             columns["score"] = self.score(version, columns)
             schema = served_schema(self.spec)

@@ -115,6 +115,7 @@ class Line:
             "score": np.full(ROWS, 0.2),
             "arm": ["champion"] * ROWS,
             "propensity": np.ones(ROWS),
+            "fallback": pa.nulls(ROWS, pa.string()),
             "revision": np.zeros(ROWS, np.int32),
             "label": labels,
             "positive_weight": labels.astype(np.float32),

@@ -81,6 +81,17 @@ def test_a_champion_that_keeps_its_promise_is_left_alone(line: ServedLine) -> No
     assert alarms.alarms(line.settings, "tiny") == []
 
 
+def test_a_champion_is_not_blamed_for_answers_in_which_others_stood_in(line: ServedLine) -> None:
+    bad = line.train(30, labels=np.logical_not)
+    line.crown(bad, "force")
+    line.fallback = "defaults"
+    line.tick(6, version=bad)
+    seen = look(line)
+    assert (seen.action, seen.watched and seen.watched.requests) == ("none", 0)
+    assert seen.watched is not None
+    assert seen.watched.score_shift is None
+
+
 def test_what_a_bad_increment_learned_goes_to_quarantine(line: ServedLine) -> None:
     line.tick(20, click=np.logical_not, version="v000001")
     bad = train.incremental(line.settings, line.spec, 30, 50)

@@ -170,6 +170,7 @@ def test_grpc_gives_the_scores_of_rest_in_raw_and_in_typed_contents(server, chan
         "v000001",
         "champion",
     )
+    assert raw.parameters["fallback"].string_param == "none"
     asked = pb.ModelInferRequest(model_name="shop")
     for name, kind in (("user_id", "BYTES"), ("item", "INT64")):
         asked.inputs.add(name=name, datatype=kind, shape=[2])

@@ -312,6 +312,23 @@ def test_rollback_after_a_new_promotion_returns_to_what_served_before(store: Lin
     assert store.rollback().version == one
 
 
+def test_earlier_champions_are_those_that_no_rollback_took_back(store: LineStore) -> None:
+    assert list(store.earlier()) == []
+    one, two, _ = promoted(store, 1, 2, 3)
+    assert [champion.version for champion in store.earlier()] == [two, one]
+    store.rollback()  # the third was bad
+    assert [champion.version for champion in store.earlier()] == [one]
+    (four,) = promoted(store, 4)
+    assert [champion.version for champion in store.earlier()] == [two, one]
+    promoted(store, 5)
+    store.rollback()
+    store.rollback()
+    assert store.champion().version == two
+    assert [champion.version for champion in store.earlier()] == [one]
+    promoted(store, 6)
+    assert four not in [champion.version for champion in store.earlier()]
+
+
 def test_rollback_can_name_its_version(store: LineStore) -> None:
     promoted(store, 1, 2)
     unpromoted = publish(store, 3).version

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -114,7 +115,8 @@ def test_scores_are_those_of_the_version_held_when_the_row_was_served_and_kept(l
 
 
 def test_each_arm_earns_what_its_rows_and_propensities_say(line):
-    found = start(line, {"name": "a", "version": "v000003", "mode": "thompson"})
+    arm = {"name": "a", "version": "v000003", "mode": "thompson"}
+    found = start(line, arm, rules=Rules(min_requests=10_000))
     line.tick(2, version="v000001")
     line.split = "a"
     line.tick(4, version="v000001")
@@ -129,6 +131,14 @@ def test_each_arm_earns_what_its_rows_and_propensities_say(line):
         assert look.earned[name].value == pytest.approx(rate)
         assert look.earned[name].low < rate < look.earned[name].high
     assert races(line).tally(look.race.name) == look.clicks
+    line.fallback = "previous"
+    line.tick(4, version="v000001")
+    line.fallback = None
+    line.tick(2, version="v000001")
+    later = found.look()  # all arms are judged by what stood in rows, none earns by them
+    assert later.rows == look.rows + 6 * 50
+    assert sum(map(sum, later.clicks.values())) == look.rows + 2 * 50
+    assert later.earned["a"].rows == look.rows + 2 * 50
 
 
 def test_another_version_under_an_arms_name_starts_from_nothing(line):
@@ -250,3 +260,17 @@ def run(*arguments: str, line: ServedLine) -> None:
         patch.setenv("HEADRACE_LINES_DIR", str(line.settings.lines_dir))
         patch.setattr(sys, "argv", ["headrace"])
         cli.app(["race", *arguments, "--line", "tiny"], standalone_mode=False)
+
+
+def test_the_conductor_says_that_it_is_alive_and_what_failed(line, monkeypatch):
+    start(line, {"name": "a", "version": "v000003"}, rules=Rules(min_requests=10_000))
+    stop = threading.Event()
+    monkeypatch.setattr(stop, "wait", lambda _seconds: stop.set())
+    contest.run(line.settings, line.spec, stop)
+    told = json.loads(contest.beat(line.settings, "tiny").read_text())
+    assert (told["race"].startswith("tiny-"), told["problem"]) == (True, None)
+    (line.home / "versions" / "v000003" / "manifest.json").write_text("{}")
+    stop.clear()
+    line.tick(1, version="v000001")
+    contest.run(line.settings, line.spec, stop)
+    assert "manifest" in json.loads(contest.beat(line.settings, "tiny").read_text())["problem"]

@@ -92,7 +92,10 @@ def test_the_open_inference_protocol_gives_the_same_scores(server, shop):
     body = answer.json()
     assert (body["model_name"], body["model_version"], body["id"]) == ("shop", "v000001", "oip")
     assert body["parameters"]["request_id"] == "oip"
-    assert set(body["parameters"]) == {"version", "arm", "watermark", "staleness_s", "request_id"}
+    assert set(body["parameters"]) == {
+        "version", "arm", "fallback", "watermark", "staleness_s", "request_id"
+    }  # fmt: skip
+    assert (body["parameters"]["fallback"], short["fallback"]) == ("none", "none")
     score, impression = body["outputs"]
     assert (score["name"], score["datatype"], score["shape"]) == ("score", "FP64", [2])
     assert score["data"] == [s["score"] for s in short["scores"]]

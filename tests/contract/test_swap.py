@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from headrace.declaration import LineSpec
-from headrace.errors import IntegrityError
+from headrace.errors import EnvironmentFault, IntegrityError
 from headrace.events import input_fields
 from headrace.line import Champion, LineStore, Version, compaction
 from headrace.line.fingerprint import carried, held_by
@@ -297,3 +298,117 @@ def test_under_load_every_answer_is_of_one_whole_version(
     assert len(expected) > 4
     for version, scores in answers:
         assert np.array_equal(scores, expected[version])
+
+
+def previous(follower: Follower, asked: pa.Table) -> tuple[str, NDArray[np.float64]]:
+    with follower.use_previous() as loaded:
+        return loaded.version.version, loaded.model.predict(asked)
+
+
+def test_the_version_before_waits_to_stand_in_and_one_that_was_rolled_back_never_does(
+    writer: Writer, follower: Follower, asked: pa.Table
+) -> None:
+    with pytest.raises(EnvironmentFault, match="no version before v000001"):
+        previous(follower, asked)
+    good = writer.next()
+    follower.follow()
+    assert previous(follower, asked)[0] == "v000001"
+    writer.next()
+    follower.follow()
+    version, scores = previous(follower, asked)
+    assert version == good.version
+    assert np.array_equal(scores, writer.scores(good.version, asked))
+    writer.lines.rollback(reason="bad")
+    follower.follow()
+    with pytest.raises(EnvironmentFault, match=f"no version before {good.version} is in memory"):
+        previous(follower, asked)
+    follower._have_asked_wait()  # what its thread does next
+    version, scores = previous(follower, asked)
+    assert version == "v000001"
+    assert np.array_equal(scores, writer.scores("v000001", asked))
+    after = writer.next()
+    follower.follow()
+    assert np.array_equal(served(follower, asked), writer.scores(after.version, asked))
+
+
+def test_a_champion_that_cannot_be_loaded_is_missed_and_others_stand_in(
+    writer: Writer, follower: Follower, asked: pa.Table
+) -> None:
+    good = writer.next()
+    follower.follow()
+    with follower.use() as loaded:
+        assert not follower.stands_in(loaded)
+    hurt = writer.next()
+    writer.damage(hurt, 40)
+    with pytest.raises(IntegrityError, match="SHA-256"):
+        follower.follow()
+    with follower.use() as loaded:
+        assert follower.stands_in(loaded)
+    assert follower.delivery()["missed"] == hurt.version
+    fresh = Follower(writer.spec, writer.lines)  # a server that starts now
+    with pytest.raises(IntegrityError, match="SHA-256"):
+        fresh.follow()
+    with fresh.use() as loaded:
+        assert (loaded.version, fresh.stands_in(loaded)) == (good, True)
+        assert np.array_equal(loaded.model.predict(asked), writer.scores(good.version, asked))
+    writer.lines.rollback(reason="damaged")
+    assert fresh.follow()
+    with fresh.use() as loaded:
+        assert (loaded.version, fresh.stands_in(loaded)) == (good, False)
+
+
+def test_a_start_goes_back_only_where_the_line_declares_it(writer: Writer) -> None:
+    writer.damage(writer.next(), 40)
+    alone = writer.spec.serving.model_copy(update={"fallback": ()})
+    fresh = Follower(writer.spec.model_copy(update={"serving": alone}), writer.lines)
+    with pytest.raises(IntegrityError):
+        fresh.follow()
+    assert not fresh.ready
+
+
+def test_a_champion_whose_scores_are_not_finite_never_serves(
+    writer: Writer, follower: Follower, asked: pa.Table
+) -> None:
+    held = follower.current().version
+    before = writer.states[held.version]
+    whole = {name: array.copy() for name, array in before.items()}
+    whole["linear"] = np.full_like(whole["linear"], np.nan)
+    bad = writer.lines.publish(whole, parent=None, **ABOUT)
+    writer.promote(bad, "force")
+    for _ in range(2):
+        with pytest.raises(IntegrityError, match=f"{bad.version} gives scores that are not finite"):
+            follower.follow()
+        with pytest.raises(EnvironmentFault):
+            previous(follower, asked)
+    assert np.array_equal(served(follower, asked), writer.scores(held.version, asked))
+    good = writer.delta(held.version)
+    writer.promote(good)
+    assert follower.follow()
+    assert np.array_equal(served(follower, asked), writer.scores(good.version, asked))
+
+
+def test_no_answer_of_the_version_before_is_half_of_another(
+    writer: Writer, follower: Follower, asked: pa.Table
+) -> None:
+    answers: list[tuple[str, NDArray[np.float64]]] = []
+    done = threading.Event()
+
+    def ask() -> None:
+        while not done.is_set():
+            with suppress(EnvironmentFault):
+                answers.append(previous(follower, asked))
+
+    with ThreadPoolExecutor(2) as pool:
+        asking = [pool.submit(ask) for _ in range(2)]
+        try:
+            for _ in range(8):
+                writer.next()
+                follower.follow()
+                time.sleep(0.02)
+        finally:
+            done.set()
+        for each in asking:
+            each.result(30)
+    assert len({version for version, _ in answers}) > 4
+    for version, scores in answers:
+        assert np.array_equal(scores, writer.scores(version, asked))

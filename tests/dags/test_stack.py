@@ -10,15 +10,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
 import pytest
 
+from headrace import contest, guard
+from headrace.atomic import write_json
 from headrace.errors import DeclarationError, EnvironmentFault
-from headrace.settings import Settings, load_settings
-from headrace.stack import Service, down, running, status, up
+from headrace.settings import PROJECT, Settings, load_settings
+from headrace.stack import Service, down, running, services, status, up
 from headrace.stack import lifecycle as lifecycle_module
 from headrace.stack.processes import stack_processes
 from tests.campaign import free_port
@@ -168,7 +170,7 @@ def test_down_ends_strays_and_what_outlived_a_killed_supervisor(settings):
 
 STARTER = """
 import sys
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 sys.path.insert(0, sys.argv[1])
 import test_stack
 from headrace.settings import load_settings
@@ -236,3 +238,50 @@ def test_what_a_power_cut_left_is_cleaned_up(settings):
     assert not status(settings, service_list=two_services)["running"]
     with running(settings, "coupons", service_list=two_services, say=quiet):
         assert states(settings) == {"ingest": "healthy", "serve": "healthy"}
+
+
+def watching(tmp_path: Path) -> Settings:
+    """Settings of a home whose line declares a guard and a conductor of its races."""
+    line = (PROJECT / "lines" / "coupons.yaml").read_text()
+    assert "cadence:\n" in line
+    line = line.replace("cadence:\n", "guard: {every: 1s}\ncadence:\n  race: 1s\n")
+    (tmp_path / "lines").mkdir()
+    (tmp_path / "lines" / "coupons.yaml").write_text(line)
+    ports = ("SERVER", "GRPC", "COLLECTOR", "AIRFLOW")
+    return load_settings(
+        {"HEADRACE_HOME": str(tmp_path / "home"), "HEADRACE_LINES_DIR": str(tmp_path / "lines")}
+        | {f"HEADRACE_{name}_PORT": str(free_port()) for name in ports}
+    )
+
+
+def watchers(settings: Settings, line: str) -> tuple[Service, ...]:
+    return tuple(one for one in services(settings, line) if one.name in ("guard", "race"))
+
+
+def test_guard_and_conductor_are_services_where_the_line_declares_them(settings, tmp_path):
+    assert watchers(settings, "coupons") == ()
+    declared = watching(tmp_path)
+    by_name = {one.name: one for one in watchers(declared, "coupons")}
+    assert by_name["guard"].command[1:] == ("guard", "--line", "coupons")
+    assert by_name["race"].command[1:] == ("race", "run", "--line", "coupons")
+    now = datetime.now(UTC)
+    beats = {"guard": guard.beat(declared, "coupons"), "race": contest.beat(declared, "coupons")}
+    for name, path in beats.items():
+        ready = by_name[name].ready
+        assert not ready(now)
+        write_json(path, {"at": (now + timedelta(seconds=1)).isoformat()})
+        assert ready(now)
+        assert not ready(now + timedelta(seconds=2))  # started anew since
+        write_json(path, {"at": (now - timedelta(minutes=3)).isoformat()})
+        assert not ready(now - timedelta(minutes=5))  # it hangs
+
+
+@pytest.mark.e2e
+def test_guard_and_conductor_run_in_the_stack_and_its_status_shows_them(tmp_path):
+    settings = watching(tmp_path)
+    with running(settings, "coupons", service_list=watchers, say=quiet):
+        found = status(settings, service_list=watchers)["services"]
+        assert {one["name"]: one["state"] for one in found} == {
+            "guard": "healthy", "race": "healthy"
+        }  # fmt: skip
+    assert not stack_processes(settings.home)

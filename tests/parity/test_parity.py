@@ -146,6 +146,7 @@ def _serve(
         "score": 0.5,
         "arm": "champion",
         "propensity": 1.0,
+        "fallback": None,
     }
     schema = served_schema(spec)
     at = {name: value for name, value in windows.items() if name.endswith("__at")}
@@ -196,6 +197,23 @@ def test_an_honest_server_has_no_mismatch(lived, spec):
     assert (report.rows, report.mismatches, report.first) == (240, 0, [])
     assert served["coupons_by_item_id__at"].null_count < served.num_rows  # something was compared
     assert pc.max(served["item_clicks_count_10m"]).as_py() > 0
+
+
+def test_rows_of_defaults_are_counted_and_not_compared(lived, spec):
+    settings, served = lived
+    words = ["defaults", "defaults,previous", "previous", None] * (len(served) // 4)
+    for name, values in (
+        ("fallback", words),
+        ("item_clicks_count_10m", [99] * len(served)),
+    ):
+        place = served.schema.get_field_index(name)
+        one = served.schema.field(place)
+        served = served.set_column(place, one, pa.array(values, one.type))
+    report = check(settings, spec, served)
+    assert (report.rows, report.defaults) == (120, 120)
+    told = check(settings, spec, served.filter(pc.is_null(served["fallback"])))
+    assert (told.rows, told.defaults) == (60, 0)
+    assert 0 < told.mismatches < report.mismatches <= 120 * len(spec.windows)
 
 
 @pytest.mark.parametrize("feature", ["item_clicks_count_10m", "user_category_clicks_count_30m"])

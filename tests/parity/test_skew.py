@@ -117,6 +117,7 @@ class Life:
             "score": pa.array([0.5] * count),
             "arm": pa.array(["champion"] * count),
             "propensity": pa.array([1.0] * count),
+            "fallback": pa.nulls(count, pa.string()),
         }
         schema = served_schema(self.spec)
         self.served.append(pa.table([given[f.name] for f in schema], schema=schema))

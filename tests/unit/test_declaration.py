@@ -248,3 +248,38 @@ def test_a_port_must_be_a_number() -> None:
 
 def test_services_bind_to_loopback_unless_told_otherwise() -> None:
     assert load_settings({}).host == "127.0.0.1"
+
+
+def test_who_stands_in_is_an_order_that_can_be_switched_off() -> None:
+    def order(declared: object) -> tuple[str, ...]:
+        return LineSpec.model_validate(raw() | {"serving": {"fallback": declared}}).serving.fallback
+
+    assert load_line(LINES / "coupons.yaml").serving.fallback == ("defaults", "previous", "prior")
+    assert order(["previous", "defaults"]) == ("previous", "defaults")
+    assert order([]) == order(yaml.safe_load("off")) == order("off") == ()
+
+
+@pytest.mark.parametrize(
+    ("serving", "said"),
+    [
+        ({"fallback": ["prior", "previous"]}, "put it last"),
+        ({"fallback": ["defaults", "defaults"]}, "'defaults' stands twice"),
+        ({"fallback": ["guess"]}, "serving.fallback"),
+        ({"prior": 1.0}, "serving.prior"),
+        ({"read_timeout": "0ms"}, "serving.read_timeout"),
+    ],
+)
+def test_who_stands_in_is_checked(tmp_path: Path, serving: dict[str, Any], said: str) -> None:
+    assert said in refusal(tmp_path, raw() | {"serving": serving})
+
+
+def test_a_prior_of_clicks_says_nothing_of_conversions(tmp_path: Path) -> None:
+    line = raw() | {"serving": {"prior": 0.1}}
+    assert LineSpec.model_validate(line).serving.prior == 0.1
+    line["label"]["conversion"] = {"engagement": "buy", "attribution_window": "1h"}
+    assert "serving.prior is a click rate" in refusal(tmp_path, line)
+
+
+def test_a_line_guards_where_it_says_so() -> None:
+    assert not load_line(LINES / "coupons.yaml").guards
+    assert LineSpec.model_validate(raw() | {"guard": {}}).guards

@@ -60,10 +60,16 @@ def click(which: str, arrival: float, event_at: float | None = None, value: int 
     return event("click", which, arrival, event_at, value)
 
 
-def vector(which: str, served_at: float, score: float = 0.5, arm: str = "champion"):
+def vector(
+    which: str,
+    served_at: float,
+    score: float = 0.5,
+    arm: str = "champion",
+    fallback: str | None = None,
+):
     row: dict[str, Any] = dict.fromkeys(served_schema(SPEC).names, 0)
     row |= {"impression_id": which, "request_id": which, "version": "v000001", "score": score}
-    row |= {"arm": arm, "propensity": 1.0}
+    row |= {"arm": arm, "propensity": 1.0, "fallback": fallback}
     row |= {name: None for name, kind in SPEC.columns.items()}
     row |= {f"{view}__at": None for view in SPEC.views}
     return row | {"served_at": int(served_at * SECOND)}
@@ -231,6 +237,26 @@ def test_answers_of_a_version_asked_for_are_never_learned(restart):
     ran = run(events, served, at(5, 16, 30), restart=restart)
     assert [(row["impression_id"], row["score"]) for row in ran.samples] == [("b", 0.4)]
     assert ran.fates == {0: "unserved", 2: "unserved"}
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_vector_of_defaults_ends_its_events_as_such_and_other_stand_ins_are_learned(restart):
+    served = [
+        vector("before", 1, fallback="defaults"),
+        vector("model", 1, 0.2, fallback="prior"),
+        vector("after", 4, fallback="defaults,prior"),
+        vector("after", 5, 0.9),  # asked again: what was shown is what was answered first
+        vector("version", 4, 0.3, fallback="previous"),
+    ]
+    names = ("before", "model", "after", "version")
+    events = [shown(name, 3) for name in names]
+    events += [click(name, 6) for name in names]
+    events += [click("before", 7), shown("late", 30)]
+    ran = run(events, served, at(3.5, 6.5, 8, 17.9, 18, 31), restart=restart)
+    assert {row["impression_id"]: row["label"] for row in ran.samples} == {"model": 1, "version": 1}
+    passed = dict.fromkeys((0, 2, 4, 6), "defaults")
+    assert ran.fates == {**passed, 8: "duplicate_engagement"}
+    assert len([row for row in ran.resolved if row["event"] == "click"]) == 4  # windows count them
 
 
 def test_an_impression_older_than_the_horizon_is_too_late():

@@ -89,6 +89,10 @@ def _moment_us(text: str) -> int:
 
 def _print(line: str, report: ParityReport) -> None:
     out.print(f"{line}: {report.rows:,} served rows, {report.mismatches:,} mismatches")
+    if report.defaults:
+        out.print(
+            f"{report.defaults:,} more were answered with defaults and hold nothing to compare"
+        )
     if not report.mismatches:
         return
     table = Table("feature", "impression", "request", "offset", "served", "log", "history", "cause")

@@ -9,7 +9,6 @@ clicks would count and silence would not yet (docs/adr/0031).
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Final
@@ -33,7 +32,6 @@ from headrace.errors import (
     ConflictError,
     DeclarationError,
     GateRejected,
-    HeadraceError,
     InputError,
 )
 from headrace.events import sample_schema
@@ -49,8 +47,8 @@ from headrace.settings import Settings
 LOG = logging.getLogger(__name__)
 _READ: Final = frozenset(
     (
-        *("request_id", "served_at", "arm", "propensity", "event_at", "emitted_at", "revision"),
-        *("label", "positive_weight", "negative_weight", "impression_offset"),
+        *("request_id", "served_at", "arm", "propensity", "fallback", "event_at", "emitted_at"),
+        *("revision", "label", "positive_weight", "negative_weight", "impression_offset"),
     )
 )
 """What a look needs of a sample: a race of days must not hold their vectors."""
@@ -271,18 +269,3 @@ class Contest:
             self._told.add(key)
             body = {"arm": decision.arm, "decision": decision.action, "reason": decision.reason}
             alarms.raise_alarm(self._settings, self._spec.line, "race", body | {"problem": problem})
-
-
-def run(settings: Settings, spec: LineSpec, stop: threading.Event, interval_s: float = 5.0) -> None:
-    """Passes until `stop`; one that fails is told and tried again after `interval_s`."""
-    contest, told = Contest(settings, spec), ""
-    while not stop.is_set():
-        problem = ""
-        try:
-            contest.once()
-        except HeadraceError as fault:
-            problem = str(fault)
-            if problem != told:
-                LOG.error("%s: race: %s", spec.line, problem)
-        told = problem
-        stop.wait(interval_s)

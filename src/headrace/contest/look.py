@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from headrace import metrics
 from headrace.declaration import LineSpec
+from headrace.events import as_due
 from headrace.race.arms import CHAMPION, Race
 from headrace.race.estimate import Estimate, snips
 from headrace.race.verdict import Decision, Standing
@@ -60,7 +61,11 @@ def calibration_of(rows: pa.Table, scores: Floats) -> tuple[float, float, float]
 
 
 def clicks_of(race: Race, rows: pa.Table) -> dict[str, tuple[float, float]]:
-    """(clicks, rows without) by the arm that answered, as the served log names it."""
+    """(clicks, rows without) by the arm that answered, as the served log names it.
+
+    An arm answers only for what its own version said: not for those that stood in for it.
+    """
+    rows = as_due(rows)
     clicked = rows["label"].to_numpy() > 0
     found = {}
     for name in (CHAMPION, *(arm.name for arm in race.arms)):
@@ -71,7 +76,7 @@ def clicks_of(race: Race, rows: pa.Table) -> dict[str, tuple[float, float]]:
 
 def earned_by(race: Race, rows: pa.Table) -> dict[str, Estimate]:
     """Click rate of each arm, off-policy (SNIPS by request); NaN for one that answered nothing."""
-    drawn = rows.filter(pc.is_valid(rows["propensity"]))
+    drawn = as_due(rows.filter(pc.is_valid(rows["propensity"])))
     clicked = (drawn["label"].to_numpy() > 0).astype(np.float64)
     request = drawn["request_id"].combine_chunks().dictionary_encode().indices.to_numpy()
     propensity = drawn["propensity"].to_numpy()

@@ -26,6 +26,7 @@ RESERVED = frozenset(
         "version",
         "arm",
         "propensity",
+        "fallback",
     }
 )
 
@@ -223,13 +224,15 @@ class GateSpec(Declared):
 class CadenceSpec(Declared):
     """`tick`: micro-batch of features and samples; `incremental`, `full`: the two DAGs.
 
-    `learn`: how often a resident learner takes a step; with it the stack starts one.
+    `learn`: how often a resident learner takes a step; `race`: how often the conductor of the
+    line's races looks. With each, the stack starts one.
     """
 
     tick: DurationUs = 1_000_000
     incremental: DurationUs = 30_000_000
     full: DurationUs = 86_400_000_000
     learn: DurationUs | None = None
+    race: DurationUs | None = None
 
 
 class LineSpec(Declared):
@@ -294,6 +297,20 @@ class LineSpec(Declared):
                 "negatives first, and settled rows are none; use delayed_feedback: correct or wait"
             )
         return self
+
+    @model_validator(mode="after")
+    def _prior_says_all_tasks(self) -> Self:
+        if self.serving.prior is not None and self.converts:
+            raise ValueError(
+                "serving.prior is a click rate, which says nothing of conversions; remove it: "
+                "the rates of the champion's training stand in"
+            )
+        return self
+
+    @property
+    def guards(self) -> bool:
+        """Whether the line declares a guard, which the stack then starts."""
+        return "guard" in self.model_fields_set
 
     @property
     def converts(self) -> bool:

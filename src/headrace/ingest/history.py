@@ -83,6 +83,7 @@ def bootstrap_vectors(state: TickState, impressions: pa.Table) -> pa.Table:
         **{name: pa.array(np.full(count, np.nan)) for name in ("score", *task_scores(spec))},
         "arm": pa.nulls(count, pa.string()),
         "propensity": pa.nulls(count, pa.float64()),
+        "fallback": pa.nulls(count, pa.string()),
         **{name: declared[name] for name in spec.columns},
         **{f"{view}__at": read_at for view in spec.views},
         **{name: windows[name] for name in windows.column_names},

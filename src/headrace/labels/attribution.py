@@ -23,6 +23,7 @@ FATE_SCHEMA: Final = pa.schema(
 )
 _Column: TypeAlias = pa.ChunkedArray | pa.Array
 OPEN, NEGATIVE, DONE = 0, 1, 2  # nothing emitted, a (provisional) negative emitted, final
+PASSED = 3  # its vector holds defaults: nothing is emitted, its fate is told when it closes
 FIELDS: Final = {
     "event_at": np.int64,
     "arrival_at": np.int64,
@@ -188,6 +189,9 @@ class Attribution:
         served_at = self._served["served_at"][self._served.places(vector[vector >= 0])]
         expired = arrival[vector >= 0] >= served_at + self.horizon_us
         vector[np.flatnonzero(vector >= 0)[expired]] = -1
+        defaults = np.zeros(vector.size, dtype=np.bool_)
+        found = np.flatnonzero(vector >= 0)
+        defaults[found] = self._served["defaults"][self._served.places(vector[found])]
         self.impressions.add(
             kept.select(self.impressions.schema.names).cast(self.impressions.schema),
             offsets[fresh],
@@ -198,7 +202,7 @@ class Attribution:
                 "engaged": -1,
                 "label": 0,
                 "vector": vector,
-                "stage": OPEN,
+                "stage": np.where(defaults, PASSED, OPEN),
             },
         )
         return kept

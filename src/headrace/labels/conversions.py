@@ -190,7 +190,7 @@ class Conversions:
         return converted
 
     def give_up(self, impressions: Int64s) -> None:
-        """These impressions closed unserved: a conversion of theirs ends with them."""
+        """These impressions closed without a row: a conversion of theirs ends as `unserved`."""
         keys = [self._untold.pop(i) for i in impressions.tolist() if i in self._untold]
         self._clicks["revision"][self._clicks.places(np.array(keys, dtype=np.int64))] = -1
 

@@ -11,6 +11,9 @@ ticks ends in the same labels:
 - an impression that arrives a whole horizon after its own `event_at` is `too_late`: its
   first record might be forgotten by then, so it could not be told from a duplicate.
 
+An impression whose vector holds defaults in place of features ends in no sample: with its
+engagement it closes as `defaults`.
+
 Attribution is by `event_at`: `[impression, impression + attribution_window)`.
 
 Where `label.conversion` is declared, `conversions` joins conversions to these clicks, and a
@@ -29,7 +32,7 @@ from numpy.typing import NDArray
 
 from headrace.declaration import LineSpec
 from headrace.errors import InputError
-from headrace.events import PINNED_ARM, sample_schema, served_schema
+from headrace.events import PINNED_ARM, of_defaults, sample_schema, served_schema
 from headrace.labels.attribution import (
     DONE,
     FATE_SCHEMA,
@@ -37,6 +40,7 @@ from headrace.labels.attribution import (
     MARK,
     NEGATIVE,
     OPEN,
+    PASSED,
     Attribution,
     Early,
     as_strings,
@@ -54,6 +58,7 @@ FATES: Final = (
     "too_late",
     "unmatched",
     "unserved",
+    "defaults",
     "unlabelled",
     MARK,
 )
@@ -102,7 +107,7 @@ class LabelState:
                 f"horizon {self.horizon_us} us does not outlast the attribution window "
                 f"{spec.label.attribution_window} us; make it longer"
             )
-        self._served = Shelf(served_schema(spec), {"served_at": np.int64})
+        self._served = Shelf(served_schema(spec), {"served_at": np.int64, "defaults": np.bool_})
         self._join = Attribution(spec, self.horizon_us, self._served)
         self._impressions = self._join.impressions
         self._conversions: Conversions | None = None
@@ -143,7 +148,7 @@ class LabelState:
         self._serve(served)
         shelf = self._impressions
         engaged, stage = shelf["engaged"] >= 0, shelf["stage"]
-        ready = shelf["alive"] & (shelf["vector"] >= 0) & (stage != DONE)
+        ready = shelf["alive"] & (shelf["vector"] >= 0) & (stage < DONE)
         settled = np.flatnonzero(ready & engaged)
         if self.spec.label.outcome == "explicit":
             silent = np.empty(0, dtype=np.int64)
@@ -182,7 +187,7 @@ class LabelState:
         waited = shelf["arrival_at"] + self.spec.label.patience_us <= at_us
         if self.spec.label.outcome == "explicit":
             waited[:] = False
-        closed = (shelf["close_at"] <= at_us) & (shelf["stage"] == OPEN)
+        closed = (shelf["close_at"] <= at_us) & np.isin(shelf["stage"], (OPEN, PASSED))
         early = next(iter(self._join.early.values()), None)
         return (
             bool(np.any(shelf["alive"] & ((silent & waited) | closed)))
@@ -215,7 +220,8 @@ class LabelState:
                 fresh.append(place)
         kept = np.asarray(fresh, dtype=np.int64)
         rows = served if kept.size == times.size else served.take(pa.array(kept))
-        shelf.add(rows, offsets[kept], {"served_at": times[kept]})
+        fields = {"served_at": times[kept], "defaults": of_defaults(rows)}
+        shelf.add(rows, offsets[kept], fields)
         names = ids if kept.size == times.size else [ids[place] for place in fresh]
         self._hand_over(self._impressions.find(names), offsets[kept], times[kept])
         for place, name in enumerate(names) if self._join.superseded else ():
@@ -233,7 +239,10 @@ class LabelState:
             & (shelf["close_at"][places] > served_at[there])
         )
         taken, first = np.unique(places[fits], return_index=True)
-        shelf["vector"][taken] = vectors[there][fits][first]
+        given = vectors[there][fits][first]
+        shelf["vector"][taken] = given
+        passed = self._served["defaults"][self._served.places(given)]
+        shelf["stage"][taken[passed]] = PASSED
 
     def _samples(self, places: Int64s, at_us: int) -> pa.Table:
         """Rows of these positions; one that stands twice is a negative, then its correction."""
@@ -279,11 +288,13 @@ class LabelState:
         closed = np.flatnonzero(shelf["alive"] & (shelf["close_at"] <= at_us))
         silent = closed[shelf["stage"][closed] == OPEN]
         unserved = silent[shelf["vector"][silent] < 0]
-        self._join.say(shelf["offset"][unserved], "unserved")
-        engaged = shelf["engaged"][unserved]
-        self._join.say(engaged[engaged >= 0], "unserved")
-        if self._conversions is not None:
-            self._conversions.give_up(shelf["offset"][unserved])
+        passed = closed[shelf["stage"][closed] == PASSED]
+        for places, fate in ((unserved, "unserved"), (passed, "defaults")):
+            self._join.say(shelf["offset"][places], fate)
+            engaged = shelf["engaged"][places]
+            self._join.say(engaged[engaged >= 0], fate)
+            if self._conversions is not None:
+                self._conversions.give_up(shelf["offset"][places])
         self._join.say(shelf["offset"][silent[shelf["vector"][silent] >= 0]], "unlabelled")
         shelf.drop(closed)
         self._join.superseded.clear()
@@ -306,7 +317,7 @@ class LabelState:
     def _wanted(self, at_us: int) -> NDArray[np.bool_]:
         """Vectors that an impression may still claim, or a correction may still repeat."""
         shelf = self._impressions
-        claimed = shelf["vector"][shelf["alive"] & (shelf["stage"] != DONE)]
+        claimed = shelf["vector"][shelf["alive"] & (shelf["stage"] < DONE)]
         if self._conversions is not None:
             claimed = np.concatenate([claimed, self._conversions.claimed()])
         young = self._served["served_at"] + self.horizon_us > at_us
@@ -322,7 +333,7 @@ class LabelState:
         engaged = shelf["engaged"]
         waiting = alive & (shelf["stage"] != DONE) & (engaged >= 0)
         found = [
-            shelf["offset"][alive & (shelf["stage"] == OPEN)],
+            shelf["offset"][alive & np.isin(shelf["stage"], (OPEN, PASSED))],
             engaged[waiting],
             np.asarray(list(self._join.early), dtype=np.int64),
         ]
@@ -381,7 +392,8 @@ class LabelState:
             start = int(wanted[0])
             near, wanted = np.split(wanted, [np.searchsorted(wanted, start + _AT_ONCE)])
             vectors = served(start, int(near[-1]) + 1).take(pa.array(near - start))
-            self._served.add(vectors, near, {"served_at": as_us(vectors, "served_at")})
+            fields = {"served_at": as_us(vectors, "served_at"), "defaults": of_defaults(vectors)}
+            self._served.add(vectors, near, fields)
             names = as_strings(vectors, "impression_id")
             self._served.index.update(zip(names, near.tolist(), strict=True))
 

@@ -109,3 +109,21 @@ def version_before(backwards: Iterator[Champion]) -> str | None:
             return next((c.version for c in seen if c.version != present), None)
         seen.append(before)
     return next((c.version for c in backwards if c.version != present), None)
+
+
+def served_before(backwards: Iterator[Champion]) -> Iterator[Champion]:
+    """The champions before the present one, newest first, each version once.
+
+    Those that a rollback took back are passed over. backwards: generations, newest first, read as
+    they are needed.
+    """
+    seen: set[str] = set()
+    returned_to: str | None = None
+    for champion in backwards:
+        is_rollback = champion.action == "rollback"
+        if returned_to is not None and (champion.version != returned_to or is_rollback):
+            continue
+        returned_to = champion.version if is_rollback else None
+        if seen and champion.version not in seen:
+            yield champion
+        seen.add(champion.version)

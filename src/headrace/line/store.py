@@ -13,7 +13,7 @@ from typing import Any, Final, Unpack
 
 from headrace.errors import InputError, IntegrityError
 from headrace.line import states
-from headrace.line.champions import Champions, version_before
+from headrace.line.champions import Champions, served_before, version_before
 from headrace.line.fingerprint import fingerprint as fingerprint_of
 from headrace.line.generations import numbers
 from headrace.line.version import About, Champion, Stored, Version
@@ -144,6 +144,10 @@ class LineStore:
     def champions(self) -> Iterator[Champion]:
         """All champions, newest first, each read when it is asked for."""
         return self._champions.backwards()
+
+    def earlier(self) -> Iterator[Champion]:
+        """The champions before the present one that no rollback took back, newest first."""
+        return served_before(self._champions.backwards())
 
     def forget(self, since: int, before_us: int, keep: int) -> int:
         """Remove old generations of learners; see `Champions.forget`."""

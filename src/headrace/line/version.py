@@ -60,6 +60,18 @@ class Version:
     chain_bytes: int
     publisher: Publisher = CYCLE
 
+    def rates(self, *, conversion: bool) -> dict[str, float]:
+        """The rates of the rows that it learned, by task as a model predicts them.
+
+        What someone would answer who knew nothing else. Raises `KeyError` where they were not told.
+        """
+        click = self.metrics["label_rate"]
+        if not conversion:
+            return {"click": click}
+        both = self.metrics["click_and_conversion_rate"]
+        after = both / click if click else 0.0
+        return {"click": click, "conversion": after, "click_and_conversion": both}
+
     def to_json(self) -> dict[str, Any]:
         """The manifest as it is stored; the usual publisher goes without saying."""
         body = asdict(self)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from headrace.declaration import LineSpec
-from headrace.events import served_schema
+from headrace.events import of_defaults, served_schema
 from headrace.log.files import FileLog
 from headrace.parity.causes import Ints
 from headrace.parity.compare import Batch, Source
@@ -36,7 +37,8 @@ def check(
 
     Each value is compared at the moment of the row that the server read, `<view>__at`, with the
     kernel over the event log and with `history`: Feast's point-in-time join, or the ticks' parts
-    themselves. Rows of version `bootstrap` were never served and are left out. At most `shown`
+    themselves. Rows of version `bootstrap` were never served and are left out, and so are those of
+    defaults, which are counted. At most `shown`
     mismatches are told in detail (None: all).
 
     Memory: `BATCH_ROWS` served rows, the events of the windows that they ask for, and what
@@ -44,8 +46,13 @@ def check(
     """
     report = ParityReport(history)
     for rows, offsets in _batches(settings, spec, served, from_offset):
-        found = Batch(settings, spec, rows, offsets, history=history).compared()
-        report = report.plus(found.report(history, shown), shown)
+        read = ~of_defaults(rows)
+        report = replace(report, defaults=report.defaults + int((~read).sum()))
+        if read.any():
+            own = None if offsets is None else offsets[read]
+            kept = rows.filter(pa.array(read)).combine_chunks()
+            found = Batch(settings, spec, kept, own, history=history).compared()
+            report = report.plus(found.report(history, shown), shown)
     return report
 
 

@@ -39,11 +39,13 @@ class ParityReport:
     """`rows` compared with the event log and with history, joined by `history` (feast or parts).
 
     `mismatches` counts values that differ, `by_feature` and `by_cause` split it; `first` are the
-    first of them in the order of the served rows.
+    first of them in the order of the served rows. `defaults` counts rows left out: the store did
+    not answer and defaults stood in for what it holds.
     """
 
     history: str
     rows: int = 0
+    defaults: int = 0
     mismatches: int = 0
     by_feature: dict[str, int] = field(default_factory=dict)
     by_cause: dict[str, int] = field(default_factory=dict)
@@ -58,6 +60,7 @@ class ParityReport:
         return type(self)(
             history=self.history,
             rows=self.rows + later.rows,
+            defaults=self.defaults + later.defaults,
             mismatches=self.mismatches + later.mismatches,
             by_feature=dict(Counter(self.by_feature) + Counter(later.by_feature)),
             by_cause=dict(Counter(self.by_cause) + Counter(later.by_cause)),

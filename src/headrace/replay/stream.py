@@ -218,6 +218,7 @@ class _Run:
             "score": pa.array(np.full(len(shown), np.nan)),
             "arm": pa.nulls(len(shown), pa.string()),
             "propensity": pa.nulls(len(shown), pa.float64()),
+            "fallback": pa.nulls(len(shown), pa.string()),
             **{f"{view}__at": at for view in self.spec.views},
         }
         for part in (declared, values, inputs):

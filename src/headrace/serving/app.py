@@ -18,14 +18,17 @@ from headrace.errors import EnvironmentFault, HeadraceError, InputError
 from headrace.events import served_schema
 from headrace.line import LineStore
 from headrace.log.files import FileLog
+from headrace.serving.answer import Answers
 from headrace.serving.arms import SHADOW_SCHEMA, Arms
 from headrace.serving.body import LimitBody
+from headrace.serving.features import Features
 from headrace.serving.oip.about import About
 from headrace.serving.oip.rest import InferRequest
 from headrace.serving.oip.rpc import RpcServer
 from headrace.serving.openapi import describe
 from headrace.serving.payload import MAX_BODY_BYTES, UnknownModel, WrongField, score_request
 from headrace.serving.pinned import Pinned
+from headrace.serving.prior import Prior
 from headrace.serving.routes import protocol_routes, score_routes
 from headrace.serving.scorer import Scorer
 from headrace.serving.served import ServedWriter
@@ -54,15 +57,20 @@ def create_app(settings: Settings, spec: LineSpec, *, grpc_port: int | None = No
             ends.callback(dark.close)
             shadows = ServedWriter(dark, policy="shed")
             arms = Arms(spec, lines, shadows)
-            scorer = Scorer(spec, Store(settings), models, served, pinned, arms=arms)
+            store = Store(settings, timeout_s=spec.serving.read_timeout / 1e6)
+            features = Features(spec, store)
+            answers = Answers(spec, features, models, pinned, Prior(spec, lines))
+            scorer = Scorer(spec, answers, served, arms=arms)
             about = About(spec, models, pinned)
             app.state.models, app.state.served, app.state.scorer = models, served, scorer
-            app.state.about, app.state.arms = about, arms
+            app.state.about, app.state.arms, app.state.answers = about, arms, answers
+            features.start()
+            ends.callback(features.stop)
             served.start()
             ends.callback(served.stop)
             shadows.start()
             ends.callback(shadows.stop)
-            models.start(prepare=scorer.warm)
+            models.start(prepare=answers.warm)
             ends.callback(models.stop)
             arms.start()
             ends.callback(arms.stop)

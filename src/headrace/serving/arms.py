@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -62,6 +63,10 @@ class ArmLine:
 
     def path(self, since: str, to: str) -> list[Version] | None:
         return self._store.path(since, to)
+
+    def earlier(self) -> Iterator[Champion]:
+        """Nothing: where an arm has no model, the champion answers."""
+        return iter(())
 
     def delta(self, version: Version) -> State:
         return self._store.delta(version)

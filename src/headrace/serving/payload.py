@@ -92,14 +92,17 @@ class ScoreResponse(BaseModel):
     """Scores in the order of the candidates. `staleness_s` = now − `watermark`.
 
     `arm`: `champion`, or `pinned` where the request asked for a version: such answers are for
-    debugging, and what they lead to is not learned.
+    debugging, and what they lead to is not learned. `fallback`: `none`, or who stood in, separated
+    by commas: `defaults` for features that could not be read, `previous` (an earlier version) or
+    `prior` (a constant, no model: `version` is `prior` too) for a model that could not answer.
     """
 
     request_id: str
     version: str
     arm: str
-    watermark: str
-    staleness_s: float
+    fallback: str
+    watermark: str | None
+    staleness_s: float | None
     scores: list[Score]
 
 
@@ -159,7 +162,8 @@ def score_answer(scored: Scored) -> dict[str, Any]:
         "request_id": scored.request_id,
         "version": scored.version,
         "arm": scored.arm,
-        "watermark": iso(scored.watermark_us),
+        "fallback": scored.fallback,
+        "watermark": None if scored.watermark_us is None else iso(scored.watermark_us),
         "staleness_s": scored.staleness_s,
         "scores": [
             dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)

@@ -13,8 +13,9 @@ from headrace.declaration import LineSpec
 from headrace.errors import InputError
 from headrace.line import LineStore, Version
 from headrace.model import Model
+from headrace.serving.loaded import Loaded
 from headrace.serving.resident import Resident
-from headrace.serving.swap import Follower, Loaded
+from headrace.serving.swap import Follower
 
 _VERSION: Final = re.compile(r"v\d{6,12}")
 

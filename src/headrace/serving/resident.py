@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from headrace.declaration import LineSpec
 from headrace.errors import IntegrityError
+from headrace.events import input_fields
 from headrace.line import Version
 from headrace.line.fingerprint import carried
 from headrace.line.states import to_hex
@@ -22,9 +24,11 @@ class Resident:
     """
 
     def __init__(self, spec: LineSpec) -> None:
+        self._blank = blank_inputs(spec)
         self.model = Model(spec.model, spec.seed, conversion=spec.converts)
         self.version: Version | None = None
         self.users = 0  # requests that predict with the model at this moment
+        self.usable = False  # whether a request may: not while it is being changed
         self._small: State = {}  # what was published beside the tables
 
     def load(self, version: Version, state: State) -> None:
@@ -59,6 +63,19 @@ class Resident:
         self._small = delta.apply(self._small, beside)
         self.version = version
 
+    def try_out(self) -> None:
+        """Score a blank request: that traces the graph, and touches the model's memory.
+
+        Raises `IntegrityError` where the scores are not finite; no request may use it then.
+        """
+        assert self.version is not None
+        scores = self.model.predict_tasks(self._blank)
+        if not all(np.isfinite(values).all() for values in scores.values()):
+            self.usable = False
+            raise IntegrityError(
+                f"{self.version.version} gives scores that are not finite; roll it back"
+            )
+
     def carried(self, changes: State) -> int:
         """The fingerprint of the state that `changes` lead to, in time of the rows they touch."""
         assert self.version is not None
@@ -75,3 +92,9 @@ class Resident:
             array = self._small.get(name)
             return array if array is None or rows is None else array[rows]
         return self.model.state()[name] if rows is None else self.model.rows(name, rows)
+
+
+def blank_inputs(spec: LineSpec) -> pa.Table:
+    """Model inputs of one row, all zeros."""
+    schema = pa.schema(input_fields(spec))
+    return pa.table([pa.array([0]).cast(field.type) for field in schema], schema=schema)

@@ -78,7 +78,7 @@ def protocol_routes(spec: LineSpec) -> APIRouter:
 
     @router.get("/health/ready", responses={503: _REFUSALS[503]})
     def ready(request: Request) -> dict[str, bool]:
-        """A champion is loaded and the feature store was read."""
+        """A champion, or who stands in for it, is loaded, and the feature store was asked."""
         _about(request).ready_version(spec.line)
         return {"ready": True}
 
@@ -89,7 +89,9 @@ def protocol_routes(spec: LineSpec) -> APIRouter:
     ) -> rest.ModelMetadata:
         """Inputs, outputs, and the version that is served or was asked for."""
         told = _about(request).model(line, version)
-        return rest.ModelMetadata(**told, delivery=request.app.state.models.delivery())
+        state = request.app.state
+        delivery = state.models.delivery() | {"fallback": state.answers.about()}
+        return rest.ModelMetadata(**told, delivery=delivery)
 
     @router.get("/models/{line}/ready", responses=_OF_A_MODEL)
     @router.get("/models/{line}/versions/{version}/ready", responses=_OF_A_MODEL)

@@ -6,6 +6,9 @@ the next time. A request holds a model only while it predicts, and a model is no
 the last such request has let go: no request ever sees half a version. A rollback to the version
 that served just before costs a flip. A delta that is torn, missing or out of order is refused
 before it touches the model, which is then loaded from the newest base.
+
+What waits can stand in, where the version that serves gives no finite score, and where a champion
+cannot be loaded: the version before it goes on, or at a start is loaded in its place.
 """
 
 from __future__ import annotations
@@ -14,62 +17,28 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
-
-import pyarrow as pa
+from dataclasses import asdict, replace
+from itertools import islice
+from typing import Any, Final
 
 from headrace.declaration import LineSpec
 from headrace.errors import EnvironmentFault, IntegrityError
-from headrace.events import input_fields
+from headrace.events import PREVIOUS
 from headrace.line import Champion, Version
-from headrace.model import Model, State
+from headrace.model import State
+from headrace.serving.loaded import Delivery, Lines, Loaded
 from headrace.serving.resident import Resident
 
 LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A model in memory with the version and the pointer move that brought it."""
-
-    version: Version
-    champion: Champion
-    model: Model
-
-
-@dataclass(frozen=True)
-class Delivery:
-    """How champions came into memory since the start.
-
-    `deltas` applied, `bases` loaded, `from_memory`: the waiting model held the champion already;
-    `refused` deltas, the reason of the newest in `last_refused`.
-    """
-
-    deltas: int = 0
-    bases: int = 0
-    from_memory: int = 0
-    refused: int = 0
-    last_refused: str | None = None
-
-
-class Lines(Protocol):
-    """What a follower asks of a line: where it stands, and how to get there (`LineStore`)."""
-
-    def champion(self) -> Champion | None: ...
-
-    def load(self, version: str) -> tuple[Version, State]: ...
-
-    def path(self, since: str, to: str) -> list[Version] | None: ...
-
-    def delta(self, version: Version) -> State: ...
+MOST_TRIED: Final = 5
+"""So many earlier champions are tried where one has to stand in."""
 
 
 class Follower:
     """A thread that keeps `current()` at the champion.
 
     A version that cannot be loaded leaves the current one in place; `fault` says why, and the
-    load is tried again every `retry_s`.
+    load is tried again every `retry_s`. At a start the one before it is loaded meanwhile.
     """
 
     def __init__(
@@ -86,6 +55,11 @@ class Follower:
         self._serving: Resident | None = None
         self._waiting: Resident | None = None
         self._current: Loaded | None = None
+        self._missed: Champion | None = None
+        self._falls_back = PREVIOUS in spec.serving.fallback
+        self._may_go_back = False
+        self._wanted = self._went_back = ""
+        self._tried = False
         self._fault: str | None = None
         self._delivery = Delivery()
         self._newest_delta: tuple[str, State] | None = None
@@ -116,13 +90,41 @@ class Follower:
             loaded, resident = self.current(), self._serving
             assert resident is not None
             resident.users += 1
-        try:
+        with self._lent(resident):
             yield loaded
+
+    @contextmanager
+    def use_previous(self) -> Iterator[Loaded]:
+        """The same with the version that served before, where it waits in memory.
+
+        Raises `EnvironmentFault` where none does; it is then fetched behind, for later requests.
+        """
+        with self._released:
+            loaded, resident = self.current(), self._waiting
+            may = resident is not None and resident.usable and self._may_go_back
+            before = resident.version if resident is not None and may else None
+            if resident is None or before is None or before.version == loaded.version.version:
+                self._wanted = loaded.version.version
+                raise EnvironmentFault(f"no version before {self._wanted} is in memory yet")
+            loaded = Loaded(before, loaded.champion, resident.model)
+            resident.users += 1
+        with self._lent(resident):
+            yield loaded
+
+    @contextmanager
+    def _lent(self, resident: Resident) -> Iterator[None]:
+        try:
+            yield
         finally:
             with self._released:
                 resident.users -= 1
                 if not resident.users:
                     self._released.notify_all()
+
+    def stands_in(self, loaded: Loaded) -> bool:
+        """Whether what serves does so because the champion after it cannot be loaded."""
+        missed = self._missed
+        return missed is not None and missed.generation != loaded.champion.generation
 
     def current(self) -> Loaded:
         """What serves now; to predict with it, `use` it. Raises `EnvironmentFault` before that."""
@@ -137,17 +139,25 @@ class Follower:
         return self._current is not None
 
     @property
+    def tried(self) -> bool:
+        """Whether the first look at the pointer is over, with whatever result."""
+        return self._tried
+
+    @property
     def fault(self) -> str | None:
         """Why the champion could not be loaded at the last try, None when it could."""
         return self._fault
 
     def delivery(self) -> dict[str, Any]:
-        """Counts of how champions came into memory, the present fault, and what waits."""
+        """Counts of how champions came into memory, the present fault, what waits, and which
+        champion is missed: it cannot be loaded, so that another version stands in.
+        """
         waiting = None if self._waiting is None else self._waiting.version
         return {
             **asdict(self._delivery),
             "fault": self._fault,
             "waiting": waiting and waiting.version,
+            "missed": self._missed and self._missed.version,
         }
 
     def follow(self) -> bool:
@@ -157,13 +167,18 @@ class Follower:
         if champion is None or (held and held.champion.generation == champion.generation):
             return False
         if held is not None and held.version.version == champion.version:
-            self._current = Loaded(held.version, champion, held.model)
+            self._current, self._missed = Loaded(held.version, champion, held.model), None
             return True
-        if self._waiting is None:
-            self._waiting = Resident(self._spec)
-        self._bring(self._waiting, champion.version)
-        self._waiting.model.predict(_blank_inputs(self._spec))  # traces, and touches its memory
+        try:
+            self._have_wait(champion.version)
+        except Exception:
+            self._missed = champion
+            if held is None and self._falls_back and (earlier := self._have_earlier_wait()):
+                self._flip(earlier)
+                LOG.error("%s: %s serves in its place", self._spec.line, earlier.version)
+            raise
         self._flip(champion)
+        self._missed = None
         LOG.info("%s: serving %s (%s)", self._spec.line, champion.version, champion.action)
         return True
 
@@ -174,13 +189,49 @@ class Follower:
             second.load(*self._lines.load(self._current.version.version))
             self._waiting = second
 
+    def _have_wait(self, version: str) -> None:
+        """Bring the waiting model to a version. Raises `IntegrityError` where it cannot score."""
+        if self._waiting is None:
+            self._waiting = Resident(self._spec)
+        self._bring(self._waiting, version)
+        self._waiting.try_out()
+
+    def _have_earlier_wait(self) -> Champion | None:
+        """Bring it to the newest champion before the present one that can be had, if any can."""
+        for earlier in islice(self._lines.earlier(), MOST_TRIED):
+            try:
+                self._have_wait(earlier.version)
+            except Exception as problem:  # noqa: BLE001 - then perhaps the one before
+                LOG.warning("%s: %s not loaded: %s", self._spec.line, earlier.version, problem)
+            else:
+                return earlier
+        return None
+
+    def _have_asked_wait(self) -> None:
+        """Fetch what a request would have gone back to, once for each version that serves."""
+        asked, self._wanted = self._wanted, ""
+        current = self._current
+        if not self._falls_back or current is None or asked in ("", self._went_back):
+            return
+        if asked == current.version.version and self._waiting is not None:
+            self._went_back = asked
+            with self._released:
+                self._may_go_back = False
+            found = self._have_earlier_wait() is not None
+            with self._released:
+                self._may_go_back = self._waiting.usable = found
+
     def _flip(self, champion: Champion) -> None:
         resident = self._waiting
         assert resident is not None
         assert resident.version is not None
         with self._released:
+            resident.usable = True
             self._serving, self._waiting = resident, self._serving
             self._current = Loaded(resident.version, champion, resident.model)
+            # what a rollback left behind is not to answer again
+            self._may_go_back = champion.action != "rollback"
+            self._went_back = ""
 
     def _bring(self, resident: Resident, target: str) -> None:
         """Take a model that does not serve to a version: by nothing, by deltas or from a base."""
@@ -190,6 +241,14 @@ class Follower:
             return
         if not self._unused(resident):
             raise EnvironmentFault("the server is stopping; ask another one")
+        try:
+            self._change(resident, target)
+        except Exception:
+            resident.usable = resident.version is not None  # it still holds a whole one
+            raise
+
+    def _change(self, resident: Resident, target: str) -> None:
+        held = resident.version
         try:
             path = None if held is None else self._lines.path(held.version, target)
             for version in path or ():
@@ -214,6 +273,7 @@ class Follower:
     def _unused(self, resident: Resident) -> bool:
         """Wait until no request predicts with a model; false when the server stops first."""
         with self._released:
+            resident.usable = False  # no new ones
             self._released.wait_for(lambda: not resident.users or self._stop.is_set())
             return not resident.users
 
@@ -230,16 +290,14 @@ class Follower:
                     prepare()
                     prepared = True
                 self.follow()
+                self._tried = True
                 self._have_one_wait()
+                self._have_asked_wait()
                 self._fault = None
             except Exception as problem:  # noqa: BLE001 - the thread must outlive any bad version
                 if str(problem) != self._fault:
                     LOG.error("%s: champion not loaded: %s", self._spec.line, problem)
                 self._fault = str(problem)
                 wait_s = self._retry_s
+            self._tried = True
             self._stop.wait(wait_s)
-
-
-def _blank_inputs(spec: LineSpec) -> pa.Table:
-    schema = pa.schema(input_fields(spec))
-    return pa.table([pa.array([0]).cast(field.type) for field in schema], schema=schema)

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from headrace.settings import PROJECT, Settings, find_line
 from headrace.stack.airflow_home import airflow_folder, migrate, write_airflow_home
 
 DAGS = PROJECT / "dags"
+LATE = timedelta(minutes=2)
+"""A pass may load models and history; one that takes longer than its rhythm and this hangs."""
 
 Ready = Callable[[datetime], bool]
 Prepare = Callable[[Mapping[str, str], Path], None]
@@ -98,6 +100,7 @@ def services(settings: Settings, line: str, dags: Path = DAGS) -> tuple[Service,
             _passed(settings.line_home(line) / "upkeep.json"),
         ),
         *_learner(settings, line, headrace),
+        *_watchers(settings, line, headrace),
     )
 
 
@@ -107,6 +110,19 @@ def _learner(settings: Settings, line: str, headrace: str) -> tuple[Service, ...
         return ()
     command, ready = (headrace, "learn", "--line", line), _answers(f"{settings.learner_url}/health")
     return (Service("learn", command, 1, ready, url=settings.learner_url),)
+
+
+def _watchers(settings: Settings, line: str, headrace: str) -> tuple[Service, ...]:
+    """The guard of a line that declares one, and the conductor of its races, likewise."""
+    spec, home = find_line(settings, line), settings.line_home(line)
+    found = []
+    if spec.guards:
+        ready = _passed(home / "guard" / "guard.json", spec.guard.every)
+        found.append(Service("guard", (headrace, "guard", "--line", line), 1, ready))
+    if spec.cadence.race is not None:
+        ready = _passed(home / "race" / "conductor.json", spec.cadence.race)
+        found.append(Service("race", (headrace, "race", "run", "--line", line), 1, ready))
+    return tuple(found)
 
 
 def stack_environ(settings: Settings, stack_id: str) -> dict[str, str]:
@@ -163,14 +179,17 @@ def _answers(url: str) -> Ready:
     return ready
 
 
-def _passed(beat: Path) -> Ready:
-    """Whether the upkeep has ended a pass since its start."""
+def _passed(beat: Path, every_us: int | None = None) -> Ready:
+    """Whether a process has ended a pass since its start, and lately, where it has a rhythm."""
 
     def ready(since: datetime) -> bool:
         if not beat.is_file():
             return False
-        at = json.loads(beat.read_text(encoding="utf-8"))["at"]
-        return datetime.fromisoformat(at) >= since
+        at = datetime.fromisoformat(json.loads(beat.read_text(encoding="utf-8"))["at"])
+        late = every_us is not None and datetime.now(UTC) - at > LATE + 3 * timedelta(
+            microseconds=every_us
+        )
+        return at >= since and not late
 
     return ready
 

@@ -6,6 +6,7 @@ The rendered file never holds the URL of a Redis, which may carry a password: Fe
 
 from __future__ import annotations
 
+import sqlite3
 import string
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,8 +41,11 @@ def render(settings: Settings) -> str:
     return yaml.safe_dump(config, sort_keys=False)
 
 
-def open_config(settings: Settings) -> RepoConfig:
-    """The home's configuration. Raises `EnvironmentFault` where it was rendered otherwise."""
+def open_config(settings: Settings, timeout_s: float | None = None) -> RepoConfig:
+    """The home's configuration. Raises `EnvironmentFault` where it was rendered otherwise.
+
+    `timeout_s`: how long an answer of the online store is waited for, by default as it says itself.
+    """
     folder = settings.home / "feast"
     path = folder / FILE
     if not path.exists():
@@ -59,16 +63,25 @@ def open_config(settings: Settings) -> RepoConfig:
     text = string.Template(path.read_text(encoding="utf-8")).safe_substitute(
         HEADRACE_ONLINE_STORE=settings.online_store
     )
-    config = RepoConfig(**yaml.safe_load(text))
+    body = yaml.safe_load(text)
+    if timeout_s is not None:
+        body["online_store"]["timeout_s"] = timeout_s
+    config = RepoConfig(**body)
     config.repo_path = folder
     return config
 
 
 @contextmanager
 def online_faults(settings: Settings) -> Iterator[None]:
-    """Turn what Redis raises into an `EnvironmentFault` that says where it should be."""
+    """Turn what the online store raises into an `EnvironmentFault` that says where it should be."""
     if settings.online_store is None:
-        yield
+        try:
+            yield
+        except sqlite3.Error as problem:
+            raise EnvironmentFault(
+                f"online store {settings.online_store_name}: {problem}; end what locks its file, "
+                "or remove a damaged one and restart the stack (`headrace up`)"
+            ) from problem
         return
     from redis import RedisError
 

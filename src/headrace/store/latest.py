@@ -39,17 +39,31 @@ class Keys:
         return cls(list(known), np.array(places, np.int64))
 
 
-def assemble(
-    spec: LineSpec, asked: pa.Table, found: dict[str, tuple[Keys, Sequence[Row | None]]]
-) -> pa.Table:
-    """Columns of `feature_schema` for the requests asked, from each view's rows (None: no row).
+@dataclass(frozen=True)
+class Found:
+    """What the store holds for a batch: by view, its mark (us; None: nothing was ever written to
+    it) and the rows of its keys (None: no row).
+    """
+
+    marks: dict[str, int | None]
+    rows: dict[str, tuple[Keys, Sequence[Row | None]]]
+
+
+def found_none(spec: LineSpec, count: int) -> Found:
+    """What a store holds that knows none of so many requests' keys."""
+    keys = Keys([b""], np.zeros(count, np.int64))
+    return Found({}, {view: (keys, [None]) for view in spec.views})
+
+
+def assemble(spec: LineSpec, asked: pa.Table, found: Found) -> pa.Table:
+    """Columns of `feature_schema` for the requests asked, from what the store holds for them.
 
     A row that is older than `feature_ttl` at its request counts as none.
     """
     asked_us = asked["request_at"].to_numpy()
     columns: dict[str, pa.Array] = {}
     views = spec.views
-    for view, (keys, rows) in found.items():
+    for view, (keys, rows) in found.rows.items():
         nothing = (0, *(feature.empty for feature in views[view]))
         held = np.array([_filled(row, nothing) for row in rows], np.int64)[keys.places]
         absent = held[:, 0] == 0

@@ -20,6 +20,7 @@ from redis import Redis
 from redis import asyncio as redis_asyncio
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError  # noqa: A004 - in the place of the builtin
 from redis.retry import Retry
 
 from headrace.errors import EnvironmentFault
@@ -47,6 +48,7 @@ class HeadraceRedisOnlineStoreConfig(RedisOnlineStoreConfig):  # type: ignore[mi
     )
     url: SecretStr
     skip_dedup: bool = True
+    timeout_s: float = TIMEOUT_S
 
 
 class HeadraceRedisOnlineStore(HonoursTtl, RedisOnlineStore):  # type: ignore[misc]
@@ -59,9 +61,10 @@ class HeadraceRedisOnlineStore(HonoursTtl, RedisOnlineStore):  # type: ignore[mi
         if self._client is None:
             self._client = Redis.from_url(
                 _url(online_store_config),
-                socket_timeout=TIMEOUT_S,
-                socket_connect_timeout=TIMEOUT_S,
-                retry=Retry(NoBackoff(), 1),  # once, for a connection that Redis has closed
+                socket_timeout=online_store_config.timeout_s,
+                socket_connect_timeout=online_store_config.timeout_s,
+                # once, for a connection that Redis has closed; what took too long, takes too long
+                retry=Retry(NoBackoff(), 1, supported_errors=(ConnectionError,)),
             )
         return self._client
 
@@ -71,8 +74,8 @@ class HeadraceRedisOnlineStore(HonoursTtl, RedisOnlineStore):  # type: ignore[mi
         if self._client_async is None:
             self._client_async = redis_asyncio.Redis.from_url(
                 _url(online_store_config),
-                socket_timeout=TIMEOUT_S,
-                socket_connect_timeout=TIMEOUT_S,
+                socket_timeout=online_store_config.timeout_s,
+                socket_connect_timeout=online_store_config.timeout_s,
                 retry=AsyncRetry(NoBackoff(), 1),
             )
         return self._client_async
@@ -111,19 +114,23 @@ class HeadraceRedisOnlineStore(HonoursTtl, RedisOnlineStore):  # type: ignore[mi
 
     def read_rows(
         self, config: RepoConfig, asked: Sequence[tuple[FeatureView, Sequence[bytes]]]
-    ) -> list[list[Row | None]]:
-        """The rows of each view's keys, features in the order of the view, in one round trip.
+    ) -> tuple[list[int | None], list[list[Row | None]]]:
+        """Each view's mark, and the rows of its keys with features in the order of the view.
 
-        None stands where no row is. Safe beside any other call.
+        In one round trip, the marks first: all that was written until then is in the rows. None
+        stands where no row is. Safe beside any other call.
         """
         project = config.project.encode()
         with self._get_client(config.online_store).pipeline(transaction=False) as pipe:
+            for view, _ in asked:
+                pipe.get(_mark_key(config, view.name))
             for view, keys in asked:
                 fields = self._generate_hset_keys_for_features(view)[1][:-1]
                 for key in keys:
                     pipe.execute_command("HMGET", key + project, *fields)
             answers = iter(pipe.execute())
-        return [[_row(next(answers)) for _ in keys] for _, keys in asked]
+        marks = [_mark(next(answers)) for _ in asked]
+        return marks, [[_row(next(answers)) for _ in keys] for _, keys in asked]
 
     def clear(self, config: RepoConfig, view: FeatureView) -> None:
         """Delete a view's mark and rows; the mark first, so that a crash in between is seen."""

@@ -34,7 +34,7 @@ from headrace.feature_rows import (
 )
 from headrace.settings import Settings, load_lines
 from headrace.store.config import online_faults, open_config, render
-from headrace.store.latest import Keys, assemble
+from headrace.store.latest import Found, Keys, assemble
 
 if TYPE_CHECKING:
     from feast import FeatureService, FeatureStore, FeatureView
@@ -48,11 +48,13 @@ class Store:
     Safe to share between threads: calls are serialised, because Feast keeps one SQLite
     connection for each store and a read on it would see a write's open transaction. Between
     processes SQLite's write-ahead log lets the server read while the ingest process writes.
-    One process pushes, any number reads. All raise `EnvironmentFault` while Redis is away.
+    One process pushes, any number reads. All raise `EnvironmentFault` while the store is away.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, timeout_s: float | None = None) -> None:
+        """`timeout_s`: how long each answer of the online store is waited for (default: 5)."""
         self._settings = settings
+        self._timeout_s = timeout_s
         self._lock = threading.Lock()
         self._feast: FeatureStore | None = None
         self._services: dict[str, FeatureService] = {}
@@ -126,6 +128,13 @@ class Store:
         """
         if asked.num_rows == 0:
             return feature_schema(spec).empty_table()
+        return assemble(spec, asked, self.look_up(spec, asked))
+
+    def look_up(self, spec: LineSpec, asked: pa.Table) -> Found:
+        """What the online store holds for these requests, at least one: `assemble` makes features.
+
+        Raises `EnvironmentFault` where the store does not answer or the line is not registered.
+        """
         columns = pa.table(key_columns(spec, asked))
         with self._lock, online_faults(self._settings):
             self._service(spec)  # registered from this declaration
@@ -135,8 +144,11 @@ class Store:
             views = [self._view(name) for name in names]
             keys = [Keys.of(entity_keys(view, columns)) for view in views]
             wanted = [(view, held.different) for view, held in zip(views, keys, strict=True)]
-            rows = self._online().read_rows(self._store().config, wanted)
-        return assemble(spec, asked, dict(zip(names, zip(keys, rows, strict=True), strict=True)))
+            marks, rows = self._online().read_rows(self._store().config, wanted)
+        return Found(
+            dict(zip(names, marks, strict=True)),
+            dict(zip(names, zip(keys, rows, strict=True), strict=True)),
+        )
 
     def read_by_feast(self, spec: LineSpec, asked: pa.Table) -> pa.Table:
         """What `read_online` gives, by Feast's own `get_online_features`."""
@@ -244,7 +256,7 @@ class Store:
         if self._feast is None:
             from feast import FeatureStore
 
-            self._feast = FeatureStore(config=open_config(self._settings))
+            self._feast = FeatureStore(config=open_config(self._settings, self._timeout_s))
         return self._feast
 
     def _online(self) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, Literal
 
 import pyarrow as pa
@@ -22,11 +23,12 @@ _COLUMNS: Final = ("entity_key", "feature_name", "value", "value_text", "event_t
 
 
 class HeadraceSqliteOnlineStoreConfig(SqliteOnlineStoreConfig):  # type: ignore[misc]
-    """Feast's settings of SQLite; `path` is the file."""
+    """Feast's settings of SQLite; `path` is the file, `timeout_s` how long a lock is waited for."""
 
     type: Literal["headrace.store.sqlite.HeadraceSqliteOnlineStore"] = (
         "headrace.store.sqlite.HeadraceSqliteOnlineStore"
     )
+    timeout_s: float = 5.0
 
 
 class HeadraceSqliteOnlineStore(HonoursTtl, SqliteOnlineStore):  # type: ignore[misc]
@@ -40,13 +42,27 @@ class HeadraceSqliteOnlineStore(HonoursTtl, SqliteOnlineStore):  # type: ignore[
         is_new = not self._conn
         connection: sqlite3.Connection = super()._get_conn(config)
         if is_new:
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=NORMAL")
-            connection.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
-            connection.execute(
-                "CREATE TABLE IF NOT EXISTS headrace_marks (view TEXT PRIMARY KEY, at_us INTEGER)"
-            )
+            with self._or_anew(connection):
+                wait_ms = int(config.online_store.timeout_s * 1_000)
+                connection.execute(f"PRAGMA busy_timeout={wait_ms}")
+                connection.execute("PRAGMA journal_mode=WAL")
+                connection.execute("PRAGMA synchronous=NORMAL")
+                connection.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
+                connection.execute(
+                    "CREATE TABLE IF NOT EXISTS headrace_marks "
+                    "(view TEXT PRIMARY KEY, at_us INTEGER)"
+                )
         return connection
+
+    @contextmanager
+    def _or_anew(self, connection: sqlite3.Connection) -> Iterator[None]:
+        """After a failure the next call opens the file again: another may lie there then."""
+        try:
+            yield
+        except sqlite3.Error:
+            self._conn = None
+            connection.close()
+            raise
 
     def check(self, config: RepoConfig) -> None:
         """Open the file."""
@@ -86,21 +102,19 @@ class HeadraceSqliteOnlineStore(HonoursTtl, SqliteOnlineStore):  # type: ignore[
 
     def read_rows(
         self, config: RepoConfig, asked: Sequence[tuple[FeatureView, Sequence[bytes]]]
-    ) -> list[list[Row | None]]:
-        """The rows of each view's keys, features in the order of the view; None where none is."""
-        connection, found = self._get_conn(config), []
-        for view, keys in asked:
-            held: dict[bytes, dict[str, int]] = {}
-            statement = (
-                "SELECT entity_key, feature_name, value "
-                f'FROM "{compute_table_id(config.project, view)}" '
-                f"WHERE entity_key IN ({', '.join('?' * len(keys))})"
+    ) -> tuple[list[int | None], list[list[Row | None]]]:
+        """Each view's mark, and the rows of its keys with features in the order of the view.
+
+        The marks are read first: all that was written until then is in the rows. None stands
+        where no row is.
+        """
+        connection = self._get_conn(config)
+        with self._or_anew(connection):
+            marks: dict[str, int] = dict(
+                connection.execute("SELECT view, at_us FROM headrace_marks").fetchall()
             )
-            for key, name, value in connection.execute(statement, list(keys)):
-                held.setdefault(key, {})[name] = int_of(value)
-            names = [field.name for field in view.features]
-            found.append([_row(names, held.get(key)) for key in keys])
-        return found
+            rows = [_rows(connection, config, view, keys) for view, keys in asked]
+        return [marks.get(view.name) for view, _ in asked], rows
 
     def clear(self, config: RepoConfig, view: FeatureView) -> None:
         """Delete a view's rows and its mark."""
@@ -123,6 +137,21 @@ class HeadraceSqliteOnlineStore(HonoursTtl, SqliteOnlineStore):  # type: ignore[
                 "DELETE FROM headrace_marks WHERE view = ?",
                 [(view.name,) for view in tables_to_delete],
             )
+
+
+def _rows(
+    connection: sqlite3.Connection, config: RepoConfig, view: FeatureView, keys: Sequence[bytes]
+) -> list[Row | None]:
+    held: dict[bytes, dict[str, int]] = {}
+    statement = (
+        "SELECT entity_key, feature_name, value "
+        f'FROM "{compute_table_id(config.project, view)}" '
+        f"WHERE entity_key IN ({', '.join('?' * len(keys))})"
+    )
+    for key, name, value in connection.execute(statement, list(keys)):
+        held.setdefault(key, {})[name] = int_of(value)
+    names = [field.name for field in view.features]
+    return [_row(names, held.get(key)) for key in keys]
 
 
 def _row(names: Sequence[str], values: dict[str, int] | None) -> Row | None:

@@ -66,7 +66,7 @@ class OutputTensor(BaseModel):
 
 
 class InferResponse(BaseModel):
-    """Open Inference Protocol v2 answer; version, arm, watermark and staleness are parameters."""
+    """Open Inference Protocol v2 answer; version, arm, fallback and age are parameters."""
 
     model_name: str
     model_version: str

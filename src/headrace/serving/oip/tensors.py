@@ -74,13 +74,15 @@ def check_outputs(spec: LineSpec, names: Sequence[str]) -> None:
 
 def parameters_of(scored: Scored) -> dict[str, str | float]:
     """What an answer says beside its tensors."""
-    return {
+    said: dict[str, str | float] = {
         "version": scored.version,
         "arm": scored.arm,
-        "watermark": iso(scored.watermark_us),
-        "staleness_s": scored.staleness_s,
+        "fallback": scored.fallback,
         "request_id": scored.request_id,
     }
+    if scored.watermark_us is not None and scored.staleness_s is not None:
+        said |= {"watermark": iso(scored.watermark_us), "staleness_s": scored.staleness_s}
+    return said
 
 
 def outputs_of(scored: Scored) -> list[Output]:

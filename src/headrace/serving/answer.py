@@ -1,0 +1,147 @@
+"""Who answers a request: the model that is due, or who stands in for it, in the declared order."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from headrace.declaration import LineSpec
+from headrace.errors import EnvironmentFault
+from headrace.events import DEFAULTS, PREVIOUS, PRIOR
+from headrace.serving.arms import Drawn
+from headrace.serving.features import Features
+from headrace.serving.loaded import Loaded
+from headrace.serving.pinned import Held, Pinned
+from headrace.serving.prior import Prior
+from headrace.serving.swap import Follower
+
+LOG = logging.getLogger(__name__)
+Tasks = dict[str, NDArray[np.float64]]
+Use = Callable[[], AbstractContextManager[Loaded | Held]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Scores by task, each (n,); the version that gave them, or `prior`, and its watermark (None:
+    nothing was learned). `stand_ins`: who stood in, in the order of the declaration.
+    """
+
+    tasks: Tasks
+    version: str
+    watermark_us: int | None
+    stand_ins: tuple[str, ...]
+
+
+class Answers:
+    """Answers by the arm that was drawn, by a pinned version, or by who stands in.
+
+    A request that pins a version wants that one: only its features may be defaults.
+    """
+
+    def __init__(
+        self, spec: LineSpec, features: Features, models: Follower, pinned: Pinned, prior: Prior
+    ) -> None:
+        self._spec = spec
+        self._order = spec.serving.fallback
+        self._features = features
+        self._models = models
+        self._pinned = pinned
+        self._prior = prior
+        self._counts: Counter[str] = Counter()
+        self._counting = threading.Lock()
+        self._told: set[str] = set()
+
+    def warm(self) -> None:
+        """Read once before the first request; without the store only where somebody stands in."""
+        try:
+            self._features.warm()
+        except EnvironmentFault:
+            if DEFAULTS not in self._order and PRIOR not in self._order:
+                raise
+
+    def read(self, asked: pa.Table, pin: str | None) -> tuple[pa.Table, EnvironmentFault | None]:
+        """Features of the requests, or defaults and why they are missing.
+
+        Raises `EnvironmentFault` where nobody could answer without features.
+        """
+        try:
+            return self._features.read(asked), None
+        except EnvironmentFault as missing:
+            if DEFAULTS not in self._order and (pin or PRIOR not in self._order):
+                raise
+            return self._features.defaults(asked), missing
+
+    def give(
+        self, drawn: Drawn, pin: str | None, inputs: pa.Table, missing: EnvironmentFault | None
+    ) -> Answer:
+        """Score these inputs. Raises `EnvironmentFault` where nobody can."""
+        answer = self._first(drawn, pin, inputs, missing)
+        if answer.stand_ins:
+            with self._counting:
+                self._counts.update(answer.stand_ins)
+        return answer
+
+    def about(self) -> dict[str, Any]:
+        """The declared order, the answers of each since the start, and what is missing now."""
+        with self._counting:
+            counts = {name: self._counts[name] for name in (DEFAULTS, PREVIOUS, PRIOR)}
+        return {
+            "order": list(self._order),
+            "answers": counts,
+            "outages": self._features.outages,
+            "missing": self._features.fault,
+        }
+
+    def _first(
+        self, drawn: Drawn, pin: str | None, inputs: pa.Table, missing: EnvironmentFault | None
+    ) -> Answer:
+        said = () if missing is None else (DEFAULTS,)
+        problem = missing
+        if missing is None or DEFAULTS in self._order:
+            follower = drawn.follower or self._models
+            try:
+                if pin is not None:
+                    return self._of(lambda: self._pinned.use(pin), inputs, said)
+                return self._of(follower.use, inputs, said, follower)
+            except EnvironmentFault as fault:
+                if pin is not None:
+                    raise
+                problem = fault
+            if PREVIOUS in self._order:
+                champion = [] if drawn.follower is None else [self._models.use]
+                for use in (*champion, self._models.use_previous):
+                    try:
+                        return self._of(use, inputs, (*said, PREVIOUS))
+                    except EnvironmentFault as fault:
+                        LOG.debug("%s: %s", self._spec.line, fault)
+        rates = self._prior.rates() if PRIOR in self._order and self._models.tried else None
+        if rates is None:
+            assert problem is not None
+            raise problem
+        tasks = {task: np.full(inputs.num_rows, rate) for task, rate in rates.tasks.items()}
+        return Answer(tasks, PRIOR, rates.watermark_us, (*said, PRIOR))
+
+    def _of(
+        self, use: Use, inputs: pa.Table, said: tuple[str, ...], follower: Follower | None = None
+    ) -> Answer:
+        with use() as loaded:
+            tasks = loaded.model.predict_tasks(inputs)
+        version = loaded.version
+        if not all(np.isfinite(scores).all() for scores in tasks.values()):
+            problem = f"version {version.version} gave a score that is not finite; roll it back"
+            if version.version not in self._told:
+                self._told.add(version.version)
+                LOG.error("%s: %s", self._spec.line, problem)
+            raise EnvironmentFault(problem)
+        if follower is not None and isinstance(loaded, Loaded) and follower.stands_in(loaded):
+            said = (*said, PREVIOUS)
+        return Answer(tasks, version.version, version.watermark_us, said)
