@@ -6,9 +6,11 @@ from closed sets, each of which is there from the start, so that no series appea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 from headrace.declaration import LineSpec
 
@@ -28,6 +30,11 @@ class Meters:
         for name, (text, ask) in gauges.items():
             self._gauge(name, text).set_function(ask)
 
+    def observe_totals(self, totals: Mapping[str, tuple[str, Callable[[], float]]]) -> None:
+        """Add counters that somebody else counts: name to help text and question."""
+        named = {f"{self._prefix}_{name}": about for name, about in totals.items()}
+        self.registry.register(_Totals(named))
+
     def page(self) -> bytes:
         """All of it in Prometheus' text format."""
         return generate_latest(self.registry)
@@ -41,3 +48,14 @@ class Meters:
     def _histogram(self, name: str, text: str, buckets: Iterable[float], *labels: str) -> Histogram:
         name = f"{self._prefix}_{name}"
         return Histogram(name, text, labels, registry=self.registry, buckets=tuple(buckets))
+
+
+class _Totals(Collector):
+    """Counters whose values are asked when metrics are."""
+
+    def __init__(self, totals: Mapping[str, tuple[str, Callable[[], float]]]) -> None:
+        self._totals = totals
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        for name, (text, ask) in self._totals.items():
+            yield CounterMetricFamily(name, text, value=ask())

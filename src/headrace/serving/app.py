@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from importlib.metadata import version as package_version
-from typing import Any
+from typing import Any, Final
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
@@ -18,12 +19,18 @@ from headrace.errors import EnvironmentFault, HeadraceError, InputError
 from headrace.events import served_schema
 from headrace.line import LineStore
 from headrace.log.files import FileLog
+from headrace.serving.access import Access
 from headrace.serving.arms import SHADOW_SCHEMA, Arms
 from headrace.serving.body import LimitBody
+from headrace.serving.chronicle import Chronicle, Lookout
+from headrace.serving.door import Door
+from headrace.serving.insight import inside_routes
+from headrace.serving.metrics import ServingMetrics
 from headrace.serving.oip.about import About
 from headrace.serving.oip.rest import InferRequest
 from headrace.serving.oip.rpc import RpcServer
 from headrace.serving.openapi import describe
+from headrace.serving.overview import Overview
 from headrace.serving.payload import MAX_BODY_BYTES, UnknownModel, WrongField, score_request
 from headrace.serving.pinned import Pinned
 from headrace.serving.routes import protocol_routes, score_routes
@@ -33,6 +40,12 @@ from headrace.serving.swap import Follower
 from headrace.settings import Settings
 from headrace.store import Store
 
+LOG = logging.getLogger(__name__)
+MAX_BODY_S: Final = 10.0
+_LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
+CONNECTIONS: Final = 512
+"""Open at once over HTTP, idle ones included; more are answered 503."""
+
 
 def create_app(settings: Settings, spec: LineSpec, *, grpc_port: int | None = None) -> FastAPI:
     """The server of one line; with `grpc_port` also over gRPC (0: any free port).
@@ -40,6 +53,7 @@ def create_app(settings: Settings, spec: LineSpec, *, grpc_port: int | None = No
     Threads start, the served log is locked and gRPC listens at application start.
     """
     home = settings.line_home(spec.line)
+    access, metrics = Access(settings, spec.serving.rate), ServingMetrics(spec)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -66,8 +80,16 @@ def create_app(settings: Settings, spec: LineSpec, *, grpc_port: int | None = No
             ends.callback(models.stop)
             arms.start()
             ends.callback(arms.stop)
+            metrics.follows(models, served)
+            lookout = Lookout(Chronicle(lines, home).look)
+            ends.callback(lookout.stop)
+            app.state.metrics = metrics
+            app.state.overview = Overview(
+                spec, models, served, arms, metrics=metrics, lookout=lookout
+            )
             if grpc_port is not None:
-                rpc = RpcServer(about, scorer, f"{settings.host}:{grpc_port}")
+                address = f"{settings.host}:{grpc_port}"
+                rpc = RpcServer(about, scorer, address, access, metrics)
                 app.state.grpc_port = rpc.start()
                 ends.callback(rpc.stop)
             yield
@@ -77,13 +99,16 @@ def create_app(settings: Settings, spec: LineSpec, *, grpc_port: int | None = No
         version=package_version("headrace"),
         description=spec.description,
         lifespan=lifespan,
+        redoc_url=None,
     )
-    app.add_middleware(LimitBody, max_bytes=MAX_BODY_BYTES)
+    app.add_middleware(LimitBody, max_bytes=MAX_BODY_BYTES, max_s=MAX_BODY_S)
+    app.add_middleware(Door, access=access, metrics=metrics)
     app.add_exception_handler(HeadraceError, _refuse)
     app.add_exception_handler(WrongField, _explain)
     app.add_exception_handler(ValidationError, _explain)
     app.include_router(score_routes(spec))
     app.include_router(protocol_routes(spec))
+    app.include_router(inside_routes())
     describe(app, score_request(spec), InferRequest)
     return app
 
@@ -98,7 +123,20 @@ def run(settings: Settings, spec: LineSpec) -> None:
     _listen(settings.host, settings.grpc_port, "HEADRACE_GRPC_PORT").close()
     listener = _listen(settings.host, settings.server_port, "HEADRACE_SERVER_PORT")
     app = create_app(settings, spec, grpc_port=settings.grpc_port)
-    config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="on")
+    if settings.host not in _LOOPBACK and settings.score_token is None:
+        LOG.warning(
+            "%s: whoever reaches %s may score; set HEADRACE_SCORE_TOKEN and HEADRACE_ADMIN_TOKEN",
+            spec.line,
+            settings.host,
+        )
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        lifespan="on",
+        server_header=False,
+        limit_concurrency=CONNECTIONS,
+    )
     server = uvicorn.Server(config)
     server.run(sockets=[listener])
     if not server.started:

@@ -42,10 +42,12 @@ class Loaded:
 class Delivery:
     """How champions came into memory since the start.
 
-    `deltas` applied, `bases` loaded, `from_memory`: the waiting model held the champion already;
-    `refused` deltas, the reason of the newest in `last_refused`.
+    `swaps`: how often what serves changed. `deltas` applied, `bases` loaded, `from_memory`: the
+    waiting model held the champion already; `refused` deltas, the reason of the newest in
+    `last_refused`.
     """
 
+    swaps: int = 0
     deltas: int = 0
     bases: int = 0
     from_memory: int = 0
@@ -141,6 +143,11 @@ class Follower:
         """Why the champion could not be loaded at the last try, None when it could."""
         return self._fault
 
+    @property
+    def delivered(self) -> Delivery:
+        """How champions came into memory since the start."""
+        return self._delivery
+
     def delivery(self) -> dict[str, Any]:
         """Counts of how champions came into memory, the present fault, and what waits."""
         waiting = None if self._waiting is None else self._waiting.version
@@ -158,6 +165,7 @@ class Follower:
             return False
         if held is not None and held.version.version == champion.version:
             self._current = Loaded(held.version, champion, held.model)
+            self._count(swaps=1)
             return True
         if self._waiting is None:
             self._waiting = Resident(self._spec)
@@ -181,6 +189,7 @@ class Follower:
         with self._released:
             self._serving, self._waiting = resident, self._serving
             self._current = Loaded(resident.version, champion, resident.model)
+        self._count(swaps=1)
 
     def _bring(self, resident: Resident, target: str) -> None:
         """Take a model that does not serve to a version: by nothing, by deltas or from a base."""
