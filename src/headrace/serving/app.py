@@ -13,6 +13,7 @@ from typing import Any, Final
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
+from starlette.exceptions import HTTPException
 
 from headrace.declaration import LineSpec
 from headrace.errors import EnvironmentFault, HeadraceError, InputError
@@ -103,6 +104,7 @@ def create_app(settings: Settings, spec: LineSpec, *, grpc_port: int | None = No
     )
     app.add_middleware(LimitBody, max_bytes=MAX_BODY_BYTES, max_s=MAX_BODY_S)
     app.add_middleware(Door, access=access, metrics=metrics)
+    app.add_exception_handler(HTTPException, _miss)
     app.add_exception_handler(HeadraceError, _refuse)
     app.add_exception_handler(WrongField, _explain)
     app.add_exception_handler(ValidationError, _explain)
@@ -170,6 +172,12 @@ async def _explain(_: Request, problem: Exception) -> Response:
     # ASCII with escapes: a field's name may hold half a surrogate pair
     content = json.dumps({"error": first, "detail": found})
     return Response(content, 422, media_type="application/json")
+
+
+async def _miss(_: Request, problem: Exception) -> JSONResponse:
+    """A path or a method that there is not, in the words of all other refusals."""
+    assert isinstance(problem, HTTPException)
+    return JSONResponse({"error": problem.detail}, problem.status_code, problem.headers)
 
 
 async def _refuse(_: Request, problem: Exception) -> JSONResponse:
