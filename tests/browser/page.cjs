@@ -1,6 +1,7 @@
 // Opens the scoring server's page as a desktop, then as a phone, and says what it saw.
 // node page.cjs '{"url","out","chromium","next"}': prints "open" when the desktop shows a version,
 // then waits for version `next` without a reload, then prints one JSON line.
+// With "token" in place of "next": unlocks the page with a wrong token, then with that one.
 const { chromium } = require("playwright-core");
 const path = require("path");
 
@@ -13,7 +14,7 @@ async function main() {
       "--disable-background-networking", "--disable-component-update", "--disable-sync"],
   });
   const problems = [];
-  const open = async (width, height, colorScheme, more = {}) => {
+  const open = async (width, height, colorScheme, more = {}, first = "#version") => {
     const context = await browser.newContext({
       viewport: { width, height }, colorScheme, deviceScaleFactor: 2, locale: "en-GB",
       timezoneId: "UTC", ...more });
@@ -22,7 +23,7 @@ async function main() {
     page.on("pageerror", (problem) => problems.push(String(problem)));
     page.on("console", (said) => { if (said.type() === "error") problems.push(said.text()); });
     await page.goto(given.url);
-    await page.locator("#version").waitFor();
+    await page.locator(first).waitFor();
     await page.waitForTimeout(300);
     return page;
   };
@@ -30,7 +31,22 @@ async function main() {
     page.screenshot({ path: path.join(given.out, `page-${name}.png`), fullPage: true });
   const overflow = (page) => page.evaluate(
     () => document.documentElement.scrollWidth - document.documentElement.clientWidth);
+  const unlock = async () => {
+    const page = await open(1280, 900, "light", {}, "#locked");
+    await shoot(page, "locked");
+    const hidden = await page.locator("#clock").isHidden();
+    const enter = async (token) => {
+      await page.getByLabel("Admin token").fill(token);
+      await page.getByRole("button", { name: "Look inside" }).click();
+    };
+    await enter("not-the-token-of-it");
+    await page.locator("#refused", { hasText: "not the admin token" }).waitFor();
+    await enter(given.token);
+    await page.locator("#version").waitFor();
+    console.log(JSON.stringify({ hidden, locked: await page.locator("#locked").isVisible() }));
+  };
   try {
+    if (given.token) return await unlock();
     const desk = await open(1280, 900, "light");
     const clock = () => desk.locator("#clock").innerText();
     const first = await desk.locator("#version").innerText();

@@ -9,7 +9,10 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvicorn
@@ -66,43 +69,56 @@ def line(tmp_path: Path) -> tuple[Settings, LineSpec]:
     return settings, spec
 
 
-@pytest.fixture
-def server(line: tuple[Settings, LineSpec]) -> Iterator[uvicorn.Server]:
-    settings, spec = line
+@contextmanager
+def served(settings: Settings, spec: LineSpec) -> Iterator[None]:
+    """The line served, champion and arms loaded."""
     app = create_app(settings, spec)
     config = uvicorn.Config(app, port=settings.server_port, log_level="warning")
     serving = uvicorn.Server(config)
     thread = threading.Thread(target=serving.run)
     thread.start()
     until(lambda: serving.started and app.state.models.ready and app.state.arms.about(), 60)
-    yield serving
-    serving.should_exit = True
-    thread.join()
+    try:
+        yield
+    finally:
+        serving.should_exit = True
+        thread.join()
 
 
-def test_the_page_ticks_and_shows_a_new_version_without_a_reload(line, server, playwright):
-    settings, spec = line
+@contextmanager
+def browsing(playwright: Path, url: str, **more: str) -> Iterator[subprocess.Popen[str]]:
+    """The browser's script on its way; its screenshots lie in `out/screens/`."""
     screens = PROJECT / "out" / "screens"
     screens.mkdir(parents=True, exist_ok=True)
-    given = {
-        "url": settings.server_url,
-        "out": str(screens),
-        "chromium": shutil.which("chromium"),
-        "next": "v000003",
-    }
+    given = {"url": url, "out": str(screens), "chromium": shutil.which("chromium")} | more
     with subprocess.Popen(
         ["node", str(Path(__file__).with_name("page.cjs")), json.dumps(given)],
         env=os.environ | {"NODE_PATH": str(playwright / "node_modules")},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    ) as browser:
-        assert browser.stdout is not None
-        assert browser.stdout.readline() == "open\n", browser.communicate()
+    ) as script:
+        yield script
+
+
+def told(script: subprocess.Popen[str]) -> dict[str, Any]:
+    """What the script says at its end."""
+    said, problem = script.communicate(timeout=200)
+    assert script.returncode == 0, problem
+    found: dict[str, Any] = json.loads(said)
+    return found
+
+
+def test_the_page_ticks_and_shows_a_new_version_without_a_reload(line, playwright):
+    settings, spec = line
+    with (
+        served(settings, spec),
+        browsing(playwright, settings.server_url, next="v000003") as script,
+    ):
+        assert script.stdout is not None
+        assert script.stdout.readline() == "open\n", script.communicate()
         advance(settings, spec, judged(settings, spec, passed=True))
-        told, problem = browser.communicate(timeout=200)
-    assert browser.returncode == 0, problem
-    saw = json.loads(told)
+        saw = told(script)
     assert saw["problems"] == []  # of the script, and what the content policy would refuse
     assert saw["first"] == "v000001"
     ticks = [float(text.removesuffix("s")) for text in saw["ticks"]]
@@ -123,3 +139,13 @@ def test_the_page_ticks_and_shows_a_new_version_without_a_reload(line, server, p
         "label_rate_within: 0.61",
     ):
         assert text in shown
+
+
+def test_a_page_that_is_locked_shows_nothing_before_the_token(line, playwright):
+    settings, spec = line
+    token = "admin-0123456789abcdef"
+    with (
+        served(replace(settings, admin_token=token), spec),
+        browsing(playwright, settings.server_url, token=token) as script,
+    ):
+        assert told(script) == {"hidden": True, "locked": False}

@@ -254,4 +254,8 @@ def test_a_look_reads_only_what_is_new(settings, shop, tmp_path):
     store.files.read = counted  # type: ignore[method-assign]
     assert chronicle.look() == first
     assert len([name for name in read if name.startswith("versions/")]) == 3 * 3  # the newest 3
-    assert [one["version"] for one in first["versions"]] == store.latest(6)
+    assert len([name for name in read if name.startswith("champion/")]) <= 2
+    advance(own, shop, publish(own, shop, 9.0, 99))
+    moves = chronicle.look()["moves"]
+    assert [move["watermark_us"] for move in moves] == [99, 15, 14, 13, 12, 11, 10]
+    assert [one["version"] for one in first["versions"]] == store.latest(7)[1:]

@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any, Final
 
-from headrace.errors import HeadraceError
+from headrace.errors import InputError
 from headrace.line import Champion, LineStore
 from headrace.line.races import Races
 from headrace.quarantine import Quarantine
@@ -37,21 +37,24 @@ class Chronicle:
         self._store = store
         self._races = Races(store)
         self._quarantine = Quarantine(home)
+        self._moves: list[Champion] = []
         self._judged: dict[str, dict[str, Any]] = {}
         self._watermarks: dict[str, int | None] = {}
 
     def look(self) -> dict[str, Any]:
         """All of it, JSON-ready, newest first. Raises what the store raises."""
-        champions = list(islice(self._store.champions(), MOVES))
+        newest = self._moves[0].generation if self._moves else 0
+        moved = takewhile(lambda move: move.generation > newest, self._store.champions())
+        self._moves = [*islice(moved, MOVES), *self._moves][:MOVES]
         names = self._store.latest(VERSIONS)
         windows = sorted(self._quarantine.intervals(), key=lambda w: str(w["at"]), reverse=True)
         found = {
             "versions": [self._version(name, name in names[:3]) for name in names],
-            "moves": [self._move(champion) for champion in champions],
+            "moves": [self._move(champion) for champion in self._moves],
             "quarantine": {"windows": len(windows), "newest": windows[:WINDOWS]},
             "race": self._race(),
         }
-        self._forget({*names, *(champion.version for champion in champions)})
+        self._forget({*names, *(champion.version for champion in self._moves)})
         return found
 
     def _version(self, name: str, young: bool) -> dict[str, Any]:
@@ -81,7 +84,7 @@ class Chronicle:
         if champion.version not in self._watermarks:
             try:
                 watermark_us = self._store.get(champion.version).watermark_us
-            except HeadraceError:  # retention has removed the version
+            except InputError:  # retention has removed the version
                 watermark_us = None
             self._watermarks[champion.version] = watermark_us
         return {

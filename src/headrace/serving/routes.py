@@ -29,7 +29,7 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
 }
 LOCKED: dict[int | str, dict[str, Any]] = {status: _REFUSALS[status] for status in (401, 403)}
 _OF_A_MODEL = _REFUSALS | {404: {"model": payload.Problem}}
-_READY: dict[int | str, dict[str, Any]] = {status: _OF_A_MODEL[status] for status in (404, 422, 503)}
+_READY: dict[int | str, dict[str, Any]] = {at: _OF_A_MODEL[at] for at in (404, 422, 503)}
 
 
 def score_routes(spec: LineSpec) -> APIRouter:
