@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,16 +13,22 @@ from pathlib import Path
 
 import grpc
 import pytest
+import uvicorn
+from starlette.responses import PlainTextResponse
 
 from headrace.declaration import LineSpec
 from headrace.declaration.serving import RateSpec, ServingSpec
 from headrace.errors import DeclarationError
 from headrace.serving.access import Access, Bucket, TurnedAway
-from headrace.serving.app import create_app
+from headrace.serving.app import CONNECTIONS, create_app, run
+from headrace.serving.body import LimitBody
+from headrace.serving.door import Door
+from headrace.serving.metrics import ServingMetrics
 from headrace.serving.oip import grpc_service_pb2 as pb
 from headrace.serving.oip.rpc import SERVICE
 from headrace.settings import Settings, load_settings
-from tests.serving import WATERMARK_US, advance, publish, until
+from tests.campaign import free_port
+from tests.serving import LINE, WATERMARK_US, advance, publish, until
 
 with warnings.catch_warnings():  # Starlette asks for httpx2, which is no dependency of ours
     warnings.simplefilter("ignore")
@@ -249,3 +257,64 @@ def test_a_token_is_never_part_of_what_is_printed_or_logged(applied, shop, tmp_p
         with pytest.raises(grpc.RpcError):
             infer(client, ("authorization", f"Bearer {SCORE}x"))
     assert SCORE not in caplog.text
+
+
+def through_the_door(messages: list[dict[str, object]]) -> tuple[list[int], dict[str, int]]:
+    """Statuses of the answers to a POST whose body comes as these messages, and the counts."""
+    metrics = ServingMetrics(LINE)
+    inner = LimitBody(PlainTextResponse("scored"), max_bytes=8, max_s=0.05)
+    door = Door(inner, Access(load_settings({}), None), metrics)
+    coming, statuses = iter(messages), []
+
+    async def receive() -> dict[str, object]:
+        for message in coming:
+            return message
+        await asyncio.sleep(60)
+        raise AssertionError("nobody waits so long")
+
+    async def send(message: dict[str, object]) -> None:
+        if message["type"] == "http.response.start":
+            statuses.append(message["status"])
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/score", "headers": []}
+    asyncio.run(door(scope, receive, send))
+    return statuses, {outcome: n for outcome, n in metrics.counts().items() if n}
+
+
+def test_a_body_that_comes_too_slowly_too_large_or_not_at_all_ends():
+    part = {"type": "http.request", "body": b"abcdef", "more_body": True}
+    end = {"type": "http.request", "body": b"g", "more_body": False}
+    gone = {"type": "http.disconnect"}
+    assert through_the_door([part, end]) == ([200], {"answered": 1})
+    assert through_the_door([part]) == ([408], {"refused": 1})
+    assert through_the_door([part, part]) == ([413], {"refused": 1})
+    assert through_the_door([part, gone]) == ([], {"left": 1})
+
+
+@pytest.mark.parametrize(
+    ("host", "token", "warns"),
+    [
+        ("127.0.0.1", None, False),
+        ("127.0.0.9", None, False),
+        ("localhost", None, False),
+        ("0.0.0.0", None, True),
+        ("0.0.0.0", SCORE, False),
+    ],
+)
+def test_a_server_that_others_reach_without_a_token_says_so(
+    settings, shop, monkeypatch, caplog, host, token, warns
+):
+    class Started:
+        started = True
+
+        def __init__(self, config: uvicorn.Config) -> None:
+            assert config.limit_concurrency == CONNECTIONS
+
+        def run(self, sockets: list[socket.socket]) -> None:
+            for each in sockets:
+                each.close()
+
+    monkeypatch.setattr(uvicorn, "Server", Started)
+    ports = {"server_port": free_port(), "grpc_port": free_port()}
+    run(replace(settings, host=host, score_token=token, **ports), shop)
+    assert ("may score; set HEADRACE_SCORE_TOKEN" in caplog.text) is warns

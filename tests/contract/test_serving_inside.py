@@ -22,7 +22,7 @@ from headrace.serving.app import create_app
 from headrace.serving.chronicle import Chronicle, Lookout
 from headrace.serving.metrics import OUTCOMES, RECENT_S, ServingMetrics, outcome_of
 from headrace.settings import Settings
-from tests.serving import advance, publish, until
+from tests.serving import LINE, advance, publish, until
 
 with warnings.catch_warnings():  # Starlette asks for httpx2, which is no dependency of ours
     warnings.simplefilter("ignore")
@@ -170,18 +170,6 @@ def test_times_are_of_the_last_minute_and_percentiles_of_them():
     assert recent.p50_ms == pytest.approx(50.5)
     assert recent.p99_ms == pytest.approx(99.01)
     assert metrics.counts() == dict.fromkeys(OUTCOMES, 0) | {"answered": 150, "unavailable": 1}
-
-
-LINE = LineSpec.model_validate(
-    {
-        "line": "tiny",
-        "columns": {"user": "string"},
-        "source": {"kind": "live"},
-        "label": {"engagement": "click", "attribution_window": "1m"},
-        "request_features": [{"name": "u", "kind": "hash", "of": "user"}],
-        "model": {"categorical": ["u"]},
-    }
-)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import logging
 import socket
@@ -43,7 +44,6 @@ from headrace.store import Store
 
 LOG = logging.getLogger(__name__)
 MAX_BODY_S: Final = 10.0
-_LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 CONNECTIONS: Final = 512
 """Open at once over HTTP, idle ones included; more are answered 503."""
 
@@ -125,7 +125,7 @@ def run(settings: Settings, spec: LineSpec) -> None:
     _listen(settings.host, settings.grpc_port, "HEADRACE_GRPC_PORT").close()
     listener = _listen(settings.host, settings.server_port, "HEADRACE_SERVER_PORT")
     app = create_app(settings, spec, grpc_port=settings.grpc_port)
-    if settings.host not in _LOOPBACK and settings.score_token is None:
+    if settings.score_token is None and not _is_loopback(settings.host):
         LOG.warning(
             "%s: whoever reaches %s may score; set HEADRACE_SCORE_TOKEN and HEADRACE_ADMIN_TOKEN",
             spec.line,
@@ -143,6 +143,13 @@ def run(settings: Settings, spec: LineSpec) -> None:
     server.run(sockets=[listener])
     if not server.started:
         raise EnvironmentFault(f"{spec.line}: the server did not start; its log says why")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _listen(host: str, port: int, setting: str) -> socket.socket:
