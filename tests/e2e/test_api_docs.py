@@ -127,12 +127,14 @@ def test_every_call_of_the_document_is_in_a_block_that_runs():
 
 
 def test_both_forms_score_alike(said):
-    short = answer(said, '{"item_id": "c4"')
+    short = answer(said, '"category": "toys"')
     assert (short["request_id"], short["version"]) == ("r-100", "v000002")
     assert [one["impression_id"] for one in short["scores"]] == ["r-100:0", "r-100:1"]
     tensors = answer(said, "/infer")
     assert tensors["model_version"] == "v000002"
     assert tensors["outputs"][0]["data"] == [one["score"] for one in short["scores"]]
+    pinned = answer(said, "x-headrace-version")
+    assert (pinned["version"], pinned["arm"]) == ("v000001", "pinned")
     assert answer(said, "models/coupons/ready")["version"] == "v000002"
 
 
