@@ -3,6 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 RUN := .venv/bin/headrace
 SLOW := e2e or spark or browser or faults
+PARALLEL := .venv/bin/pytest -n 2 --dist loadfile
 export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help setup demo up down status check test test-fast golden bench results clean
@@ -31,13 +32,14 @@ check: setup ## ruff, mypy, import-linter, known vulnerabilities of what is lock
 	@.venv/bin/lint-imports
 	@bash infra/setup/audit.sh
 
-test-fast: setup ## Unit, contract, golden, parity and architecture tests (about three minutes)
+test-fast: setup ## Unit, contract, golden, parity and architecture tests (about two minutes)
 	@bash infra/setup/redis.sh
-	@.venv/bin/pytest -n 2 --dist loadfile -m "not ($(SLOW))"
+	@$(PARALLEL) -m "not (slow or $(SLOW))"
 
 test: test-fast ## All tests
 	@bash infra/setup/browser.sh
 	@bash infra/setup/kafka.sh
+	@$(PARALLEL) -m "slow and not ($(SLOW))"
 	@.venv/bin/pytest -m "$(SLOW)"
 
 golden: setup ## Write the golden files anew (compiled pipelines and protocol, OpenAPI)

@@ -93,13 +93,13 @@ class Spell:
 
 
 def prepare(folder: Path, history_s: int) -> tuple[Settings, LineSpec]:
-    """A home whose line `coupons` has a champion, and three free ports."""
+    """A home whose line `coupons` has a champion, and free ports."""
     raw = yaml.safe_load((PROJECT / "lines" / "coupons.yaml").read_text(encoding="utf-8"))
     raw["cadence"] |= {"tick": "500ms", "learn": "500ms"}
     raw["gates"]["data"]["min_rows"] = raw["gates"]["model"]["min_rows"] = 60
     (folder / "lines").mkdir()
     (folder / "lines" / "coupons.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
-    ports = _free_ports(3)
+    ports = _free_ports(4)
     settings = load_settings(
         {
             "HEADRACE_HOME": str(folder / "home"),
@@ -107,6 +107,7 @@ def prepare(folder: Path, history_s: int) -> tuple[Settings, LineSpec]:
             "HEADRACE_SERVER_PORT": str(ports[0]),
             "HEADRACE_COLLECTOR_PORT": str(ports[1]),
             "HEADRACE_LEARNER_PORT": str(ports[2]),
+            "HEADRACE_GRPC_PORT": str(ports[3]),
         }
     )
     spec = find_line(settings, "coupons")

@@ -201,21 +201,26 @@ class _Inputs:
     def _number(self, name: str, user: str) -> Floats:
         known = self.computed.get(name)
         if known is None:
-            numbers = self._column(name, user).cast(pa.float64(), safe=False)
-            return np.asarray(_filled(numbers, np.nan).to_numpy())
+            column = self._column(name, user)
+            if type_.is_int64(column.type) and not column.null_count:
+                return np.asarray(column.to_numpy(), np.float64)  # rounds as Arrow's cast does
+            return np.asarray(_filled(column.cast(pa.float64(), safe=False), np.nan).to_numpy())
         if known.dtype == np.int64:
             return np.where(known < 0, np.nan, known.astype(np.float64))
         return known.astype(np.float64, copy=False)
 
     def _column(self, name: str, user: str) -> pa.Array:
         if name not in self._raw:
-            if name not in self._table.column_names:
+            place = self._table.schema.get_field_index(name)
+            if place < 0:
                 raise InputError(
                     f"request_features.{user}: the table has no column {name!r} "
                     f"(it has {self._table.column_names}); pass the declared columns, "
                     "request_at and the window features"
                 )
-            self._raw[name] = self._typed(name, self._table.column(name).combine_chunks())
+            column = self._table.column(place)
+            whole = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+            self._raw[name] = self._typed(name, whole)
         return self._raw[name]
 
     def _typed(self, name: str, column: pa.Array) -> pa.Array:

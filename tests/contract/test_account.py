@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from headrace.account import account
 from headrace.ingest.service import import_history
@@ -16,6 +17,7 @@ from headrace.sample import ticks
 from tests.campaign import SECOND, SPEC, Pushed, history
 
 
+@pytest.mark.slow
 def test_every_offset_is_found_where_it_is_and_only_there(settings):
     home = settings.line_home(SPEC.line)
     count = import_history(settings, SPEC, history(40), 2 * SECOND, Pushed())

@@ -18,6 +18,7 @@ NAMES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_quick_run_states_its_claims(name: str, tmp_path: Path) -> None:
     result = importlib.import_module(f"bench.{name}").run(quick=True)

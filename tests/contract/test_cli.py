@@ -263,6 +263,7 @@ def test_a_torn_gzip_is_named(place: Place) -> None:
     place.refuses(3, ["toy.parquet.gz", "not readable as parquet"], *place.replay())
 
 
+@pytest.mark.slow
 def test_unsorted_and_repeated_rows_are_counted_and_no_error(place: Place) -> None:
     rows = place.rows()
     place.save([*reversed(rows), *rows[:5], {**rows[0], "id": "x", "at": "soon"}])

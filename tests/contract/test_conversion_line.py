@@ -29,6 +29,7 @@ from headrace.settings import PROJECT, Settings, load_settings
 from headrace.simulate.world import SECOND_US, SimulatorConfig, history
 from headrace.store import Store
 
+pytestmark = pytest.mark.slow
 END_US = 1_763_000_000_000_000
 CONFIG = SimulatorConfig(history_s=1500, requests_per_s=2.0)
 CONVERSION = {"engagement": "redeem", "attribution_window": "20m", "provisional_after": "3m"}

@@ -404,6 +404,7 @@ def test_a_rollback_may_leave_its_ticks_to_be_learned_again(line: Line) -> None:
     assert cycle.plan(line.settings, line.spec) == Interval(34, 40)
 
 
+@pytest.mark.slow
 def test_a_cycle_with_its_versions_on_s3_leaves_none_here(line: Line, bucket: str) -> None:
     fs, path = fsspec.core.url_to_fs(f"{bucket}/lines/tiny")
     for folder in ("versions", "champion"):
@@ -508,6 +509,7 @@ def correct_five(line: Line, tick: int) -> None:
     line.commit(head, columns, (stop, stop))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "label",
     ["delayed_feedback: naive", "delayed_feedback: fnw", "delayed_feedback: esdfm",

@@ -59,6 +59,7 @@ def test_the_weights_are_those_of_the_papers(share: float) -> None:
     assert not np.any(corrected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("feedback", "expected"),
     [("correct", 0.2), ("esdfm", 0.2), ("fnw", 0.2), ("naive", 0.2 / 1.12)],

@@ -63,6 +63,7 @@ def write_banners(folder: Path, rng: np.random.Generator) -> None:
     (folder / "clicks.jsonl").write_text("\n".join(map(json.dumps, clicks)), encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "write"), [("orders", write_orders), ("banners", write_banners)])
 def test_the_examples_replay(name: str, write: object, tmp_path: Path) -> None:
     assert callable(write)

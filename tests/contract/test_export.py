@@ -129,6 +129,7 @@ def learn(spec: LineSpec, rows: int = 500) -> Model:
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_graph_scores_as_the_server(kind: str) -> None:
     spec, model, graph = learned(kind)
@@ -228,6 +229,7 @@ def test_an_infinite_number_is_refused_by_name() -> None:
         proof.scores(graph.serve, spec, table)
 
 
+@pytest.mark.slow
 def test_smaller_tables_stay_close_and_say_when_they_cannot() -> None:
     features = {"categorical": ["user_id", "item_id"], "numeric": []}
     spec = mart("dynamic", features | {"wide": ["item_id"]})
@@ -350,6 +352,7 @@ def verb(
     return run
 
 
+@pytest.mark.slow
 def test_the_documented_example_scores_alike_without_headrace(
     shop: Shop, tmp_path: Path, verb: Callable[..., tuple[Any, str, str]]
 ) -> None:
@@ -399,6 +402,7 @@ def test_the_documented_example_scores_alike_without_headrace(
     assert about["inputs"].keys() == signature.specs(shop.spec).keys()
 
 
+@pytest.mark.slow
 def test_the_verb_prints_what_a_smaller_table_costs(
     shop: Shop, tmp_path: Path, verb: Callable[..., tuple[Any, str, str]]
 ) -> None:

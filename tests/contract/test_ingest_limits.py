@@ -93,6 +93,7 @@ class Slow(Pushed):
         super().push(view, rows)
 
 
+@pytest.mark.slow
 def test_a_crowd_before_a_slow_store_is_slowed_down_and_every_event_is_stored_once(settings):
     home = settings.line_home(SPEC.line)
     limits = Limits(queue_rows=300, tick_events=200, behind_events=400)

@@ -75,6 +75,7 @@ def test_every_step_is_judged_on_rows_that_came_after_it(line: Line) -> None:
     assert line.store.verdict(pending.version) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("label", "model"),
     [("delayed_feedback: esdfm", "ids: dynamic"), ("negative_rate: 0.3", "family: dcn")],
@@ -267,6 +268,7 @@ def killed_after(writes: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], N
     return monkeypatch.undo
 
 
+@pytest.mark.slow
 def test_killed_before_any_write_it_ends_in_the_same_states(
     line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -268,6 +268,7 @@ def race(root: str, version: str, start: Any, won: Any) -> None:
         won.put(version)
 
 
+@pytest.mark.slow
 def test_of_racing_processes_exactly_one_advances(root: str, store: LineStore) -> None:
     versions = [publish(store, step).version for step in range(2)]
     context = multiprocessing.get_context("spawn")  # a fork would inherit TensorFlow's threads

@@ -75,6 +75,7 @@ def test_a_base_is_due_by_length_or_by_size(store: LineStore) -> None:
     assert [compaction.due(store, v, by_size) for v in versions] == [False] * 3 + [True] * 2
 
 
+@pytest.mark.slow
 def test_a_compacted_version_is_read_from_its_base_and_equals_its_deltas(
     anywhere: LineStore,
 ) -> None:
@@ -151,6 +152,7 @@ def test_retention_keeps_champions_pins_and_what_they_are_built_on(store: LineSt
     assert set(gone.marked) == {versions[0], versions[1], versions[2]}
 
 
+@pytest.mark.slow
 def test_what_a_learner_left_is_forgotten_and_what_a_cycle_left_is_not(
     anywhere: LineStore,
 ) -> None:

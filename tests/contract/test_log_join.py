@@ -162,6 +162,7 @@ def watch(folder: str) -> None:
         looks, seen = looks + 1, head
 
 
+@pytest.mark.slow
 def test_readers_in_other_processes_see_every_record_while_segments_are_joined(tmp_path):
     command = [sys.executable, "-m", "tests.contract.test_log_join", str(tmp_path)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -221,6 +222,7 @@ def append_for_ever(folder: str) -> None:
             log.join()
 
 
+@pytest.mark.slow
 def test_a_writer_killed_at_random_moments_tears_nothing(tmp_path):
     dice, left = random.Random(7), set()
     folder = tmp_path / "log"

@@ -11,6 +11,7 @@ import pytest
 from headrace import mixing, train
 from headrace.declaration import LineSpec
 from headrace.errors import DeclarationError
+from headrace.labels import state
 from headrace.line.fingerprint import fingerprint
 from headrace.mixing import mixed
 from headrace.model import Model
@@ -39,7 +40,7 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Line:
 
 @pytest.fixture(autouse=True)
 def _no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mixing, "GRACE_US", 0)
+    monkeypatch.setattr(state, "GRACE_US", 0)
     monkeypatch.setattr(mixing, "BLOCK_TICKS", 8)
 
 

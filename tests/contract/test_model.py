@@ -271,6 +271,7 @@ def digest_of(family: str) -> str:
     return hashlib.sha256(bytes_ + model.predict(stream(50)).tobytes()).hexdigest()
 
 
+@pytest.mark.slow
 def test_another_process_ends_in_the_same_bytes_and_starts_quietly() -> None:
     program = "import sys; sys.path.insert(0, sys.argv[1]); import test_model as t\n"
     program += "for family in t.ELSEWHERE: print(t.digest_of(family))"

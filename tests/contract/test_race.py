@@ -50,6 +50,7 @@ def races(line: ServedLine) -> Races:
     return Races(line.store)
 
 
+@pytest.mark.slow
 def test_a_better_challenger_is_promoted_and_the_race_ends_with_the_reason(line):
     line.crown("v000002", "force")
     found = start(line, {"name": "good", "version": "v000001"})

@@ -186,6 +186,7 @@ def without(rows: list[Row], keep: Callable[[datetime], bool]) -> list[Row]:
     return changed
 
 
+@pytest.mark.slow
 def test_what_became_known_later_changes_no_earlier_prediction(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,6 +212,7 @@ def test_what_became_known_later_changes_no_earlier_prediction(
     assert not np.array_equal(seen[0]["all"], seen[1]["all"])
 
 
+@pytest.mark.slow
 def test_the_order_of_the_file_and_repeated_rows_change_no_score(
     tmp_path: Path, result: dict[str, Any]
 ) -> None:
@@ -225,6 +227,7 @@ def test_the_order_of_the_file_and_repeated_rows_change_no_score(
     assert counts["unsorted"] > 0
 
 
+@pytest.mark.slow
 def test_engagements_in_a_second_file_and_no_windows(tmp_path: Path) -> None:
     rows = world(100)
     save(tmp_path, rows)
@@ -264,6 +267,7 @@ def test_engagements_in_a_second_file_and_no_windows(tmp_path: Path) -> None:
     assert (counts["unaccounted"], counts["scored"]) == (0, 100 * DAYS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "policy",
     [{}, {"delayed_feedback": "fnw"}, {"delayed_feedback": "esdfm"}, {"negative_rate": 0.5}],

@@ -20,6 +20,7 @@ from headrace.settings import Settings, load_settings
 from headrace.store import Store
 
 
+@pytest.mark.slow
 def test_the_feast_command_line_applies_the_repository(applied: Settings, tmp_path: Path):
     environ = os.environ | {
         "HEADRACE_HOME": str(tmp_path),

@@ -77,6 +77,7 @@ def run_of(url: str, store: LineStore, version: str) -> Any:
     return MlflowClient(tracking_uri=url, registry_uri=url).get_run(noted["run_id"])
 
 
+@pytest.mark.slow
 def test_of_a_learners_versions_those_with_an_alias_are_mirrored(
     url: str, store: LineStore, spec: LineSpec
 ) -> None:

@@ -42,6 +42,7 @@ def log_loss(label: np.ndarray, probability: np.ndarray) -> float:
     return float(-np.mean(np.log(np.where(label, probability, 1 - probability))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_both_tasks_are_learned_on_a_separable_stream(family: str) -> None:
     model, unseen = fresh(family), stream(2000, seed=1)

@@ -75,6 +75,7 @@ def connection(port: int) -> str:
     return json.dumps(hook | {"password": "very-secret", "extra": {"path": "/hooks/ml"}})
 
 
+@pytest.mark.slow
 def test_a_failure_is_told_to_the_hook_with_its_reason(logged, hook):
     assert hook[1] == [
         {

@@ -167,6 +167,7 @@ def test_each_file_parses_within_300_ms(parsed):
     assert max(parsed["ms"].values()) < 300, parsed["ms"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("endpoint", "ended"),
     [

@@ -54,13 +54,15 @@ def test_a_killed_learner_loses_nothing_and_repeats_the_same_bytes(
     with Lives("tests.e2e.test_learner_kill:live", ("headrace.learner", "pandas")) as lives:
         whole = lives.live(str(tmp_path / "calm"))
         assert whole.code == 0
-        ended = False
+        ended, reach_s = False, whole.lived_s
         while not ended:
             before = len(told(stormy))
-            after_s = dice.uniform(0, whole.lived_s) if kills < KILLS else None
+            after_s = dice.uniform(0, reach_s) if kills < KILLS else None
             life = lives.live(str(tmp_path / "stormy"), kill_after_s=after_s)
             kills, ended = kills + life.killed, not life.killed and kills >= KILLS
-            moved += life.killed and len(told(stormy)) > before
+            came_further = len(told(stormy)) > before
+            moved += life.killed and came_further
+            reach_s *= 1.0 if came_further else 1.5  # the machine may be busier than before
             assert life.killed or life.code == 0
     assert moved >= 3
     assert told(stormy) == told(calm)

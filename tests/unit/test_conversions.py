@@ -255,6 +255,7 @@ def oracle(events: list[Event], clicks: dict[int, int]) -> tuple[dict[int, str],
     return fates, converted
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(logs(), st.lists(times, max_size=8), st.booleans())
 def test_any_split_into_ticks_ends_in_the_labels_of_the_oracle(log, cuts, restart):
@@ -286,6 +287,7 @@ def _attributed(events: list[Event]) -> dict[int, int]:
     return {offsets[impression]: offsets[click] for impression, click in engaged.items()}
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(logs(), st.floats(0.01, 1), st.integers(0, 2**63), st.integers(0, 60))
 def test_thinned_negatives_keep_what_a_conversion_takes_back(log, rate, seed, cut):
@@ -305,6 +307,7 @@ def test_thinned_negatives_keep_what_a_conversion_takes_back(log, rate, seed, cu
             assert found is None or found.tolist() == [0, whole, 0, whole]
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(logs(), st.sets(st.integers(0, 29)))
 def test_rows_that_were_skipped_are_never_taken_back(log, skipped):

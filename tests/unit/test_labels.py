@@ -341,6 +341,7 @@ def oracle(events: list[dict[str, Any]], explicit: bool) -> tuple[dict[int, str]
     return fates, engaged
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(
     logs(),

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import pytest
+
 from headrace.simulate.outbox import Outbox
 from headrace.simulate.truth import TruthLog, read_truth
 
@@ -72,6 +74,7 @@ def send(tmp_path: Path, collector: Collector, events: int, patience_s: float = 
     return outbox
 
 
+@pytest.mark.slow
 def test_a_crowded_or_broken_collector_gets_the_events_later(tmp_path):
     collector = Collector([(429, {"retry-after": "1"}), (503, {}), (0, {}), (408, {}), (200, {})])
     outbox = send(tmp_path, collector, 450)

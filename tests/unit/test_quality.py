@@ -122,6 +122,7 @@ def test_a_kept_report_speaks_for_its_window_only(tmp_path: Path) -> None:
     assert quality.passed(tmp_path, 3, 10, [[4, 5]]) is None
 
 
+@pytest.mark.slow
 def test_the_gate_runs_where_main_is_no_file() -> None:
     """Great Expectations would end such a process with exit code 0, as if all were well."""
     code = "from headrace import quality\nwith quality._main_has_a_file():\n"
@@ -132,6 +133,7 @@ def test_the_gate_runs_where_main_is_no_file() -> None:
     assert result.stdout == "imported\n"
 
 
+@pytest.mark.slow
 def test_a_long_history_is_judged_part_by_part(spec: LineSpec) -> None:
     good, short = window(spec), window(spec).slice(0, 120)
     assert quality.check_parts(spec, [good]) == quality.check(spec, good)

@@ -58,6 +58,7 @@ def first_end(losses: tuple, looked_at: Race) -> tuple[str, int]:
     return "wait", LOOKS[-1]
 
 
+@pytest.mark.slow
 def test_an_a_a_race_promotes_falsely_in_at_most_one_of_twenty_runs_however_often_it_is_watched():
     ends = [
         first_end(two_models(np.random.default_rng(seed), LOOKS[-1], 0.3, 0.0), race())[0]

@@ -244,10 +244,10 @@ def test_errors_of_the_services_are_counted_and_nothing_crashes(
 ) -> None:
     settings, handler = service
     handler.mood = "not ready"
-    summary = _run_for(settings, spec, HASTY, 0.5)
+    summary = _run_for(settings, spec, HASTY, 2.0)
     assert summary["requests"]["status_503"] == summary["requests"]["asked"] > 0
     nobody = replace(settings, server_port=9, collector_port=9)
-    summary = _run_for(nobody, spec, HASTY, 0.5)
+    summary = _run_for(nobody, spec, HASTY, 2.0)
     assert summary["requests"]["error_ConnectError"] == summary["requests"]["asked"] > 0
 
 

@@ -124,7 +124,9 @@ class Scorecard:
         from headrace.model import Model
 
         declared = spec.model.model_dump_json()
-        held = self._models.get(declared) or ("", Model(spec.model, spec.seed))
+        held = self._models.get(declared)
+        if held is None:
+            held = ("", Model(spec.model, spec.seed, conversion=spec.converts))
         if held[0] != version:
             held[1].load_state(self._store.load(version)[1])
         self._models[declared] = (version, held[1])

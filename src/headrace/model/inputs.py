@@ -126,10 +126,12 @@ def _floats(table: pa.Table, name: str, wanted: pa.DataType) -> NDArray[Any]:
     return values
 
 
-def _column(table: pa.Table, name: str) -> pa.ChunkedArray:
-    if name not in table.column_names:
+def _column(table: pa.Table, name: str) -> pa.Array | pa.ChunkedArray:
+    place = table.schema.get_field_index(name)
+    if place < 0:
         raise InputError(f"{name}: column is missing; got {table.column_names}")
-    return table.column(name)
+    column = table.column(place)
+    return column.chunk(0) if column.num_chunks == 1 else column  # reads without a copy
 
 
 @dataclass

@@ -1,0 +1,272 @@
+"""The line that the server's benchmark serves: 18 windows on four keys, 30 inputs; its requests,
+and the processes that answer them, alone on a core.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import numpy as np
+import pyarrow as pa
+import yaml
+
+from bench._bare import LINE
+from bench._load import post
+from bench._measure import SEED
+from bench._redis import RedisServer
+from headrace.declaration import LineSpec
+from headrace.events import TIME
+from headrace.line import LineStore
+from headrace.model import Model
+from headrace.serving import payload
+from headrace.settings import PROJECT, Settings, find_line, load_settings
+from headrace.store import Store
+from headrace.train import code_of
+
+CANDIDATES: Final = 50
+SERVER_CORE: Final = {0}
+USERS: Final = 500
+ITEMS: Final = 2_000
+KINDS: Final = 20
+REQUESTS: Final = 200
+START_S: Final = 180.0
+KEYS: Final = {
+    "user": ["user_id"],
+    "item": ["item_id"],
+    "kind": ["category"],
+    "pair": ["user_id", "category"],
+}
+IDS: Final = {"user": "user_id", "item": "item_id", "sort": "category"}
+WINDOWS: Final = {
+    "user": ("1h", "1d", "7d"),
+    "item": ("1h", "1d", "7d"),
+    "kind": ("1h", "1d"),
+    "pair": ("7d",),
+}
+
+
+def declared(bits: int) -> dict[str, Any]:
+    """The line as its YAML."""
+    windows: list[dict[str, Any]] = []
+    inputs: list[dict[str, Any]] = []
+    numeric = ["price"]
+    for name, key in KEYS.items():
+        for window in WINDOWS[name]:
+            pair = [f"{name}_{event}s_{window}" for event in ("impression", "click")]
+            for event, feature in zip(("impression", "click"), pair, strict=True):
+                windows.append(
+                    {"name": feature, "key": key, "event": event, "aggregate": "count",
+                     "window": window}
+                )  # fmt: skip
+                inputs.append({"name": f"log_{feature}", "kind": "log1p", "of": feature})
+        rate = f"{name}_ctr"
+        inputs.append({"name": rate, "kind": "ratio", "of": pair[::-1], "prior": [1, 19]})
+        numeric.append(rate)
+    numeric += [each["name"] for each in inputs if each["kind"] == "log1p"]
+    inputs.append({"name": "price", "kind": "number", "of": "amount"})
+    inputs += [{"name": name, "kind": "hash", "of": column} for name, column in IDS.items()]
+    inputs.append({"name": "user_sort", "kind": "cross", "of": ["user_id", "category"]})
+    inputs.append({"name": "hour", "kind": "hour_of_day"})
+    inputs.append({"name": "day", "kind": "day_of_week"})
+    inputs.append({"name": "dear", "kind": "bucketize", "of": "amount", "boundaries": [1, 2, 5]})
+    return {
+        "line": LINE,
+        "columns": {"user_id": "string", "item_id": "string", "category": "string",
+                    "amount": "float"},
+        "source": {"kind": "live"},
+        "label": {"engagement": "click", "attribution_window": "1h", "provisional_after": "10s"},
+        "windows": windows,
+        "request_features": inputs,
+        "model": {
+            "family": "ftrl_deep", "table_bits": bits, "embedding_dim": 16, "hidden": [64, 32],
+            "categorical": [*IDS, "user_sort", "hour", "day", "dear"], "numeric": numeric,
+        },
+    }  # fmt: skip
+
+
+def prepare(home: Path, url: str, bits: int) -> Settings:
+    """A home whose line has a champion and whose windows are in Redis."""
+    lines = home / "lines"
+    lines.mkdir(parents=True)
+    text = yaml.safe_dump(declared(bits), sort_keys=False)
+    (lines / f"{LINE}.yaml").write_text(text, encoding="utf-8")
+    ports = [str(port) for port in free_ports(2)]
+    settings = load_settings(
+        {
+            "HEADRACE_HOME": str(home / "home"),
+            "HEADRACE_LINES_DIR": str(lines),
+            "HEADRACE_ONLINE_STORE": url,
+            "HEADRACE_SERVER_PORT": ports[0],
+            "HEADRACE_GRPC_PORT": ports[1],
+        }
+    )
+    spec, store = find_line(settings, LINE), Store(settings)
+    store.apply()
+    rng = np.random.default_rng(SEED)
+    for view, features in spec.views.items():
+        store.clear(view)
+        columns = _keys(features[0].key)
+        size = len(next(iter(columns.values())))
+        columns["event_timestamp"] = pa.array(np.full(size, 1_750_000_000_000_000)).cast(TIME)
+        for feature in features:
+            columns[feature.name] = pa.array(rng.zipf(1.5, size) % 10_000)
+        store.push(spec, view, pa.table(columns))
+    lines_of = LineStore(settings.line_store_url(LINE), LINE)
+    version = lines_of.publish(Model(spec.model, spec.seed).state(), parent=None, **about(spec))
+    lines_of.advance(None, version.version, "promote", "bench")
+    return settings
+
+
+def _keys(key: tuple[str, ...]) -> dict[str, pa.Array]:
+    """Every key of a view."""
+    values = {"user_id": _names("u", USERS), "item_id": _names("c", ITEMS)}
+    values["category"] = _names("x", KINDS)
+    if len(key) == 1:
+        return {key[0]: pa.array(values[key[0]])}
+    pairs = [(user, kind) for user in values["user_id"] for kind in values["category"]]
+    return {name: pa.array(each) for name, each in zip(key, zip(*pairs, strict=True), strict=True)}
+
+
+def _names(letter: str, count: int) -> list[str]:
+    return [f"{letter}{number}" for number in range(count)]
+
+
+def about(spec: LineSpec) -> Any:
+    return {
+        "from_tick": 0, "to_tick": 1, "excluded": [], "watermark_us": time.time_ns() // 1_000,
+        "event_at_us": 0, "feature_service": spec.feature_service, "code": code_of(spec),
+        "rows": 0, "metrics": {"label_rate": 0.1},
+    }  # fmt: skip
+
+
+@contextlib.contextmanager
+def redis(folder: Path) -> Iterator[str]:
+    """URL of an empty Redis."""
+    own = RedisServer(folder, "bench")
+    own.start()
+    try:
+        yield own.url
+    finally:
+        own.stop()
+
+
+@contextlib.contextmanager
+def server(settings: Settings) -> Iterator[tuple[int, int]]:
+    """Port and process of `headrace serve`, once it is ready."""
+    command = ["-c", "from headrace.cli import main; main()", "serve", "--line", LINE]
+    ready_at = f"{settings.server_url}/v2/health/ready"
+    with _process(settings, command, lambda: httpx.get(ready_at, trust_env=False)) as pid:
+        yield settings.server_port, pid
+
+
+@contextlib.contextmanager
+def bare_server(settings: Settings) -> Iterator[int]:
+    """Port of the bare server."""
+    (port,) = free_ports(1)
+    docs = f"http://127.0.0.1:{port}/openapi.json"
+    command = ["-m", "bench._bare", str(port)]
+    with _process(settings, command, lambda: httpx.get(docs, trust_env=False)):
+        yield port
+
+
+@contextlib.contextmanager
+def _process(
+    settings: Settings, command: list[str], ask: Callable[[], httpx.Response]
+) -> Iterator[int]:
+    """A process on the server's core, until it answered and the block is over."""
+    own = {
+        "HEADRACE_HOME": settings.home,
+        "HEADRACE_LINES_DIR": settings.lines_dir,
+        "HEADRACE_ONLINE_STORE": settings.online_store,
+        "HEADRACE_SERVER_PORT": settings.server_port,
+        "HEADRACE_GRPC_PORT": settings.grpc_port,
+    }
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(
+            [sys.executable, *command],
+            cwd=PROJECT,
+            env=os.environ | {name: str(value) for name, value in own.items()},
+            stdout=log,
+            stderr=log,
+        )
+        try:
+            for thread in Path(f"/proc/{process.pid}/task").iterdir():  # others inherit it
+                os.sched_setaffinity(int(thread.name), SERVER_CORE)
+            until = time.monotonic() + START_S
+            while not _answers(ask):
+                if process.poll() is not None or time.monotonic() > until:
+                    log.seek(0)
+                    raise RuntimeError(f"{command} did not start: {log.read()[-2000:]}")
+                time.sleep(0.1)
+            yield process.pid
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def _answers(ask: Callable[[], httpx.Response]) -> bool:
+    try:
+        return ask().is_success
+    except httpx.TransportError:
+        return False
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody held a moment ago, all different."""
+    with contextlib.ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
+def asked(spec: LineSpec, candidates: int) -> list[bytes]:
+    """Requests of different users for different items."""
+    rng = np.random.default_rng(SEED)
+    return [post("/v1/score", json.dumps(_body(rng, candidates)).encode()) for _ in range(REQUESTS)]
+
+
+def _body(rng: np.random.Generator, candidates: int) -> dict[str, Any]:
+    items = rng.choice(ITEMS, candidates, replace=False).tolist()
+    return {
+        "context": {"user_id": f"u{rng.integers(USERS)}"},
+        "candidates": [
+            {"item_id": f"c{item}", "category": f"x{item % KINDS}", "amount": item % 70 / 10}
+            for item in items
+        ],
+    }
+
+
+def ready(settings: Settings, spec: LineSpec) -> list[bytes]:
+    """The same requests as vectors, for a server that looks nothing up."""
+    store, rng, found = Store(settings), np.random.default_rng(SEED), []
+    body_type = payload.score_request(spec)
+    for _ in range(REQUESTS):
+        body = body_type.model_validate_json(json.dumps(_body(rng, CANDIDATES)))
+        rows = store.read_online(spec, at(payload.candidates_of(spec, body)))
+        ids, numbers = (
+            rows.select(list(names)).to_pydict()
+            for names in (spec.model.categorical, spec.model.numeric)
+        )
+        vectors = {
+            "ids": list(zip(*ids.values(), strict=True)),
+            "numbers": list(zip(*numbers.values(), strict=True)),
+        }
+        found.append(post("/predict", json.dumps(vectors).encode()))
+    return found
+
+
+def at(candidates: pa.Table) -> pa.Table:
+    now_us = pa.repeat(pa.scalar(time.time_ns() // 1_000, pa.int64()), candidates.num_rows)
+    return candidates.append_column("request_at", now_us)

@@ -1,0 +1,318 @@
+"""The scoring server under load: latency, throughput against a bare server, deltas, and shares.
+
+`headrace serve` alone on one core; the load, Redis and this process on the other. A line of 18
+windows on four keys and 30 model inputs, 50 candidates a request. Latency is counted from when a
+request was due, so that a slow answer is not excused by the ones that it delays.
+
+- Throughput, flat out, takes turns with a bare FastAPI endpoint that calls the same model on
+  ready vectors (`bench._bare`). KServe's model server does not install beside Airflow, so that
+  comparison is not made.
+- Latency is told at half of the throughput, with a new delta each second and without, in turns.
+- Shares of a request are those of its parts, called one after the other in this process.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+from pydantic_core import to_json
+from redis import Redis
+
+from bench._bare import LINE
+from bench._load import Answers, flat_out, paced
+from bench._measure import SEED, at_least, at_most, equality, not_measured
+from bench._process import cpu_of_tree
+from bench._redis import REMEDY, installed
+from bench._serving import (
+    CANDIDATES,
+    SERVER_CORE,
+    about,
+    asked,
+    at,
+    bare_server,
+    prepare,
+    ready,
+    redis,
+    server,
+)
+from headrace import requests
+from headrace.declaration import LineSpec
+from headrace.events import input_fields
+from headrace.line import LineStore, Version
+from headrace.line.version import LEARN
+from headrace.model import Model
+from headrace.serving import payload
+from headrace.serving.resident import Resident
+from headrace.serving.scorer import Scored
+from headrace.settings import Settings, find_line
+from headrace.store import Store
+from headrace.store.encode import entity_keys
+
+CONNECTIONS: Final = 4
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Seconds of a spell of load, turns, and the bits of both tables."""
+
+    spell_s: float
+    turns: int
+    bits: tuple[int, int]
+
+
+QUICK: Final = Sizes(1.0, 1, (12, 13))
+FULL: Final = Sizes(8.0, 5, (20, 23))
+
+
+def run(*, quick: bool = False) -> dict[str, Any]:
+    """Measure, in about three minutes; quick in seconds."""
+    if not installed():
+        return {"what": "the server under load", "claims": [_absent()], "table": {}}
+    sizes = QUICK if quick else FULL
+    mine = os.sched_getaffinity(0)
+    with tempfile.TemporaryDirectory() as name, redis(Path(name)) as url:
+        os.sched_setaffinity(0, mine - SERVER_CORE or mine)
+        try:
+            return _measure(Path(name), url, sizes)
+        finally:
+            os.sched_setaffinity(0, mine)
+
+
+def _measure(folder: Path, url: str, sizes: Sizes) -> dict[str, Any]:
+    small = prepare(folder / "small", url, sizes.bits[0])
+    spec = find_line(small, LINE)
+    deltas = _deltas(small, spec, int(sizes.spell_s * sizes.turns) + 1)
+    ours, bare = asked(spec, CANDIDATES), ready(small, spec)
+    with server(small) as (port, pid), bare_server(small) as bare_port:
+        for each, to in ((ours, port), (bare, bare_port)):
+            flat_out(to, each, CONNECTIONS, sizes.spell_s / 2)
+        most: dict[str, list[float]] = {"headrace": [], "bare": []}
+        for _ in range(sizes.turns):
+            most["headrace"].append(_good(flat_out(port, ours, CONNECTIONS, sizes.spell_s)).rate)
+            most["bare"].append(_good(flat_out(bare_port, bare, CONNECTIONS, sizes.spell_s)).rate)
+    with server(small) as (port, pid):
+        flat_out(port, ours, CONNECTIONS, sizes.spell_s / 2)
+        half = statistics.median(most["headrace"]) / 2
+        spells = _with_deltas(small, port, ours, half, deltas, sizes)
+        cost = {
+            f"{count} candidates": _cost(port, pid, asked(spec, count), sizes)
+            for count in (1, CANDIDATES, 200)
+        }
+        parts = _parts(small, spec, ours[0])
+    large = prepare(folder / "large", url, sizes.bits[1])
+    with server(large) as (port, pid):
+        flat_out(port, ours, CONNECTIONS, sizes.spell_s / 2)
+        cost[f"{CANDIDATES} candidates, table of 2^{sizes.bits[1]}"] = _cost(port, pid, ours, sizes)
+    return _told(most, spells, cost, parts, sizes, half)
+
+
+def _deltas(settings: Settings, spec: LineSpec, count: int) -> list[str]:
+    """Versions that follow each other, each by what 200 rows teach; none is champion yet."""
+    lines = LineStore(settings.line_store_url(LINE), LINE)
+    champion = lines.champion()
+    assert champion is not None
+    version, state = lines.load(champion.version)
+    model, resident = Model(spec.model, spec.seed), Resident(spec)
+    model.load_state(state)
+    resident.load(version, state)
+    rng = np.random.default_rng(SEED)
+    found: list[Version] = [version]
+    for _ in range(count):
+        model.learn(_samples(spec, rng))
+        changes = model.delta()
+        new = lines.publish_delta(
+            changes, parent=found[-1], fingerprint=resident.carried(changes), **about(spec)
+        )
+        resident.advance(new, changes)
+        model.mark()
+        found.append(new)
+    return [each.version for each in found[1:]]
+
+
+def _samples(spec: LineSpec, rng: np.random.Generator, size: int = 200) -> pa.Table:
+    columns: dict[str, Any] = {
+        field.name: rng.integers(0, 2**62, size)
+        if pa.types.is_integer(field.type)
+        else rng.normal(size=size)
+        for field in input_fields(spec)
+    }
+    clicked = (rng.random(size) < 0.1).astype(np.float32)
+    return pa.table(columns | {"positive_weight": clicked, "negative_weight": 1 - clicked})
+
+
+def _good(answers: Answers) -> Answers:
+    if answers.failed:
+        raise RuntimeError(f"{answers.failed} of {len(answers.ms)} requests failed")
+    return answers
+
+
+def _with_deltas(  # noqa: PLR0917
+    settings: Settings, port: int, load: list[bytes], rate: float, deltas: list[str], sizes: Sizes
+) -> dict[str, list[Answers]]:
+    """Spells at a rate, without and with a new champion each second, in turns."""
+    lines = LineStore(settings.line_store_url(LINE), LINE)
+    waiting = iter(deltas)
+    found: dict[str, list[Answers]] = {"without": [], "with": []}
+    for _ in range(sizes.turns):
+        found["without"].append(_good(paced(port, load, rate, CONNECTIONS * 2, sizes.spell_s)))
+        over = threading.Event()
+
+        def promote(over: threading.Event = over) -> None:
+            while not over.wait(1.0):
+                lines.advance(lines.champion(), next(waiting), LEARN, "bench")
+
+        each_second = threading.Thread(target=promote)
+        each_second.start()
+        found["with"].append(_good(paced(port, load, rate, CONNECTIONS * 2, sizes.spell_s)))
+        over.set()
+        each_second.join()
+    return found
+
+
+def _cost(port: int, pid: int, load: list[bytes], sizes: Sizes) -> float:
+    """CPU ms of the server for a request, at a tenth of what it can take."""
+    rate = max(5.0, _good(flat_out(port, load, 1, sizes.spell_s / 4)).rate / 4)
+    before = cpu_of_tree(pid)
+    told = _good(paced(port, load, rate, CONNECTIONS, sizes.spell_s))
+    return 1e3 * (cpu_of_tree(pid) - before) / len(told.ms)
+
+
+def _parts(settings: Settings, spec: LineSpec, request: bytes) -> dict[str, float]:
+    """Median ms of the parts of a request, one after the other; of all but HTTP itself."""
+    store, resident = Store(settings), Resident(spec)
+    lines = LineStore(settings.line_store_url(LINE), LINE)
+    champion = lines.champion()
+    assert champion is not None
+    resident.load(*lines.load(champion.version))
+    raw, body_type = request.partition(b"\r\n\r\n")[2], payload.score_request(spec)
+    names = [field.name for field in input_fields(spec)]
+    client = Redis.from_url(str(settings.online_store))
+
+    def parse() -> pa.Table:
+        return at(payload.candidates_of(spec, body_type.model_validate_json(raw)))
+
+    candidates = parse()
+    features = store.read_online(spec, candidates)
+    inputs = features.select(names)
+    scores = resident.model.predict(inputs)
+    ids = [f"r:{row}" for row in range(len(scores))]
+    scored = Scored("r", champion.version, 0, 0.0, ids, scores, {})
+    hashes = _hashes(settings, spec, candidates)
+
+    def raw_pipeline() -> Any:
+        with client.pipeline(transaction=False) as pipe:
+            for key, fields in hashes:
+                pipe.execute_command("HMGET", key, *fields)
+            return pipe.execute()
+
+    ways: dict[str, Callable[[], Any]] = {
+        "parse": parse,
+        "features read and computed": lambda: store.read_online(spec, candidates),
+        "features computed": lambda: requests.transform(spec, _given(features, candidates)),
+        "the same keys by a raw pipeline": raw_pipeline,
+        "model": lambda: resident.model.predict(inputs),
+        "answer": lambda: to_json(payload.score_answer(scored)),
+    }
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(60):
+        for name, way in ways.items():
+            began = time.perf_counter()
+            way()
+            if turn >= 10:
+                found[name].append(1e3 * (time.perf_counter() - began))
+    return {name: statistics.median(each) for name, each in found.items()}
+
+
+def _given(features: pa.Table, candidates: pa.Table) -> pa.Table:
+    """What request-time features are computed from."""
+    columns = dict(zip(features.column_names, features.columns, strict=True))
+    return pa.table(columns | dict(zip(candidates.column_names, candidates.columns, strict=True)))
+
+
+def _hashes(
+    settings: Settings, spec: LineSpec, candidates: pa.Table
+) -> list[tuple[bytes, list[bytes]]]:
+    """Keys of the hashes that the request reads, and their fields."""
+    from feast import FeatureStore
+
+    from headrace.store.config import open_config
+
+    feast = FeatureStore(config=open_config(settings))
+    online, found = feast.provider.online_store, []
+    for name, features in spec.views.items():
+        view = feast.get_feature_view(name)
+        fields = online._generate_hset_keys_for_features(view)[1][:-1]
+        keys = candidates.select(list(features[0].key)).to_pandas().drop_duplicates()
+        encoded = entity_keys(view, pa.Table.from_pandas(keys, preserve_index=False))
+        found += [(key + feast.config.project.encode(), fields) for key in encoded]
+    return found
+
+
+def _told(  # noqa: PLR0917
+    most: dict[str, list[float]],
+    spells: dict[str, list[Answers]],
+    cost: dict[str, float],
+    parts: dict[str, float],
+    sizes: Sizes,
+    half: float,
+) -> dict[str, Any]:
+    p50, p99 = (
+        {name: statistics.median(each.percentile(rank) for each in found)
+         for name, found in spells.items()}
+        for rank in (50, 99)
+    )  # fmt: skip
+    ratio = statistics.median(
+        ours / bare for ours, bare in zip(most["headrace"], most["bare"], strict=True)
+    )
+    disturbed = statistics.median(
+        with_.percentile(99) / without.percentile(99)
+        for with_, without in zip(spells["with"], spells["without"], strict=True)
+    )
+    read = parts["features read and computed"] - parts["features computed"]
+    failed = sum(each.failed for found in spells.values() for each in found)
+    claims = [
+        at_most(f"{CANDIDATES} candidates at half of the throughput, p50", p50["without"], "ms", 4),
+        at_most("the same, p99", p99["without"], "ms", 12),
+        at_least("throughput over a bare endpoint of the same model", ratio, "x", 0.6),
+        not_measured("throughput over KServe's model server", "kserve", "does not install here"),
+        at_most("p99 with a delta each second over p99 without", disturbed, "x", 1.5),
+        at_most(
+            "features read over a raw Redis pipeline of the same keys",
+            read / parts["the same keys by a raw pipeline"],
+            "x",
+            2,
+        ),
+        equality("no request failed", failed == 0),
+    ]
+    rows = [[f"most requests a second, {name}", f"{statistics.median(rates):.0f}"]
+            for name, rates in most.items()]  # fmt: skip
+    rows += [[f"ms at {half:.0f}/s {name} deltas, p50, p99", f"{p50[name]:.2f}, {p99[name]:.2f}"]
+             for name in spells]  # fmt: skip
+    rows += [[f"CPU ms a request, {name}", f"{value:.2f}"] for name, value in cost.items()]
+    rows += [[f"ms of its parts: {name}", f"{value:.2f}"] for name, value in parts.items()]
+    return {
+        "what": "the scoring server alone on a core, the load on the other",
+        "candidates": CANDIDATES,
+        "inputs": 30,
+        "throughput": most,
+        "latency_ms": {"p50": p50, "p99": p99},
+        "cpu_ms": cost,
+        "parts_ms": parts,
+        "table_bits": sizes.bits,
+        "claims": claims,
+        "table": {"heads": ["", ""], "rows": rows},
+    }
+
+
+def _absent() -> dict[str, Any]:
+    return not_measured("the server under load", "redis-server", REMEDY)
