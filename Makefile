@@ -26,10 +26,11 @@ down: ## Stop the stack
 status: ## Say what runs and how stale the line is
 	@$(RUN) status
 
-check: setup ## ruff, mypy, import-linter
+check: setup ## ruff, mypy, import-linter, known vulnerabilities of what is locked
 	@.venv/bin/ruff format --check . && .venv/bin/ruff check .
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports
+	@bash infra/setup/audit.sh
 
 test-fast: setup ## Unit, contract, golden, parity and architecture tests (about two minutes)
 	@bash infra/setup/redis.sh

@@ -15,6 +15,16 @@ from headrace.model import Model
 from headrace.settings import Settings
 
 WATERMARK_US = 1_750_000_000_000_000
+LINE = LineSpec.model_validate(
+    {
+        "line": "tiny",
+        "columns": {"user": "string"},
+        "source": {"kind": "live"},
+        "label": {"engagement": "click", "attribution_window": "1m"},
+        "request_features": [{"name": "u", "kind": "hash", "of": "user"}],
+        "model": {"categorical": ["u"]},
+    }
+)
 
 
 def until(claim: Callable[[], bool], seconds: float = 30) -> None:

@@ -31,7 +31,7 @@ find_uv() {
         printf 'headrace: installing uv into out/uv\n' >&2
         "$python" -m venv "$home" >&2 ||
             fail "python -m venv failed; on Debian: apt-get install python3.11-venv"
-        "$home/bin/pip" install --quiet 'uv>=0.8' >&2 || fail "pip could not install uv; is there a network?"
+        "$home/bin/pip" install --quiet 'uv>=0.13' >&2 || fail "pip could not install uv; is there a network?"
     fi
     printf '%s\n' "$home/bin/uv"
 }

@@ -23,6 +23,7 @@ from headrace.errors import DeclarationError
 PROJECT = Path(__file__).resolve().parents[2]
 _REDIS_DATABASE = re.compile(r"(/\d*)?")
 _NOT_IN_A_URL = re.compile(r"[\s'\"$\\]")
+_TOKEN = re.compile(r"[!-~]{16,512}")
 OFFLINE_STORES = ("duckdb", "spark")
 
 
@@ -39,6 +40,7 @@ class Settings:
     """Where things are and on which ports. Every service binds to `host`.
 
     With less than `min_free_bytes` free on the home's disk the collector takes no more events.
+    The scoring server asks for the tokens that are set (docs/adr/0035).
     """
 
     home: Path
@@ -60,6 +62,8 @@ class Settings:
     alarm_command: str | None = None  # gets each alarm as JSON on its standard input
     learner_port: int = 8503
     cluster: Cluster | None = None
+    score_token: str | None = field(default=None, repr=False)
+    admin_token: str | None = field(default=None, repr=False)
 
     def line_home(self, line: str) -> Path:
         """Folder of what belongs to one line on this machine: logs, ticks, samples, records."""
@@ -82,6 +86,11 @@ class Settings:
     @property
     def server_url(self) -> str:
         return f"http://{self.host}:{self.server_port}"
+
+    @property
+    def score_headers(self) -> dict[str, str]:
+        """What a scoring request must carry: the token where there is one."""
+        return {"authorization": f"Bearer {self.score_token}"} if self.score_token else {}
 
     @property
     def collector_url(self) -> str:
@@ -137,7 +146,20 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         offline_store=_offline_store(env.get("HEADRACE_OFFLINE_STORE") or "duckdb"),
         alarm_command=env.get("HEADRACE_ALARM_COMMAND") or None,
         cluster=_cluster(env.get("TF_CONFIG") or None),
+        score_token=_token(env, "HEADRACE_SCORE_TOKEN"),
+        admin_token=_token(env, "HEADRACE_ADMIN_TOKEN"),
     )
+
+
+def _token(env: Mapping[str, str], name: str) -> str | None:
+    """A secret that can stand in a header; an error never shows it."""
+    text = env.get(name) or None
+    if text is not None and not _TOKEN.fullmatch(text):
+        raise DeclarationError(
+            f"{name} ({len(text)} characters) is no token; give 16 to 512 printable ASCII "
+            "characters without spaces, such as `openssl rand -hex 32` prints"
+        )
+    return text
 
 
 def _cluster(text: str | None) -> Cluster | None:

@@ -23,7 +23,6 @@ from headrace.stack.airflow_home import USER, password
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 
-PLAYWRIGHT = "playwright-core@1.65.1"
 SMALL_DAG = """
 from datetime import UTC, datetime
 from airflow.sdk import DAG, Param, task
@@ -42,22 +41,6 @@ with DAG("small", start_date=datetime(2026, 1, 1, tzinfo=UTC), schedule=None,
 def only_airflow(settings: Settings, line: str, dags: Path) -> tuple[Service, ...]:
     every = services(settings, line, dags=dags)
     return tuple(service for service in every if service.name.startswith("airflow"))
-
-
-@pytest.fixture(scope="module")
-def playwright() -> Path:
-    """Folder with `node_modules/playwright-core`, kept in out/ between runs."""
-    for program in ("node", "npm", "chromium"):
-        if shutil.which(program) is None:
-            pytest.skip(f"{program} is missing; apt-get install {program}")
-    folder = PROJECT / "out" / "playwright"
-    if not (folder / "node_modules" / "playwright-core").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        command = ["npm", "install", "--no-save", "--prefix", str(folder), PLAYWRIGHT]
-        result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-        if result.returncode != 0:
-            pytest.skip(f"npm cannot install {PLAYWRIGHT}: {result.stderr[-300:]}")
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -60,6 +60,11 @@ def test_a_better_challenger_is_promoted_and_the_race_ends_with_the_reason(line)
     assert look is not None
     assert look.rows == 6 * 50  # the window of the last two ticks' rows is not closed
     assert look.open_rows == 2 * 50
+    seen = races(line).seen(look.race.name)
+    assert seen is not None
+    assert (seen["rows"], seen["arms"]["good"]["decision"]) == (300, "promote")
+    assert seen["arms"]["good"]["low"] == look.standings["good"].gain.low
+    assert seen["earned"]["good"]["rate"] is None  # it answered nothing: NaN is no JSON
     standing = look.standings["good"]
     assert standing.logloss < standing.champion_logloss
     champion = line.store.champion()

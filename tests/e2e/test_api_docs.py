@@ -140,11 +140,19 @@ def test_both_forms_score_alike(said):
 
 def test_events_are_taken_and_counted(said):
     assert answer(said, "/v1/events") == {"accepted": 2, "malformed": 0}
-    status = answer(said, "/v1/status")
+    status = answer(said, "$COLLECTOR/v1/status")
     assert (status["line"], status["malformed"]) == ("coupons", 0)
     assert status["head"] >= 2
-    figures = block(said, "/metrics").splitlines()
+    figures = block(said, "$COLLECTOR/metrics").splitlines()
     assert "headrace_ingest_events_accepted_total 2.0" in figures
+
+
+def test_the_server_tells_of_itself(said):
+    status = answer(said, "$SERVER/v1/status")
+    assert (status["line"], status["champion"]["version"]) == ("coupons", "v000002")
+    assert status["requests"]["answered"] >= 3
+    figures = block(said, "$SERVER/metrics")
+    assert 'headrace_serving_requests_total{outcome="answered",protocol="http"}' in figures
 
 
 def test_a_run_is_triggered_and_its_state_read(said):

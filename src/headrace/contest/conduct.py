@@ -25,6 +25,7 @@ from headrace.contest.look import (
     clicks_of,
     closed_rows,
     earned_by,
+    summary,
 )
 from headrace.contest.scorecard import Scorecard, Timeline
 from headrace.declaration import LineSpec
@@ -208,7 +209,11 @@ class Contest:
             self.freshen()
         except ConflictError as problem:  # somebody changed the race; the next pass sees it
             LOG.info("%s: %s", self._spec.line, problem)
-        return None if self._races.running() is None else self.act(self.look())
+        if self._races.running() is None:
+            return None
+        look = self.look()
+        self._races.put_look(look.race.name, summary(look))
+        return self.act(look)
 
     def _running(self) -> tuple[Raced, Race]:
         running = self._races.running()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -84,6 +85,41 @@ def earned_by(race: Race, rows: pa.Table) -> dict[str, Estimate]:
         name: snips(clicked, propensity, _answered(drawn, name).astype(np.float64), groups=request)
         for name in (CHAMPION, *(arm.name for arm in race.arms))
     }
+
+
+def summary(look: Look) -> dict[str, Any]:
+    """A look as a server shows it to people, JSON-ready: figures that are not known are None."""
+    decided = {decision.arm: decision for decision in look.decisions}
+    arms = {}
+    for name, stands in look.standings.items():
+        gain, decision = stands.gain, decided[name]
+        arms[name] = {
+            "gain": _figure(gain.mean),
+            "low": _figure(gain.low),
+            "high": _figure(gain.high),
+            "requests": gain.n,
+            "rows": stands.rows,
+            "logloss": _figure(stands.logloss),
+            "champion_logloss": _figure(stands.champion_logloss),
+            "decision": decision.action,
+            "reason": decision.reason,
+        }
+    earned = {
+        name: {"rate": _figure(one.value), "low": _figure(one.low), "high": _figure(one.high)}
+        for name, one in look.earned.items()
+    }
+    rules = {"min_requests": look.race.rules.min_requests, "margin": look.race.rules.margin}
+    return {
+        "rows": look.rows,
+        "open_rows": look.open_rows,
+        "rules": rules,
+        "arms": arms,
+        "earned": earned,
+    }
+
+
+def _figure(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
 
 
 def _answered(rows: pa.Table, arm: str) -> NDArray[np.bool_]:

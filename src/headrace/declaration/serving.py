@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
@@ -16,6 +17,20 @@ def _read_off(value: object) -> object:
     return () if value is False or value == "off" else value
 
 
+class RateSpec(Declared):
+    """Scoring requests that one server takes: so many a second, and `burst` of them at once.
+
+    Over REST and gRPC together, whoever asks. `burst` is one second's worth where it is left out.
+    """
+
+    per_second: float = Field(gt=0, le=1e6)
+    burst: int | None = Field(None, ge=1, le=10_000_000)
+
+    @property
+    def at_once(self) -> int:
+        return self.burst or math.ceil(self.per_second)
+
+
 class ServingSpec(Declared):
     """`log_policy` says what gives way when the served log is full.
 
@@ -27,6 +42,7 @@ class ServingSpec(Declared):
     been seen. `previous`: the version that served before, of a challenger the champion. `prior`:
     for every candidate the label rate of the champion's training, without one the constant `prior`.
     `read_timeout`: how long a read of the online store may take before it counts as missing.
+    `rate` bounds the scoring requests (429); None takes what comes.
     """
 
     log_policy: Literal["refuse", "shed"] = "refuse"
@@ -37,6 +53,7 @@ class ServingSpec(Declared):
     )
     prior: float | None = Field(None, gt=0, lt=1)
     read_timeout: DurationUs = Field(250_000, gt=0)
+    rate: RateSpec | None = None
 
     @field_validator("fallback")
     @classmethod

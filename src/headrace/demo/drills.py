@@ -87,7 +87,8 @@ class Drills:
         store, url = self.store, f"{self.settings.server_url}/v1/score"
         newest = store.champion()
         assert newest is not None
-        with httpx.Client(timeout=5.0, trust_env=False) as client:
+        headers = self.settings.score_headers
+        with httpx.Client(timeout=5.0, trust_env=False, headers=headers) as client:
             try:
                 at_us, began = now_us(), time.perf_counter()
                 back = store.rollback(reason="drill: roll back")

@@ -1,35 +1,32 @@
-"""The ingest process in Prometheus' terms: one registry of its own, no process-wide state.
+"""The ingest process in Prometheus' terms.
 
-Names and units follow https://prometheus.io/docs/practices/naming/. Labels take their values
-from closed sets: reasons of refusal, stages of a tick, fates, and the line's views.
+Labels take their values from closed sets: reasons of refusal, stages of a tick, fates, and the
+line's views.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 import pyarrow as pa
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 
 from headrace.declaration import LineSpec
 from headrace.ingest.limits import REASONS
 from headrace.ingest.online import Online
 from headrace.labels.state import fates_of
+from headrace.meters import Meters
 from headrace.sample import TickManifest
 
-_PREFIX: Final = "headrace_ingest"
 _BUCKETS: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 STAGES: Final = ("read", "windows", "labels", "write", "push")
 
 
-class IngestMetrics:
+class IngestMetrics(Meters):
     """Counters, histograms and gauges of one ingest process."""
 
     def __init__(self, spec: LineSpec) -> None:
-        self.registry = CollectorRegistry()
-        info = Info(_PREFIX, "What this process ingests.", registry=self.registry)
-        info.info({"line": spec.line, "feature_service": spec.feature_service})
+        super().__init__("headrace_ingest", spec, "What this process ingests.")
         self.accepted = self._counter("events_accepted", "Events stored and acknowledged.")
         self.malformed = self._counter(
             "events_malformed", "Events refused for good and kept with their reason."
@@ -38,14 +35,14 @@ class IngestMetrics:
             "requests_refused", "Requests of which nothing was kept, by reason.", "reason"
         )
         self.append_seconds = self._histogram(
-            "append_seconds", "Making one group of events durable in the log."
+            "append_seconds", "Making one group of events durable in the log.", _BUCKETS
         )
         self._ticks = self._counter("ticks", "Committed ticks.")
         self._tick_seconds = self._histogram(
-            "tick_seconds", "What the stages of a tick took.", "stage"
+            "tick_seconds", "What the stages of a tick took.", _BUCKETS, "stage"
         )
         self._checkpoint_seconds = self._histogram(
-            "checkpoint_seconds", "Writing windows and labels for a quick restart."
+            "checkpoint_seconds", "Writing windows and labels for a quick restart.", _BUCKETS
         )
         self._samples = self._counter("samples", "Samples emitted, corrections included.")
         self._corrections = self._counter("corrections", "Samples that correct an earlier one.")
@@ -71,11 +68,6 @@ class IngestMetrics:
             self._fates.labels(fate)
         for view in spec.views:
             self._rows_pushed.labels(view)
-
-    def observe(self, gauges: Mapping[str, tuple[str, Callable[[], float]]]) -> None:
-        """Add gauges that are asked when metrics are: name to help text and question."""
-        for name, (text, ask) in gauges.items():
-            self._gauge(name, text).set_function(ask)
 
     def tick(self, manifest: TickManifest, spent_s: Mapping[str, float]) -> None:
         """Count a committed tick; `spent_s`: seconds by stage, and `checkpoint` if one was due."""
@@ -103,20 +95,6 @@ class IngestMetrics:
         """The online store has taken rows of a view, just now."""
         self._rows_pushed.labels(view).inc(rows)
         self._last_push.set_to_current_time()
-
-    def page(self) -> bytes:
-        """All of it in Prometheus' text format."""
-        return generate_latest(self.registry)
-
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"{_PREFIX}_{name}", text, labels, registry=self.registry)
-
-    def _gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(f"{_PREFIX}_{name}", text, registry=self.registry)
-
-    def _histogram(self, name: str, text: str, *labels: str) -> Histogram:
-        name = f"{_PREFIX}_{name}"
-        return Histogram(name, text, labels, registry=self.registry, buckets=_BUCKETS)
 
 
 class _Counted:

@@ -8,47 +8,34 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
 
-from prometheus_client import (
-    CONTENT_TYPE_LATEST,
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    Info,
-    generate_latest,
-)
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from headrace.declaration import LineSpec
 from headrace.errors import EnvironmentFault
+from headrace.meters import Meters
 from headrace.records import Cycle
 
-_PREFIX: Final = "headrace_learner"
 _BUCKETS: Final = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 OUTCOMES: Final = ("promoted", "rejected", "failed")
 STAGES: Final = ("data", "model", "promote")
 
 
-class LearnerMetrics:
+class LearnerMetrics(Meters):
     """Counters, a histogram and gauges of one learner process."""
 
     def __init__(self, spec: LineSpec) -> None:
-        self.registry = CollectorRegistry()
-        info = Info(_PREFIX, "What this process learns.", registry=self.registry)
-        info.info({"line": spec.line, "feature_service": spec.feature_service})
-        self._steps = Counter(
-            f"{_PREFIX}_steps",
+        super().__init__("headrace_learner", spec, "What this process learns.")
+        self._steps = self._counter(
+            "steps",
             "Ended steps by outcome, and by the stage that ended them.",
-            ("outcome", "stage"),
-            registry=self.registry,
+            "outcome",
+            "stage",
         )
         for outcome in OUTCOMES:
             for stage in STAGES:
                 self._steps.labels(outcome, stage)
-        self._seconds = Histogram(
-            f"{_PREFIX}_step_seconds",
-            "Taking in, judging and learning one chunk of ticks.",
-            registry=self.registry,
-            buckets=_BUCKETS,
+        self._seconds = self._histogram(
+            "step_seconds", "Taking in, judging and learning one chunk of ticks.", _BUCKETS
         )
         self._failures = self._gauge(
             "failing", "1 while the last look at the line raised an error, else 0."
@@ -85,9 +72,6 @@ class LearnerMetrics:
             "status": "ok", "line": line, "champion": version, "staleness_s": staleness_s
         }  # fmt: skip
 
-    def _gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(f"{_PREFIX}_{name}", text, registry=self.registry)
-
 
 class MetricsServer:
     """Answers `GET /metrics` and `GET /health` (503 while failing) from a thread of its own."""
@@ -98,7 +82,7 @@ class MetricsServer:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 if self.path == "/metrics":
-                    self._tell(200, CONTENT_TYPE_LATEST, generate_latest(metrics.registry))
+                    self._tell(200, CONTENT_TYPE_LATEST, metrics.page())
                 elif self.path == "/health":
                     failing = metrics.status["status"] == "failing"
                     body = json.dumps(metrics.status).encode()

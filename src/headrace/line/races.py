@@ -2,6 +2,7 @@
 
     <root>/race/00000001.json   one `Raced` a generation, never rewritten
     <root>/race/tally.json      what the Thompson arms have earned, replaced by who judges
+    <root>/race/look.json       what the newest look saw, for people; replaced by who judges
 
 As with the champion, whoever creates the next generation first has won.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -104,6 +106,16 @@ class Races:
         if body is None or body["race"] != name:
             return {}
         return {arm: (pair[0], pair[1]) for arm, pair in body["tallies"].items()}
+
+    def put_look(self, name: str, seen: Mapping[str, Any]) -> None:
+        """Replace what the newest look at a race saw; JSON-ready."""
+        body = {"race": name, "at_us": time.time_ns() // 1000, **seen}
+        self._files.replace("race/look.json", sealed(body), durable=False)
+
+    def seen(self, name: str) -> dict[str, Any] | None:
+        """What was put last for that race, with `at_us`; None before."""
+        body = self._files.read_json("race/look.json")
+        return None if body is None or body["race"] != name else body
 
 
 def _to_json(state: Raced) -> dict[str, object]:

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Unpack
 
@@ -284,10 +285,13 @@ class LineStore:
 
     def newest(self) -> str | None:
         """Name of the newest published version."""
-        for number in reversed(numbers(self.files.names("versions"))):
-            if self.files.exists(f"versions/{_name(number)}/manifest.json"):
-                return _name(number)
-        return None
+        return next(iter(self.latest(1)), None)
+
+    def latest(self, count: int) -> list[str]:
+        """Names of the newest published versions, newest first; `count` of them at most."""
+        claimed = map(_name, reversed(numbers(self.files.names("versions"))))
+        there = (n for n in claimed if self.files.exists(f"versions/{n}/manifest.json"))
+        return list(islice(there, count))
 
     def require_files(self, version: str) -> None:
         """Raise `InputError` when a version does not exist or its files were pruned."""

@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
+import logging
 import socket
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from importlib.metadata import version as package_version
-from typing import Any
+from typing import Any, Final
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
+from starlette.exceptions import HTTPException
 
 from headrace.declaration import LineSpec
 from headrace.errors import EnvironmentFault, HeadraceError, InputError
 from headrace.events import served_schema
 from headrace.line import LineStore
 from headrace.log.files import FileLog
+from headrace.serving.access import Access
 from headrace.serving.answer import Answers
 from headrace.serving.arms import SHADOW_SCHEMA, Arms
 from headrace.serving.body import LimitBody
+from headrace.serving.chronicle import Chronicle, Lookout
+from headrace.serving.door import Door
 from headrace.serving.features import Features
+from headrace.serving.insight import inside_routes
+from headrace.serving.metrics import ServingMetrics
 from headrace.serving.oip.about import About
 from headrace.serving.oip.rest import InferRequest
 from headrace.serving.oip.rpc import RpcServer
 from headrace.serving.openapi import describe
+from headrace.serving.overview import Overview
 from headrace.serving.payload import MAX_BODY_BYTES, UnknownModel, WrongField, score_request
 from headrace.serving.pinned import Pinned
 from headrace.serving.prior import Prior
@@ -36,46 +45,26 @@ from headrace.serving.swap import Follower
 from headrace.settings import Settings
 from headrace.store import Store
 
+LOG = logging.getLogger(__name__)
+MAX_BODY_S: Final = 10.0
+CONNECTIONS: Final = 512
+"""Open at once over HTTP, idle ones included; more are answered 503."""
+
 
 def create_app(settings: Settings, spec: LineSpec, *, grpc_port: int | None = None) -> FastAPI:
     """The server of one line; with `grpc_port` also over gRPC (0: any free port).
 
     Threads start, the served log is locked and gRPC listens at application start.
     """
-    home = settings.line_home(spec.line)
+    access, metrics = Access(settings, spec.serving.rate), ServingMetrics(spec)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         with ExitStack() as ends:
-            log = FileLog(home / "log" / "served", served_schema(spec), writer=True)
-            ends.callback(log.close)
-            served = ServedWriter(log, policy=spec.serving.log_policy)
-            lines = LineStore(settings.line_store_url(spec.line), spec.line)
-            models = Follower(spec, lines)
-            pinned = Pinned(spec, lines, models)
-            dark = FileLog(home / "log" / "shadow", SHADOW_SCHEMA, writer=True)
-            ends.callback(dark.close)
-            shadows = ServedWriter(dark, policy="shed")
-            arms = Arms(spec, lines, shadows)
-            store = Store(settings, timeout_s=spec.serving.read_timeout / 1e6)
-            features = Features(spec, store)
-            answers = Answers(spec, features, models, pinned, Prior(spec, lines))
-            scorer = Scorer(spec, answers, served, arms=arms)
-            about = About(spec, models, pinned)
-            app.state.models, app.state.served, app.state.scorer = models, served, scorer
-            app.state.about, app.state.arms, app.state.answers = about, arms, answers
-            features.start()
-            ends.callback(features.stop)
-            served.start()
-            ends.callback(served.stop)
-            shadows.start()
-            ends.callback(shadows.stop)
-            models.start(prepare=answers.warm)
-            ends.callback(models.stop)
-            arms.start()
-            ends.callback(arms.stop)
+            scorer = _start(app, settings, spec, metrics, ends)
             if grpc_port is not None:
-                rpc = RpcServer(about, scorer, f"{settings.host}:{grpc_port}")
+                address = f"{settings.host}:{grpc_port}"
+                rpc = RpcServer(app.state.about, scorer, address, access, metrics)
                 app.state.grpc_port = rpc.start()
                 ends.callback(rpc.stop)
             yield
@@ -85,15 +74,59 @@ def create_app(settings: Settings, spec: LineSpec, *, grpc_port: int | None = No
         version=package_version("headrace"),
         description=spec.description,
         lifespan=lifespan,
+        redoc_url=None,
     )
-    app.add_middleware(LimitBody, max_bytes=MAX_BODY_BYTES)
+    app.add_middleware(LimitBody, max_bytes=MAX_BODY_BYTES, max_s=MAX_BODY_S)
+    app.add_middleware(Door, access=access, metrics=metrics)
+    app.add_exception_handler(HTTPException, _miss)
     app.add_exception_handler(HeadraceError, _refuse)
     app.add_exception_handler(WrongField, _explain)
     app.add_exception_handler(ValidationError, _explain)
     app.include_router(score_routes(spec))
     app.include_router(protocol_routes(spec))
+    app.include_router(inside_routes())
     describe(app, score_request(spec), InferRequest)
     return app
+
+
+def _start(
+    app: FastAPI, settings: Settings, spec: LineSpec, metrics: ServingMetrics, ends: ExitStack
+) -> Scorer:
+    """Start what answers, in `app.state`; `ends` stops it again."""
+    home = settings.line_home(spec.line)
+    log = FileLog(home / "log" / "served", served_schema(spec), writer=True)
+    ends.callback(log.close)
+    served = ServedWriter(log, policy=spec.serving.log_policy)
+    lines = LineStore(settings.line_store_url(spec.line), spec.line)
+    models = Follower(spec, lines)
+    pinned = Pinned(spec, lines, models)
+    dark = FileLog(home / "log" / "shadow", SHADOW_SCHEMA, writer=True)
+    ends.callback(dark.close)
+    shadows = ServedWriter(dark, policy="shed")
+    arms = Arms(spec, lines, shadows)
+    store = Store(settings, timeout_s=spec.serving.read_timeout / 1e6)
+    features = Features(spec, store)
+    answers = Answers(spec, features, models, pinned, Prior(spec, lines))
+    scorer = Scorer(spec, answers, served, arms=arms)
+    about = About(spec, models, pinned)
+    app.state.models, app.state.served, app.state.scorer = models, served, scorer
+    app.state.about, app.state.arms, app.state.answers = about, arms, answers
+    features.start()
+    ends.callback(features.stop)
+    served.start()
+    ends.callback(served.stop)
+    shadows.start()
+    ends.callback(shadows.stop)
+    models.start(prepare=answers.warm)
+    ends.callback(models.stop)
+    arms.start()
+    ends.callback(arms.stop)
+    metrics.follows(models, served)
+    lookout = Lookout(Chronicle(lines, home).look)
+    ends.callback(lookout.stop)
+    app.state.metrics = metrics
+    app.state.overview = Overview(spec, models, served, arms, metrics=metrics, lookout=lookout)
+    return scorer
 
 
 def run(settings: Settings, spec: LineSpec) -> None:
@@ -106,11 +139,31 @@ def run(settings: Settings, spec: LineSpec) -> None:
     _listen(settings.host, settings.grpc_port, "HEADRACE_GRPC_PORT").close()
     listener = _listen(settings.host, settings.server_port, "HEADRACE_SERVER_PORT")
     app = create_app(settings, spec, grpc_port=settings.grpc_port)
-    config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="on")
+    if settings.score_token is None and not _is_loopback(settings.host):
+        LOG.warning(
+            "%s: whoever reaches %s may score; set HEADRACE_SCORE_TOKEN and HEADRACE_ADMIN_TOKEN",
+            spec.line,
+            settings.host,
+        )
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        lifespan="on",
+        server_header=False,
+        limit_concurrency=CONNECTIONS,
+    )
     server = uvicorn.Server(config)
     server.run(sockets=[listener])
     if not server.started:
         raise EnvironmentFault(f"{spec.line}: the server did not start; its log says why")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _listen(host: str, port: int, setting: str) -> socket.socket:
@@ -140,6 +193,12 @@ async def _explain(_: Request, problem: Exception) -> Response:
     # ASCII with escapes: a field's name may hold half a surrogate pair
     content = json.dumps({"error": first, "detail": found})
     return Response(content, 422, media_type="application/json")
+
+
+async def _miss(_: Request, problem: Exception) -> JSONResponse:
+    """A path or a method that there is not, in the words of all other refusals."""
+    assert isinstance(problem, HTTPException)
+    return JSONResponse({"error": problem.detail}, problem.status_code, problem.headers)
 
 
 async def _refuse(_: Request, problem: Exception) -> JSONResponse:

@@ -23,10 +23,12 @@ class Loaded:
 class Delivery:
     """How champions came into memory since the start.
 
-    `deltas` applied, `bases` loaded, `from_memory`: the waiting model held the champion already;
-    `refused` deltas, the reason of the newest in `last_refused`.
+    `swaps`: how often what serves changed. `deltas` applied, `bases` loaded, `from_memory`: the
+    waiting model held the champion already; `refused` deltas, the reason of the newest in
+    `last_refused`.
     """
 
+    swaps: int = 0
     deltas: int = 0
     bases: int = 0
     from_memory: int = 0

@@ -10,6 +10,7 @@ from pydantic.json_schema import models_json_schema
 
 from headrace.serving.payload import VERSION_HEADER
 
+BEARER: Final = "bearer"
 _SCHEMAS: Final = "#/components/schemas/"
 
 
@@ -19,6 +20,11 @@ def body(name: str, *, binary: bool = False) -> dict[str, Any]:
     if binary:
         content["application/octet-stream"] = {"schema": {"type": "string", "format": "binary"}}
     return {"requestBody": {"required": True, "content": content}}
+
+
+def guarded() -> dict[str, Any]:
+    """Where the server has a token for it, the operation asks for one."""
+    return {"security": [{}, {BEARER: []}]}
 
 
 def pin_header() -> dict[str, Any]:
@@ -47,6 +53,7 @@ def describe(app: FastAPI, *models: type[BaseModel]) -> None:
                 [(model, "validation") for model in models], ref_template=f"{_SCHEMAS}{{model}}"
             )
             found["components"]["schemas"] |= schemas["$defs"]
+            found["components"]["securitySchemes"] = {BEARER: {"type": "http", "scheme": "bearer"}}
             app.openapi_schema = found
         return app.openapi_schema
 

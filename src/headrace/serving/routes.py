@@ -20,15 +20,16 @@ from headrace.serving import payload
 from headrace.serving.oip import rest
 from headrace.serving.oip.about import SERVER, About
 from headrace.serving.oip.tensors import candidates_of
-from headrace.serving.openapi import body, pin_header
+from headrace.serving.openapi import body, guarded, pin_header
 from headrace.serving.scorer import Scorer
 
 _REFUSALS: dict[int | str, dict[str, Any]] = {
-    413: {"model": payload.Problem},
     422: {"model": payload.Refusal},
-    503: {"model": payload.Problem},
+    **{status: {"model": payload.Problem} for status in (401, 403, 408, 413, 429, 503)},
 }
+LOCKED: dict[int | str, dict[str, Any]] = {status: _REFUSALS[status] for status in (401, 403)}
 _OF_A_MODEL = _REFUSALS | {404: {"model": payload.Problem}}
+_READY: dict[int | str, dict[str, Any]] = {at: _OF_A_MODEL[at] for at in (404, 422, 503)}
 
 
 def score_routes(spec: LineSpec) -> APIRouter:
@@ -46,7 +47,7 @@ def score_routes(spec: LineSpec) -> APIRouter:
         "/v1/score",
         response_model=payload.ScoreResponse,
         responses=_REFUSALS,
-        openapi_extra=body(body_type.__name__) | pin_header(),
+        openapi_extra=body(body_type.__name__) | pin_header() | guarded(),
     )
     async def score(request: Request) -> Response:
         """Score candidates; `context` holds what they share."""
@@ -54,7 +55,7 @@ def score_routes(spec: LineSpec) -> APIRouter:
         content = await run_in_threadpool(answer, request.app.state.scorer, raw, pin)
         return Response(content, media_type="application/json")
 
-    @router.get("/v1/race")
+    @router.get("/v1/race", responses=LOCKED, openapi_extra=guarded())
     def race(request: Request) -> dict[str, Any]:
         """Which arms race at this server, with shares and odds; null while none does."""
         return {"line": spec.line, "race": request.app.state.arms.about()}
@@ -93,14 +94,14 @@ def protocol_routes(spec: LineSpec) -> APIRouter:
         delivery = state.models.delivery() | {"fallback": state.answers.about()}
         return rest.ModelMetadata(**told, delivery=delivery)
 
-    @router.get("/models/{line}/ready", responses=_OF_A_MODEL)
-    @router.get("/models/{line}/versions/{version}/ready", responses=_OF_A_MODEL)
+    @router.get("/models/{line}/ready", responses=_READY)
+    @router.get("/models/{line}/versions/{version}/ready", responses=_READY)
     def model_ready(request: Request, line: str, version: str | None = None) -> dict[str, Any]:
         """The line's champion is loaded, or the version can be asked for."""
         answers = _about(request).ready_version(line, version)
         return {"name": spec.line, "ready": True, "version": answers}
 
-    extra = body(rest.InferRequest.__name__, binary=True)
+    extra = body(rest.InferRequest.__name__, binary=True) | guarded()
     said: dict[str, Any] = {"response_model": rest.InferResponse, "responses": _OF_A_MODEL}
 
     @router.post("/models/{line}/infer", openapi_extra=extra | pin_header(), **said)

@@ -37,6 +37,7 @@ class ServedWriter:
         self._waiting: deque[pa.Table] = deque()
         self._policy = policy
         self._rows = 0
+        self._written_rows = 0
         self._shed_rows = 0
         self._fault: str | None = None
         self._changed = threading.Condition()
@@ -83,6 +84,11 @@ class ServedWriter:
         return self._rows
 
     @property
+    def written_rows(self) -> int:
+        """Rows that are durable in the log, since the start."""
+        return self._written_rows
+
+    @property
     def shed_rows(self) -> int:
         """Rows that were answered and not logged, since the start."""
         return self._shed_rows
@@ -118,6 +124,7 @@ class ServedWriter:
             for table in batch:
                 self._waiting.popleft()
                 self._rows -= table.num_rows
+                self._written_rows += table.num_rows
             self._fault = None
         try:
             self._log.join()

@@ -148,6 +148,11 @@ class Follower:
         """Why the champion could not be loaded at the last try, None when it could."""
         return self._fault
 
+    @property
+    def delivered(self) -> Delivery:
+        """How champions came into memory since the start."""
+        return self._delivery
+
     def delivery(self) -> dict[str, Any]:
         """Counts of how champions came into memory, the present fault, what waits, and which
         champion is missed: it cannot be loaded, so that another version stands in.
@@ -168,6 +173,7 @@ class Follower:
             return False
         if held is not None and held.version.version == champion.version:
             self._current, self._missed = Loaded(held.version, champion, held.model), None
+            self._count(swaps=1)
             return True
         try:
             self._have_wait(champion.version)
@@ -232,6 +238,7 @@ class Follower:
             # what a rollback left behind is not to answer again
             self._may_go_back = champion.action != "rollback"
             self._went_back = ""
+        self._count(swaps=1)
 
     def _bring(self, resident: Resident, target: str) -> None:
         """Take a model that does not serve to a version: by nothing, by deltas or from a base."""

@@ -102,6 +102,7 @@ class Traffic:
         self.world, self.counts = World(config), Counter[str]()
         self._config, self._spec, self._outbox, self._truth = config, spec, outbox, truth
         self._url = f"{settings.server_url}/v1/score"
+        self._headers = settings.score_headers
         self._flip = flip_switch(settings, spec.line)
         self._rng = np.random.default_rng([config.seed, 2])
         self._run = f"s{now_us():x}"
@@ -161,7 +162,7 @@ class Traffic:
         answer: dict[str, Any] | None = None
         started_at, began, status = now_us(), time.perf_counter(), 0
         try:
-            response = client.post(self._url, json=body)
+            response = client.post(self._url, json=body, headers=self._headers)
             status = response.status_code
             answer = response.json() if status == 200 else None
         except (httpx.HTTPError, ValueError) as problem:

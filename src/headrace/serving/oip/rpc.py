@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,8 @@ from typing import Any, Final, NoReturn
 import grpc
 
 from headrace.errors import EnvironmentFault, HeadraceError, InputError
+from headrace.serving.access import Access, TurnedAway
+from headrace.serving.metrics import Outcome, ServingMetrics
 from headrace.serving.oip import grpc_service_pb2 as pb
 from headrace.serving.oip.about import SERVER, About
 from headrace.serving.oip.tensors import (
@@ -31,8 +34,15 @@ from headrace.serving.scorer import Scored, Scorer
 
 SERVICE: Final = "inference.GRPCInferenceService"
 WORKERS: Final = 8
+MOST_CALLS: Final = 512
+"""Being answered or waiting for it; more are refused."""
 STOP_S: Final = 5.0
 _CONTENTS: Final = {"BYTES": "bytes_contents", "INT64": "int64_contents", "FP64": "fp64_contents"}
+_TURNED_AWAY: Final = {
+    "unknown": grpc.StatusCode.UNAUTHENTICATED,
+    "forbidden": grpc.StatusCode.PERMISSION_DENIED,
+    "limited": grpc.StatusCode.RESOURCE_EXHAUSTED,
+}
 
 Answer = Callable[[Any, grpc.ServicerContext], Any]
 
@@ -40,13 +50,17 @@ Answer = Callable[[Any, grpc.ServicerContext], Any]
 class RpcServer:
     """Serves gRPC from a small pool of threads until it is stopped."""
 
-    def __init__(self, about: About, scorer: Scorer, address: str) -> None:
+    def __init__(
+        self, about: About, scorer: Scorer, address: str, access: Access, metrics: ServingMetrics
+    ) -> None:
+        self._access = access
+        self._metrics = metrics
         self._about = about
         self._scorer = scorer
         self._address = address
         limit = [("grpc.max_receive_message_length", MAX_BODY_BYTES), ("grpc.so_reuseport", 0)]
         threads = ThreadPoolExecutor(WORKERS, thread_name_prefix="grpc")
-        self._server = grpc.server(threads, options=limit)
+        self._server = grpc.server(threads, options=limit, maximum_concurrent_rpcs=MOST_CALLS)
         methods = {
             name: grpc.unary_unary_rpc_method_handler(
                 _guarded(answer),
@@ -86,12 +100,32 @@ class RpcServer:
             "ModelMetadata": lambda asked, _: pb.ModelMetadataResponse(
                 **self._about.model(asked.name, asked.version or None)
             ),
-            "ModelInfer": self._infer,
+            "ModelInfer": self._counted_infer,
         }
+
+    def _counted_infer(self, asked: pb.ModelInferRequest, context: grpc.ServicerContext) -> Any:
+        began = time.perf_counter()
+        outcome: Outcome = "failed"
+        try:
+            answer = self._infer(asked, context)
+            outcome = "answered"
+        except TurnedAway as refusal:
+            outcome = "limited" if refusal.reason == "limited" else "denied"
+            raise
+        except InputError:
+            outcome = "refused"
+            raise
+        except HeadraceError:
+            outcome = "unavailable"
+            raise
+        finally:
+            self._metrics.ended("grpc", outcome, time.perf_counter() - began)
+        return answer
 
     def _infer(self, asked: pb.ModelInferRequest, context: grpc.ServicerContext) -> Any:
         told = dict(context.invocation_metadata() or ())
         pin = asked.model_version or told.get(VERSION_HEADER) or None
+        self._access.score(told.get("authorization"), pinned=pin is not None)
         self._about.check(asked.model_name, pin)
         if len(asked.id) > 128 or not is_utf8(asked.id):
             raise WrongField(("id",), "is longer than 128 characters; send a shorter one")
@@ -159,6 +193,10 @@ def _guarded(answer: Answer) -> Answer:
     def guarded(asked: Any, context: grpc.ServicerContext) -> Any:
         try:
             return answer(asked, context)
+        except TurnedAway as refusal:
+            if refusal.retry_after_s is not None:
+                context.set_trailing_metadata((("retry-after", str(refusal.retry_after_s)),))
+            _abort(context, _TURNED_AWAY[refusal.reason], refusal)
         except UnknownModel as problem:
             _abort(context, grpc.StatusCode.NOT_FOUND, problem)
         except InputError as problem:

@@ -1,0 +1,98 @@
+"""The first thing a request over HTTP meets: access, the count of what came, headers of safety.
+
+It answers 401, 403 and 429 before a body is read. Pages of other sites are told apart by what
+browsers say of them (https://www.w3.org/TR/fetch-metadata/): a page that somebody opens must not
+score through his browser on a server that listens on loopback only.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from headrace.serving.access import Access, Reason, TurnedAway
+from headrace.serving.metrics import ServingMetrics, outcome_of
+from headrace.serving.payload import VERSION_HEADER
+
+INSIDE: Final = frozenset(("/v1/status", "/v1/race", "/metrics"))
+_STATUS: Final[dict[Reason, int]] = {"unknown": 401, "forbidden": 403, "limited": 429}
+_CSP: Final = "content-security-policy"
+_HEADERS: Final = {
+    _CSP: "default-src 'none'; frame-ancestors 'none'",
+    "cache-control": "no-store",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+}
+_DOCS: Final = (
+    "default-src 'none'; connect-src 'self'; img-src data: https://fastapi.tiangolo.com; "
+    "script-src 'unsafe-inline' https://cdn.jsdelivr.net; style-src 'unsafe-inline' "
+    "https://cdn.jsdelivr.net; frame-ancestors 'none'"
+)
+
+
+class Door:
+    """ASGI middleware around all others. Every POST is a scoring request: there is no other."""
+
+    def __init__(self, app: ASGIApp, access: Access, metrics: ServingMetrics) -> None:
+        self._app, self._access, self._metrics = app, access, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, status = time.perf_counter(), None
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                _protect(scope["path"], MutableHeaders(raw=message["headers"]))
+            await send(message)
+
+        try:
+            await self._let_in(scope, receive, answer)
+        except BaseException:
+            status = 500
+            raise
+        finally:
+            if scope["method"] == "POST":
+                took_s = time.perf_counter() - began
+                self._metrics.ended("http", outcome_of(status), took_s)
+
+    async def _let_in(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        try:
+            if scope["method"] == "POST":
+                if headers.get("sec-fetch-site") == "cross-site":
+                    raise TurnedAway("forbidden", "a page of another site may not score here")
+                pinned = VERSION_HEADER in headers or "/versions/" in scope["path"]
+                self._access.score(headers.get("authorization"), pinned=pinned)
+            elif scope["path"] in INSIDE:
+                self._access.look(headers.get("authorization"))
+        except TurnedAway as refusal:
+            await _answer(refusal)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
+def _answer(refusal: TurnedAway) -> JSONResponse:
+    headers = {}
+    if refusal.reason == "unknown":
+        headers["www-authenticate"] = 'Bearer realm="headrace"'
+    if refusal.retry_after_s is not None:
+        headers["retry-after"] = str(refusal.retry_after_s)
+    return JSONResponse({"error": refusal.detail}, _STATUS[refusal.reason], headers)
+
+
+def _protect(path: str, headers: MutableHeaders) -> None:
+    for name, value in _HEADERS.items():
+        headers.setdefault(name, value)
+    if path.startswith("/docs"):
+        headers[_CSP] = _DOCS
