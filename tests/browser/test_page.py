@@ -133,7 +133,7 @@ def test_the_page_ticks_and_shows_a_new_version_without_a_reload(line, playwrigh
         "v000003 predicts click",
         "v000002 refused",
         "logloss_no_worse: <b>worse</b> by 0.3 nats",
-        "calm 10 %",
+        "champion 90 % v000003 calm 10 % v000001",
         "gain +0.0014 nats (\u22120.0007 to +0.0035) over 412 requests",
         "ticks 3 to 8",
         "label_rate_within: 0.61",
