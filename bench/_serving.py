@@ -31,6 +31,7 @@ from headrace.line import LineStore
 from headrace.model import Model
 from headrace.serving import payload
 from headrace.settings import PROJECT, Settings, find_line, load_settings
+from headrace.stack.services import stack_environ
 from headrace.store import Store
 from headrace.train import code_of
 
@@ -185,18 +186,11 @@ def _process(
     settings: Settings, command: list[str], ask: Callable[[], httpx.Response]
 ) -> Iterator[int]:
     """A process on the server's core, until it answered and the block is over."""
-    own = {
-        "HEADRACE_HOME": settings.home,
-        "HEADRACE_LINES_DIR": settings.lines_dir,
-        "HEADRACE_ONLINE_STORE": settings.online_store,
-        "HEADRACE_SERVER_PORT": settings.server_port,
-        "HEADRACE_GRPC_PORT": settings.grpc_port,
-    }
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
             [sys.executable, *command],
             cwd=PROJECT,
-            env=os.environ | {name: str(value) for name, value in own.items()},
+            env=stack_environ(settings, "bench"),
             stdout=log,
             stderr=log,
         )

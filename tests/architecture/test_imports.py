@@ -23,7 +23,7 @@ OWNERS = {
     "tensorflow": {"model"},
     "keras": {"bench"},
     "duckdb": {"source", "bench"},
-    "redis": {"store"},
+    "redis": {"store", "bench"},
     "circus": {"stack"},
     "airflow": {"dags"},
 }
