@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,12 +18,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from headrace.declaration import LineSpec
+from headrace.errors import InputError
 from headrace.settings import Settings, find_line, load_settings
 
 out = Console()
 
 LineName = Annotated[str, typer.Option("--line", help="Name of a line in lines/.")]
 LinePath = Annotated[Path, typer.Option("--line", help="A line's YAML file.")]
+Master = Annotated[str, typer.Option(help="Spark master: local[N], spark://…, yarn.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
@@ -60,3 +63,16 @@ def show(value: Any) -> None:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
     sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")
+
+
+def moment(option: str, text: str) -> int:
+    """ISO 8601, UTC by default, as microseconds since 1970."""
+    from headrace.events import micros
+
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise InputError(
+            f"{option} {text!r} is not a time; give one like 2026-11-20 or 2026-11-20T08:00:00Z"
+        ) from None
+    return micros(found.replace(tzinfo=found.tzinfo or UTC))

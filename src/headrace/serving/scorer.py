@@ -12,7 +12,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from headrace.declaration import LineSpec
-from headrace.errors import EnvironmentFault
 from headrace.events import (
     ARROW_TYPES,
     CHAMPION_ARM,
@@ -23,6 +22,7 @@ from headrace.events import (
 )
 from headrace.serving.arms import Arms, Drawn
 from headrace.serving.pinned import Held, Pinned
+from headrace.serving.predict import predict
 from headrace.serving.served import ServedWriter
 from headrace.serving.swap import Follower, Loaded
 from headrace.store import Store
@@ -97,11 +97,7 @@ class Scorer:
         inputs = features.select(self._inputs)
         drawn = Drawn(PINNED_ARM, 1.0, None) if pin else self._arms.draw(request_id, candidates)
         with self._model(drawn, pin) as loaded:
-            tasks = loaded.model.predict_tasks(inputs)
-        if not all(np.isfinite(scores).all() for scores in tasks.values()):
-            raise EnvironmentFault(
-                f"version {loaded.version.version} gave a score that is not finite; roll it back"
-            )
+            tasks = predict(loaded, inputs)
         scored = Scored(
             request_id=request_id,
             version=loaded.version.version,

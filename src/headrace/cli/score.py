@@ -1,0 +1,108 @@
+"""`headrace score-batch` and `score-log`: scores of many rows, and of a log as it grows."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from headrace.cli.options import (
+    AsJson,
+    LineName,
+    Master,
+    moment,
+    open_line,
+    out,
+    progress,
+    show,
+    until_signal,
+)
+from headrace.errors import InputError
+
+
+def score_batch(
+    *,
+    output: Annotated[Path, typer.Option(help="Parquet file to write.")],
+    line: LineName = "coupons",
+    given: Annotated[
+        Path | None, typer.Option("--input", help="Rows to score: .parquet, .csv or .arrow.")
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option("--from", help="Or the log's impressions from this stamp,")
+    ] = None,
+    end: Annotated[str | None, typer.Option("--to", help="up to before this one.")] = None,
+    version: Annotated[str, typer.Option(help="Such as v000007.")] = "champion",
+    at_column: Annotated[
+        str | None,
+        typer.Option(help="Column of --input: when each row was asked. Default: now, online."),
+    ] = None,
+    by_spark: Annotated[bool, typer.Option("--spark", help="Let Spark's workers score.")] = False,
+    master: Master = "local[2]",
+    as_json: AsJson = False,
+) -> None:
+    """Score the rows of a file, or an interval of the log, and write them as Parquet.
+
+    The scores are those that the server would have given, bit for bit.
+    """
+    from headrace.scoring import batch
+    from headrace.scoring.files import InputFile
+    from headrace.scoring.impressions import AT, Interval
+
+    settings, spec = open_line(line)
+    if (given is None) == (start is None and end is None) or (start is None) != (end is None):
+        raise InputError("give either --input FILE, or --from and --to for impressions of the log")
+    with ExitStack() as ends:
+        source: batch.Rows
+        if given is not None:
+            source = ends.enter_context(InputFile(given))
+        else:
+            assert start is not None
+            assert end is not None
+            if at_column is not None:
+                raise InputError("--at-column goes with --input; the log knows its moments")
+            at_column = AT
+            interval = (moment("--from", start), moment("--to", end))
+            source = Interval(spec, settings.line_home(spec.line), interval)
+        advance = ends.enter_context(progress(f"scores of {spec.line}"))
+        written = batch.score(
+            settings,
+            spec,
+            source,
+            output,
+            version=version,
+            at_column=at_column,
+            engine="spark" if by_spark else "local",
+            master=master,
+            advance=advance,
+        )
+    if as_json:
+        show(written)
+        return
+    told = f"{written.output}: {written.rows} rows by {written.version}"
+    if written.refused:
+        told += f"; {written.refused} refused, see {written.refusals}"
+    out.print(told, highlight=False, soft_wrap=True)
+
+
+def score_log(
+    line: LineName = "coupons",
+    of: Annotated[
+        Literal["impressions", "served"],
+        typer.Option(help="Impressions as they arrive, or requests as they were answered."),
+    ] = "impressions",
+    once: Annotated[bool, typer.Option("--once", help="Score what is there, then end.")] = False,
+    every_s: Annotated[
+        float, typer.Option("--every-s", min=0.05, help="Seconds between looks at the log.")
+    ] = 1.0,
+) -> None:
+    """Follow a log of a line and score what is new with the champion, as Parquet parts."""
+    from headrace.scoring.nearline import run
+
+    settings, spec = open_line(line)
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(name)s: %(message)s")
+    logging.getLogger("headrace").setLevel(logging.INFO)
+    until_signal(lambda stop: run(settings, spec, stop, of, once=once, every_s=every_s))

@@ -1,0 +1,169 @@
+"""Nearline: follow a log of the line, score what is new with the champion, write Parquet parts.
+
+A part is named by the offsets `[from, to)` of the log whose rows it holds, and appears whole; each
+begins where the one before ended. So the newest name is the checkpoint: a process that is killed
+goes on from there, and no row is lost or scored twice.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Final
+
+import pyarrow as pa
+
+from headrace.atomic import disk_faults, write_parquet
+from headrace.declaration import LineSpec
+from headrace.errors import EnvironmentFault, IntegrityError
+from headrace.events import TIME
+from headrace.line import LineStore
+from headrace.log.files import take_lock
+from headrace.log.stamp import clock_us
+from headrace.scoring.answers import answered, inputs_of
+from headrace.scoring.impressions import AT, LogRows, Of
+from headrace.serving.swap import Follower
+from headrace.settings import Settings
+from headrace.store import Store
+
+LOG = logging.getLogger(__name__)
+MOST: Final = 1 << 16
+"""Records of the log that one part covers at most."""
+_PART: Final = re.compile(r"^(\d{20})-(\d{20})\.parquet$")
+_PATIENCE_S: Final = 0.05
+
+
+@dataclass(frozen=True, order=True)
+class Part:
+    """A written part: offsets `[start, stop)` of the log, and its file."""
+
+    start: int
+    stop: int
+    path: Path
+
+
+class Nearline:
+    """Scores one log of a line into one folder. One at a time: who comes second is told so."""
+
+    def __init__(
+        self, settings: Settings, spec: LineSpec, which: Of, models: Follower, *, most: int = MOST
+    ) -> None:
+        """Raises `EnvironmentFault` while another process writes the folder."""
+        home = settings.line_home(spec.line)
+        self._spec, self._models, self._most = spec, models, most
+        self._store = Store(settings)
+        self._rows = LogRows.of(spec, home, which)
+        self.folder = scores_folder(home, which)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = take_lock(self.folder)
+        for torn in self.folder.glob("*.tmp"):
+            torn.unlink()
+        written = parts(self.folder)
+        self._written = self._read = written[-1].stop if written else 0
+
+    def look(self) -> int:
+        """Score what is new, one part at most; returns how far behind it is then, in records.
+
+        Raises `EnvironmentFault` where there is no champion, or history cannot be read.
+        """
+        ready = self._rows.ready()
+        while self._read < ready:
+            stop = min(self._read + self._most, ready)
+            rows = self._rows.read(self._read, stop)
+            if rows.num_rows:
+                self._write(self._scored(rows), stop)
+            self._read = stop
+            if rows.num_rows:
+                break
+        return ready - self._read
+
+    def close(self) -> None:
+        """Give the folder's lock back."""
+        self._lock.close()
+
+    def _scored(self, rows: pa.Table) -> pa.Table:
+        inputs = inputs_of(self._store, self._spec, rows, AT, 0)
+        with self._models.use() as loaded:
+            told = answered(self._spec, loaded, rows, inputs)
+        dropped = {*self._spec.columns, *(f"{view}__at" for view in self._spec.views)}
+        told = told.select([name for name in told.column_names if name not in dropped])
+        return told.append_column("scored_at", pa.repeat(pa.scalar(clock_us(), TIME), len(told)))
+
+    def _write(self, scored: pa.Table, stop: int) -> None:
+        with disk_faults(self.folder):
+            write_parquet(self.folder / f"{self._written:020d}-{stop:020d}.parquet", scored)
+        self._written = stop
+
+
+def run(
+    settings: Settings,
+    spec: LineSpec,
+    stop: threading.Event,
+    which: Of,
+    *,
+    once: bool = False,
+    every_s: float = 1.0,
+) -> None:
+    """Follow the log until `stop`, a look `every_s`; with `once` until nothing is left to score.
+
+    What may pass (no champion yet, a store that is away) is told and tried again, but with `once`
+    raised.
+    """
+    lines = LineStore(settings.line_store_url(spec.line), spec.line)
+    models = Follower(spec, lines)
+    nearline = Nearline(settings, spec, which, models)
+    models.start(prepare=lambda: None)
+    told = ""
+    try:
+        while not stop.is_set():
+            try:
+                _await(models, lines, stop)
+                behind = nearline.look()
+                told = ""
+            except EnvironmentFault as problem:
+                if once:
+                    raise
+                if str(problem) != told:
+                    LOG.error("%s: %s", spec.line, problem)
+                told, behind = str(problem), 0
+            if once and not behind:
+                return
+            if not behind:
+                stop.wait(every_s)
+    finally:
+        models.stop()
+        nearline.close()
+
+
+def _await(models: Follower, lines: LineStore, stop: threading.Event) -> None:
+    """Wait for the model of a champion that there is."""
+    while not models.ready and not models.fault and lines.champion() and not stop.is_set():
+        time.sleep(_PATIENCE_S)
+    if not stop.is_set():
+        models.current()
+
+
+def scores_folder(home: Path, which: Of) -> Path:
+    """Where the parts of a log's scores lie."""
+    return home / "scores" / which
+
+
+def parts(folder: Path) -> list[Part]:
+    """The written parts, oldest first. Raises `IntegrityError` where one between them is gone."""
+    found = sorted(
+        Part(int(match[1]), int(match[2]), path)
+        for path in folder.glob("*.parquet")
+        if (match := _PART.match(path.name))
+    )
+    for before, after in pairwise(found):
+        if before.stop != after.start:
+            raise IntegrityError(
+                f"{after.path}: begins at offset {after.start}, but the part before ends at "
+                f"{before.stop}; restore what is missing, or remove the parts after it"
+            )
+    return found
