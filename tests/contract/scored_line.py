@@ -66,7 +66,7 @@ class AlikeLine:
     """The line's home, its ticks and its published versions."""
 
     def __init__(self, root: Path) -> None:
-        (root / "lines").mkdir(exist_ok=True)
+        (root / "lines").mkdir(parents=True, exist_ok=True)
         (root / "lines" / "alike.yaml").write_text(LINE, encoding="utf-8")
         self.settings: Settings = load_settings(
             {"HEADRACE_HOME": str(root / "home"), "HEADRACE_LINES_DIR": str(root / "lines")}

@@ -147,6 +147,7 @@ class _Refusals:
 @contextmanager
 def _refusing(path: Path, source: Rows) -> Iterator[_Refusals]:
     """Refused rows go to `path`, which is there afterwards only if there were any."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     partial_path = path.with_name(path.name + ".tmp")
     try:

@@ -96,7 +96,7 @@ class Intake:
         kept = rows
         for place, name in enumerate(rows.column_names):
             if name in self._times:
-                typed = _moments(name, _plain(rows[name]), nulls=self._times[name])
+                typed = _moments(name, _written(_plain(rows[name])), nulls=self._times[name])
             elif name in self._spec.columns:
                 typed = _READ[self._spec.columns[name]](name, _plain(rows[name]))
             else:
@@ -121,6 +121,13 @@ def _plain(column: pa.ChunkedArray) -> pa.Array:
     return array
 
 
+def _written(column: pa.Array) -> pa.Array:
+    """The column, null where a number or time was written as a text without a letter."""
+    if not types.is_string(column.type) and not types.is_large_string(column.type):
+        return column
+    return pc.if_else(pc.equal(column, ""), pa.scalar(None, column.type), column)
+
+
 def _text(name: str, column: pa.Array) -> _Typed:
     typed = column.cast(pa.string())
     try:
@@ -134,6 +141,7 @@ def _text(name: str, column: pa.Array) -> _Typed:
 
 
 def _ints(name: str, column: pa.Array) -> _Typed:
+    column = _written(column)
     try:
         if types.is_floating(column.type):
             column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
@@ -154,6 +162,7 @@ def _int(value: Any) -> int:
 
 
 def _floats(name: str, column: pa.Array) -> _Typed:
+    column = _written(column)
     try:
         typed = column.cast(pa.float64(), safe=False)
     except pa.ArrowInvalid:

@@ -108,6 +108,7 @@ def run(
     *,
     once: bool = False,
     every_s: float = 1.0,
+    most: int = MOST,
 ) -> None:
     """Follow the log until `stop`, a look `every_s`; with `once` until nothing is left to score.
 
@@ -116,7 +117,7 @@ def run(
     """
     lines = LineStore(settings.line_store_url(spec.line), spec.line)
     models = Follower(spec, lines)
-    nearline = Nearline(settings, spec, which, models)
+    nearline = Nearline(settings, spec, which, models, most=most)
     models.start(prepare=lambda: None)
     told = ""
     try:
