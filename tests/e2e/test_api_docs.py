@@ -73,7 +73,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     publish(settings, find_line(settings, "coupons"))
     with running(settings, "coupons"):
         with AirflowClient(settings) as airflow:
-            verbs = ("incremental_train", "rollback", "watch_parity", "backfill_features")
+            verbs = ("incremental_train", "rollback", "watch_parity")
+            verbs = (*verbs, "backfill_features", "batch_score")
             airflow.wait_for_dags({f"{verb}_coupons" for verb in verbs})
         deadline = time.monotonic() + 60
         while not httpx.get(f"{settings.server_url}/v2/health/ready", trust_env=False).is_success:

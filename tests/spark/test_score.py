@@ -39,7 +39,7 @@ def test_spark_leaves_the_bytes_of_this_process(
             with InputFile(tmp_path / "rows.parquet") as source:
                 told = batch.score(
                     line.settings, line.spec, source, tmp_path / f"{engine}.parquet",
-                    at_column=at_column, engine=engine, chunk_rows=130,
+                    at_column=at_column, engine=engine, chunk_rows=260,
                 )  # fmt: skip
             assert (told.rows, told.refused) == (1_000, 0)
         local, by_spark = tmp_path / "local.parquet", tmp_path / "spark.parquet"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Final, Literal
@@ -23,7 +22,7 @@ from headrace.backfill.features import features
 from headrace.backfill.steps import STRIDE, Job
 from headrace.declaration import LineSpec
 from headrace.errors import InputError
-from headrace.events import event_schema
+from headrace.events import event_schema, stamp
 from headrace.log.files import FileLog
 from headrace.log.stamp import offset_at
 
@@ -62,11 +61,11 @@ def backfill(
     from_us, to_us = interval
     if from_us >= to_us:
         raise InputError(
-            f"from {_stamp(from_us)} to {_stamp(to_us)}: ends before it begins; give a later --to"
+            f"from {stamp(from_us)} to {stamp(to_us)}: ends before it begins; give a later --to"
         )
     if not spec.windows:
         raise InputError(f"line {spec.line!r} declares no windows; there is nothing to backfill")
-    folder = out / f"{_stamp(from_us)}-{_stamp(to_us)}"
+    folder = out / f"{stamp(from_us)}-{stamp(to_us)}"
     log = home / "log" / "events"
     stop = offset_at(FileLog(log, event_schema(spec)), to_us)
     torn = folder.with_name(folder.name + ".tmp")
@@ -131,8 +130,3 @@ def _resolve(job: Job, events: pa.Table) -> pa.Table:
 
 def _write(job: Job, answers: pa.Table) -> pa.Table:
     return pa.table({"rows": [steps.write(job, answers)]}, schema=_WRITTEN)
-
-
-def _stamp(at_us: int) -> str:
-    moment = datetime.fromtimestamp(0, UTC) + timedelta(microseconds=at_us)
-    return moment.strftime("%Y%m%dT%H%M%S" + (".%fZ" if moment.microsecond else "Z"))

@@ -9,7 +9,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +17,6 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from headrace.declaration import LineSpec
-from headrace.errors import InputError
 from headrace.settings import Settings, find_line, load_settings
 
 out = Console()
@@ -63,16 +61,3 @@ def show(value: Any) -> None:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
     sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")
-
-
-def moment(option: str, text: str) -> int:
-    """ISO 8601, UTC by default, as microseconds since 1970."""
-    from headrace.events import micros
-
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError:
-        raise InputError(
-            f"{option} {text!r} is not a time; give one like 2026-11-20 or 2026-11-20T08:00:00Z"
-        ) from None
-    return micros(found.replace(tzinfo=found.tzinfo or UTC))

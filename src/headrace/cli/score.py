@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,19 +13,16 @@ from headrace.cli.options import (
     AsJson,
     LineName,
     Master,
-    moment,
     open_line,
     out,
     progress,
     show,
     until_signal,
 )
-from headrace.errors import InputError
 
 
 def score_batch(
     *,
-    output: Annotated[Path, typer.Option(help="Parquet file to write.")],
     line: LineName = "coupons",
     given: Annotated[
         Path | None, typer.Option("--input", help="Rows to score: .parquet, .csv or .arrow.")
@@ -35,6 +31,10 @@ def score_batch(
         str | None, typer.Option("--from", help="Or the log's impressions from this stamp,")
     ] = None,
     end: Annotated[str | None, typer.Option("--to", help="up to before this one.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Parquet file to write. Default, of the log: below scores/batch/."),
+    ] = None,
     version: Annotated[str, typer.Option(help="Such as v000007.")] = "champion",
     at_column: Annotated[
         str | None,
@@ -48,31 +48,17 @@ def score_batch(
 
     The scores are those that the server would have given, bit for bit.
     """
-    from headrace.scoring import batch
-    from headrace.scoring.files import InputFile
-    from headrace.scoring.impressions import AT, Interval
+    from headrace.scoring.run import interval_of, score_rows
 
     settings, spec = open_line(line)
-    if (given is None) == (start is None and end is None) or (start is None) != (end is None):
-        raise InputError("give either --input FILE, or --from and --to for impressions of the log")
-    with ExitStack() as ends:
-        source: batch.Rows
-        if given is not None:
-            source = ends.enter_context(InputFile(given))
-        else:
-            assert start is not None
-            assert end is not None
-            if at_column is not None:
-                raise InputError("--at-column goes with --input; the log knows its moments")
-            at_column = AT
-            interval = (moment("--from", start), moment("--to", end))
-            source = Interval(spec, settings.line_home(spec.line), interval)
-        advance = ends.enter_context(progress(f"scores of {spec.line}"))
-        written = batch.score(
+    interval = interval_of(start, end)
+    with progress(f"scores of {spec.line}") as advance:
+        written = score_rows(
             settings,
             spec,
-            source,
             output,
+            source=given,
+            interval=interval,
             version=version,
             at_column=at_column,
             engine="spark" if by_spark else "local",

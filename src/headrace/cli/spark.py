@@ -14,7 +14,6 @@ from headrace.cli.options import (
     AsJson,
     LineName,
     Master,
-    moment,
     open_line,
     out,
     show,
@@ -60,6 +59,7 @@ def backfill(
 ) -> None:
     """Write window features at every impression of an interval of the log, as Parquet parts."""
     from headrace.backfill.interval import backfill as run
+    from headrace.events import moment
 
     settings, spec = open_line(line)
     interval = (moment("--from", start), moment("--to", end))

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, Final, Literal, Protocol
+from typing import IO, Any, Final, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -32,7 +32,7 @@ from headrace.scoring.intake import Intake, Refused
 from headrace.settings import Settings
 from headrace.slices import even
 
-Engine = Literal["local", "spark"]
+ENGINES: Final = ("local", "spark")
 CHAMPION: Final = "champion"
 CHUNK_ROWS: Final = 1 << 18
 """Rows that are scored at a time; history is searched once for each chunk."""
@@ -81,7 +81,7 @@ def score(
     *,
     version: str = CHAMPION,
     at_column: str | None = None,
-    engine: Engine = "local",
+    engine: str = "local",
     master: str = "local[2]",
     chunk_rows: int = CHUNK_ROWS,
     advance: Advance = quiet,
@@ -95,6 +95,8 @@ def score(
     champion, where the output cannot be written, and when Spark cannot start. A cluster's workers
     must see home and output under these paths and have this package.
     """
+    if engine not in ENGINES:
+        raise InputError(f"engine {engine!r} is unknown; use {' or '.join(ENGINES)}")
     check_writable(output)
     if engine == "spark" and settings.offline_store == "spark":
         raise EnvironmentFault(

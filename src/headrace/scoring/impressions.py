@@ -7,6 +7,7 @@ write rows of later times only. A served row says which feature rows the server 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from headrace.scoring.intake import Refused
 Of = Literal["impressions", "served"]
 AT: Final = "request_at"
 _READ_ROWS: Final = 1 << 16
+_POLL_S: Final = 0.25
 
 
 @dataclass(frozen=True)
@@ -58,13 +60,21 @@ class LogRows:
 class Interval:
     """The impressions of a log with a stamp in `[from, to)` (us), as rows for a batch."""
 
-    def __init__(self, spec: LineSpec, home: Path, interval: tuple[int, int]) -> None:
-        """Raises `InputError` for an empty interval, `EnvironmentFault` where ticks lag behind."""
+    def __init__(
+        self, spec: LineSpec, home: Path, interval: tuple[int, int], wait_s: float = 0.0
+    ) -> None:
+        """Waits up to `wait_s` for the ticks that hold the interval's last events.
+
+        Raises `InputError` for an empty interval, `EnvironmentFault` where ticks lag behind.
+        """
         from_us, to_us = interval
         if from_us >= to_us:
             raise InputError("the interval ends before it begins; give a later --to")
         self._rows = LogRows.of(spec, home, "impressions")
         self._start, self._stop = (offset_at(self._rows.log, at) for at in interval)
+        deadline = time.monotonic() + wait_s
+        while in_ticks(home) < self._stop and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
         if in_ticks(home) < self._stop:
             raise EnvironmentFault(
                 f"{home}: ticks hold the events up to offset {in_ticks(home)}, the interval ends "
