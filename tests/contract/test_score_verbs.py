@@ -176,6 +176,7 @@ def test_an_empty_file_gives_an_empty_file(crowned: AlikeLine, verb: Verb, tmp_p
             "an at-column goes with a file",
         ),
         (["--input", "none.parquet"], 3, "none.parquet: no such file"),
+        (["--input", "./out.parquet"], 3, "is the file of the rows; give the scores another"),
         (["--input", "rows.parquet", "--version", "v9"], 3, "'v9'"),
         (["--input", "rows.parquet", "--at-column", "when"], 3, "no column 'when'"),
     ],
@@ -222,6 +223,12 @@ def test_a_worker_loads_a_version_once(crowned: AlikeLine) -> None:
     assert first.equals(Scoring(job).scored(rows))
 
 
+def test_once_scores_what_is_there(crowned: AlikeLine, verb: Verb) -> None:
+    ended, printed, _ = verb("score-log", "--of", "served", "--once")
+    folder = nearline.scores_folder(crowned.home, "served")
+    assert (ended, printed) == (0, f"{folder}: 0 rows\n")
+
+
 def test_the_log_is_followed_and_so_is_the_champion(crowned: AlikeLine) -> None:
     folder, stop = nearline.scores_folder(crowned.home, "impressions"), threading.Event()
     thread = threading.Thread(
@@ -255,6 +262,11 @@ def test_the_log_is_followed_and_so_is_the_champion(crowned: AlikeLine) -> None:
     found = pa.concat_tables([pq.read_table(part.path) for part in parts])
     offsets = found["offset"].to_pylist()
     assert offsets == sorted(set(offsets))
+    beyond = 10**9
+    parts[-1].path.rename(folder / f"{parts[-1].start:020d}-{beyond:020d}.parquet")
+    models = Follower(crowned.spec, crowned.lines)
+    with pytest.raises(IntegrityError, match="the log ends before, at offset"):
+        nearline.Nearline(crowned.settings, crowned.spec, "impressions", models)
     parts[1].path.unlink()
     with pytest.raises(IntegrityError, match="restore what is missing"):
         nearline.parts(folder)

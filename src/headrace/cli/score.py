@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -86,9 +87,15 @@ def score_log(
     ] = 1.0,
 ) -> None:
     """Follow a log of a line and score what is new with the champion, as Parquet parts."""
-    from headrace.scoring.nearline import run
+    from headrace.scoring.nearline import run, scores_folder
 
     settings, spec = open_line(line)
+    folder = scores_folder(settings.line_home(spec.line), of)
+
+    def follow(stop: threading.Event) -> None:
+        rows = run(settings, spec, stop, of, once=once, every_s=every_s)
+        out.print(f"{folder}: {rows} rows", highlight=False, soft_wrap=True)
+
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(name)s: %(message)s")
     logging.getLogger("headrace").setLevel(logging.INFO)
-    until_signal(lambda stop: run(settings, spec, stop, of, once=once, every_s=every_s))
+    until_signal(follow)

@@ -53,10 +53,13 @@ class Nearline:
     def __init__(
         self, settings: Settings, spec: LineSpec, which: Of, models: Follower, *, most: int = MOST
     ) -> None:
-        """Raises `EnvironmentFault` while another process writes the folder."""
+        """Raises `EnvironmentFault` while another process writes the folder, `IntegrityError` for
+        parts of another log.
+        """
         home = settings.line_home(spec.line)
         self._spec, self._models, self._most = spec, models, most
         self._store = Store(settings)
+        self.rows = 0
         self._rows = LogRows.of(spec, home, which)
         self.folder = scores_folder(home, which)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -65,11 +68,17 @@ class Nearline:
             torn.unlink()
         written = parts(self.folder)
         self._written = self._read = written[-1].stop if written else 0
+        if self._read > self._rows.log.head:
+            raise IntegrityError(
+                f"{written[-1].path}: the log ends before, at offset {self._rows.log.head}; "
+                "restore the log, or remove the scores of another one"
+            )
 
     def look(self) -> int:
         """Score what is new, one part at most; returns how far behind it is then, in records.
 
-        Raises `EnvironmentFault` where there is no champion, or history cannot be read.
+        `rows` counts what was scored. Raises `EnvironmentFault` where there is no champion, or
+        history cannot be read.
         """
         ready = self._rows.ready()
         while self._read < ready:
@@ -87,6 +96,7 @@ class Nearline:
         self._lock.close()
 
     def _scored(self, rows: pa.Table) -> pa.Table:
+        self._models.current()  # without one, history is not asked in vain
         inputs = inputs_of(self._store, self._spec, rows, AT, 0)
         with self._models.use() as loaded:
             told = answered(self._spec, loaded, rows, inputs)
@@ -98,6 +108,7 @@ class Nearline:
         with disk_faults(self.folder):
             write_parquet(self.folder / f"{self._written:020d}-{stop:020d}.parquet", scored)
         self._written = stop
+        self.rows += scored.num_rows
 
 
 def run(
@@ -109,11 +120,11 @@ def run(
     once: bool = False,
     every_s: float = 1.0,
     most: int = MOST,
-) -> None:
+) -> int:
     """Follow the log until `stop`, a look `every_s`; with `once` until nothing is left to score.
 
-    What may pass (no champion yet, a store that is away) is told and tried again, but with `once`
-    raised.
+    Returns how many rows were scored. What may pass (no champion yet, a store that is away) is told
+    and tried again, but with `once` raised.
     """
     lines = LineStore(settings.line_store_url(spec.line), spec.line)
     models = Follower(spec, lines)
@@ -123,9 +134,9 @@ def run(
     try:
         while not stop.is_set():
             try:
-                _await(models, lines, stop)
-                behind = nearline.look()
-                told = ""
+                if not _await(models, lines, stop):
+                    break
+                behind, told = nearline.look(), ""
             except EnvironmentFault as problem:
                 if once:
                     raise
@@ -133,20 +144,20 @@ def run(
                     LOG.error("%s: %s", spec.line, problem)
                 told, behind = str(problem), 0
             if once and not behind:
-                return
+                break
             if not behind:
                 stop.wait(every_s)
+        return nearline.rows
     finally:
         models.stop()
         nearline.close()
 
 
-def _await(models: Follower, lines: LineStore, stop: threading.Event) -> None:
-    """Wait for the model of a champion that there is."""
+def _await(models: Follower, lines: LineStore, stop: threading.Event) -> bool:
+    """Wait for the model of the champion, if there is one; false when stopped first."""
     while not models.ready and not models.fault and lines.champion() and not stop.is_set():
         time.sleep(_PATIENCE_S)
-    if not stop.is_set():
-        models.current()
+    return not stop.is_set()
 
 
 def scores_folder(home: Path, which: Of) -> Path:

@@ -50,6 +50,8 @@ def score_rows(
             assert source is not None
             if output is None:
                 raise InputError("say where the scores of the file go (output)")
+            if output.resolve() == source.resolve():
+                raise InputError(f"{output} is the file of the rows; give the scores another one")
             rows = ends.enter_context(InputFile(source))
         return batch.score(
             settings,
