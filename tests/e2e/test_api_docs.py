@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from headrace.declaration import LineSpec
@@ -128,7 +129,7 @@ def test_every_call_of_the_document_is_in_a_block_that_runs():
 
 
 def test_both_forms_score_alike(said):
-    short = answer(said, "/v1/score")
+    short = answer(said, '"request_id": "r-100",\n  "context"')
     assert (short["request_id"], short["version"]) == ("r-100", "v000002")
     assert [one["impression_id"] for one in short["scores"]] == ["r-100:0", "r-100:1"]
     tensors = answer(said, "/infer")
@@ -167,6 +168,13 @@ def test_the_rollback_moves_the_champion(said, stack):
 def test_parity_is_watched_and_features_are_backfilled(said):
     assert block(said, "state watch_parity_coupons") == "success\nsuccess\n"
     assert answer(said, "/api/v2/backfills")["dag_id"] == "backfill_features_coupons"
+
+
+def test_an_interval_is_scored_whole_though_nothing_was_shown_in_it(said, stack):
+    assert block(said, "state batch_score_coupons") == "success\n"
+    (scores,) = (stack.line_home("coupons") / "scores" / "batch").iterdir()
+    assert scores.name == "20260501T000000Z-20260502T000000Z.parquet"
+    assert pq.read_metadata(scores).num_rows == 0
 
 
 def test_an_alarm_has_an_address(said):
