@@ -46,6 +46,7 @@ golden: setup ## Write the golden files anew (compiled pipelines and protocol, O
 	@.venv/bin/python -m pipelines.incremental_train --compile
 	@.venv/bin/python -m pipelines.full_train --compile
 	@.venv/bin/python -m pipelines.full_train_gpu --compile
+	@.venv/bin/python -m pipelines.batch_score --compile
 	@HEADRACE_GOLDEN=write .venv/bin/pytest tests/golden
 
 bench: ## Benchmarks with peers, which it installs; JSON in out/bench

@@ -18,11 +18,7 @@ def compile_to(pipeline: Any, path: Path) -> None:
 def main(pipeline: Any) -> None:
     """`--compile` writes `compiled/<name>.yaml`; `--line NAME` runs that YAML."""
     name = pipeline.name.replace("-", "_")
-    parser = argparse.ArgumentParser(prog=f"python -m pipelines.{name}")
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--compile", action="store_true", help=f"write compiled/{name}.yaml")
-    what.add_argument("--line", help="run for this line, here or on HEADRACE_KFP_ENDPOINT")
-    given = parser.parse_args()
+    given = _parser(name).parse_args()
     if given.compile:
         compile_to(pipeline, COMPILED / f"{name}.yaml")
         return
@@ -32,3 +28,29 @@ def main(pipeline: Any) -> None:
     result = run_pipeline(load_settings(), name, given.line)
     sys.stdout.write(f"{result}\n")
     sys.exit(0 if result.outcome in ("promoted", "idle", "elsewhere") else 1)
+
+
+def main_of_scores(pipeline: Any) -> None:
+    """The same for `batch_score`, whose arguments are options beside `--line`."""
+    from headrace.launch.scores import OPTIONS, PIPELINE, run_batch_score
+
+    parser = _parser(PIPELINE)
+    for option in OPTIONS:
+        parser.add_argument(f"--{option.replace('_', '-')}", help="see the component")
+    given = vars(parser.parse_args())
+    if given.pop("compile"):
+        compile_to(pipeline, COMPILED / f"{PIPELINE}.yaml")
+        return
+    from headrace.settings import load_settings
+
+    line = given.pop("line")
+    options = {name: value for name, value in given.items() if value is not None}
+    sys.stdout.write(f"{run_batch_score(load_settings(), line, **options)}\n")
+
+
+def _parser(name: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"python -m pipelines.{name}")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--compile", action="store_true", help=f"write compiled/{name}.yaml")
+    what.add_argument("--line", help="run for this line, here or on HEADRACE_KFP_ENDPOINT")
+    return parser

@@ -55,13 +55,13 @@ def write_text(path: Path, text: str) -> None:
     if path.exists() and not path.is_file():
         path.write_text(text, encoding="utf-8")
         return
-    with _whole(path) as partial:
+    with whole(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file durably; replaces a file of that name."""
-    with _whole(path) as partial:
+    with whole(path) as partial:
         partial.write_bytes(content)
 
 
@@ -90,7 +90,7 @@ def write_parquet(path: Path, table: pa.Table) -> None:
     """Write a Parquet file durably; equal tables give equal bytes."""
     import pyarrow.parquet as pq
 
-    with _whole(path) as partial:
+    with whole(path) as partial:
         pq.write_table(
             table.combine_chunks(),
             partial,
@@ -111,7 +111,7 @@ def write_arrow(path: Path, table: pa.Table) -> None:
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[Path]:
+def whole(path: Path) -> Iterator[Path]:
     """A name to write to: it becomes `path` after the block, and vanishes if the block fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".tmp")

@@ -29,7 +29,7 @@ next revision, whose weights of the click are (0, 0).
 from __future__ import annotations
 
 from calendar import timegm
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import numpy as np
@@ -38,6 +38,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from headrace.declaration import LineSpec
+from headrace.errors import InputError
 
 IMPRESSION: Final = "impression"
 CHAMPION_ARM: Final = "champion"
@@ -58,6 +59,23 @@ def micros(moment: datetime) -> int:
     """A moment with a zone as whole microseconds since 1970, as the logs hold times."""
     # no arithmetic of datetimes: subclasses such as pendulum's give other types of difference
     return timegm(moment.utctimetuple()) * 1_000_000 + moment.microsecond
+
+
+def moment(name: str, text: str) -> int:
+    """ISO 8601, UTC by default, as microseconds since 1970. Raises `InputError` naming `name`."""
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise InputError(
+            f"{name} {text!r} is not a time; give one like 2026-11-20 or 2026-11-20T08:00:00Z"
+        ) from None
+    return micros(found.replace(tzinfo=found.tzinfo or UTC))
+
+
+def stamp(at_us: int) -> str:
+    """A moment (us since 1970) as it stands in the names of files: `20261101T000000Z`."""
+    moment = datetime.fromtimestamp(0, UTC) + timedelta(microseconds=at_us)
+    return moment.strftime("%Y%m%dT%H%M%S" + (".%fZ" if moment.microsecond else "Z"))
 
 
 def event_schema(spec: LineSpec) -> pa.Schema:

@@ -24,8 +24,8 @@ import pytest
 import yaml
 
 from headrace import records
-from headrace.errors import EnvironmentFault
-from headrace.launch import RunResult, cluster, run_pipeline
+from headrace.errors import DeclarationError, EnvironmentFault, HeadraceError
+from headrace.launch import RunResult, cluster, run_batch_score, run_pipeline
 from headrace.settings import PROJECT, Settings, find_line, load_settings
 
 TOKEN = "sesame-0451"
@@ -256,6 +256,21 @@ def test_a_cancelled_run_is_a_failed_one_that_says_so(remote, settings):
     assert result.reasons == (f"run {RUN_ID} ended CANCELED on the cluster: ended by ann",)
 
 
+def test_scores_are_a_run_without_a_record(remote, settings):
+    ended = run_batch_score(settings, "coupons", poll_s=0.02, start="2026-11-01", version="v000002")
+    assert ended.endpoint_run == RUN_ID
+    assert remote.run is not None
+    assert remote.run.display_name == f"coupons batch_score {ended.run}"
+    given = {"line": "coupons", "start": "2026-11-01", "version": "v000002"}
+    assert remote.run.runtime_config["parameters"] == given
+    assert records.records(settings, find_line(settings, "coupons")) == []
+    remote.states, remote.error = ["FAILED"], api.GoogleRpcStatus(code=9, message="disk full")
+    with pytest.raises(HeadraceError, match=f"batch_score coupons: run {RUN_ID} .*: disk full"):
+        run_batch_score(settings, "coupons", poll_s=0.02)
+    with pytest.raises(DeclarationError, match="batch_score takes no 'to'; use source, start"):
+        run_batch_score(settings, "coupons", to="2026-11-01")
+
+
 def test_a_refused_token_is_named_at_once_and_never_shown(remote, tmp_path, caplog, capsys):
     caplog.set_level(logging.DEBUG, logger="headrace")
     began = time.monotonic()
@@ -379,7 +394,8 @@ def test_whoever_interrupts_the_waiting_ends_the_run(remote, settings):
 
 
 def test_the_documented_upload_of_a_package_works(remote):
-    (line,) = re.findall(r"```bash\n(.*?)```", (PROJECT / "docs" / "api.md").read_text(), re.DOTALL)
+    blocks = re.findall(r"```bash\n(.*?)```", (PROJECT / "docs" / "api.md").read_text(), re.DOTALL)
+    (line,) = (block for block in blocks if "/kfp " in block)
     result = subprocess.run(
         ["bash", "-euc", line],
         cwd=PROJECT,

@@ -43,7 +43,8 @@ def old_runs(folder: Path, count: int) -> list[Path]:
 
 
 def ran(settings: Settings, path: Path, run: str, line: str = "tiny") -> str | None:
-    return run_here(settings, path, run, line, settings.home / "logs" / f"kfp-{run}.log")
+    arguments = {"line": line, "run": run}
+    return run_here(settings, path, run, arguments, settings.home / "logs" / f"kfp-{run}.log")
 
 
 def test_after_a_run_the_newest_folders_stay(tmp_path):

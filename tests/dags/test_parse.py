@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).resolve().parents[2]
-VERBS = ("incremental_train", "full_train", "rollback", "backfill_features", "watch_parity")
+VERBS = (
+    *("incremental_train", "full_train", "rollback"),
+    *("backfill_features", "batch_score", "watch_parity"),
+)
 HEAVY = {
     "tensorflow",
     "keras",
@@ -125,6 +128,8 @@ def test_only_live_lines_are_scheduled(parsed):
     assert kinds["full_train_coupons"] == "CronTriggerTimetable"
     assert kinds["rollback_coupons"] == "NullTimetable"
     assert kinds["watch_parity_coupons"] == "CronDataIntervalTimetable"
+    assert kinds["batch_score_coupons"] == "CronDataIntervalTimetable"
+    assert kinds["batch_score_news"] == "NullTimetable"
     assert kinds["watch_parity_flights"] == "NullTimetable"
     assert kinds["incremental_train_flights"] == kinds["full_train_news"] == "NullTimetable"
 
@@ -156,6 +161,7 @@ def test_assets_lead_from_events_to_what_serves(parsed):
         ("samples", "version"),
         ("samples", "served"),
         ("version", "served"),
+        *((made_of, "scores") for made_of in ("events", "features", "version")),
     }
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from headrace.declaration import LineSpec
@@ -73,7 +74,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     publish(settings, find_line(settings, "coupons"))
     with running(settings, "coupons"):
         with AirflowClient(settings) as airflow:
-            verbs = ("incremental_train", "rollback", "watch_parity", "backfill_features")
+            verbs = ("incremental_train", "rollback", "watch_parity")
+            verbs = (*verbs, "backfill_features", "batch_score")
             airflow.wait_for_dags({f"{verb}_coupons" for verb in verbs})
         deadline = time.monotonic() + 60
         while not httpx.get(f"{settings.server_url}/v2/health/ready", trust_env=False).is_success:
@@ -176,6 +178,13 @@ def test_the_rollback_moves_the_champion(said, stack):
 def test_parity_is_watched_and_features_are_backfilled(said):
     assert block(said, "state watch_parity_coupons") == "success\nsuccess\n"
     assert answer(said, "/api/v2/backfills")["dag_id"] == "backfill_features_coupons"
+
+
+def test_an_interval_is_scored_whole_though_nothing_was_shown_in_it(said, stack):
+    assert block(said, "state batch_score_coupons") == "success\n"
+    folder = stack.line_home("coupons") / "scores" / "batch"
+    scores = folder / "20260501T000000Z-20260502T000000Z.parquet"
+    assert pq.read_metadata(scores).num_rows == 0
 
 
 def test_an_alarm_has_an_address(said):

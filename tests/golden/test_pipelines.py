@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from headrace.launch.scores import OPTIONS
 from pipelines.command import COMPILED, compile_to
 
-PIPELINES = ("incremental_train", "full_train", "full_train_gpu")
+TRAININGS = ("incremental_train", "full_train", "full_train_gpu")
+PIPELINES = (*TRAININGS, "batch_score")
 
 
 def normalised(path: Path) -> str:
@@ -28,7 +30,7 @@ def test_compiled_yaml_is_the_golden_file(name: str, tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("name", TRAININGS)
 def test_nothing_is_trained_before_the_data_gate_has_spoken(name: str) -> None:
     root = yaml.safe_load((COMPILED / f"{name}.yaml").read_text())
     tasks = root["root"]["dag"]["tasks"]
@@ -36,7 +38,7 @@ def test_nothing_is_trained_before_the_data_gate_has_spoken(name: str) -> None:
     assert "!= 'ended'" in tasks["condition-1"]["triggerPolicy"]["condition"]
 
 
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("name", TRAININGS)
 def test_no_step_is_cached_and_only_ids_are_handed_over(name: str) -> None:
     root = yaml.safe_load((COMPILED / f"{name}.yaml").read_text())
     tasks = [
@@ -60,3 +62,13 @@ def test_only_the_training_of_the_gpu_pipeline_asks_for_one() -> None:
     assert list(asking) == [("full_train_gpu", "exec-train")]
     assert asking["full_train_gpu", "exec-train"]["resourceType"] == "nvidia.com/gpu"
     assert asking["full_train_gpu", "exec-train"]["resourceCount"] == "1"
+
+
+def test_scores_are_one_step_of_text_which_is_never_cached() -> None:
+    root = yaml.safe_load((COMPILED / "batch_score.yaml").read_text())
+    (task,) = root["root"]["dag"]["tasks"].values()
+    assert not task.get("cachingOptions", {}).get("enableCache")
+    given = root["root"]["inputDefinitions"]["parameters"]
+    assert set(given) == {"line", *OPTIONS}
+    assert {one["parameterType"] for one in given.values()} == {"STRING"}
+    assert [name for name, one in given.items() if not one.get("isOptional")] == ["line"]

@@ -7,9 +7,7 @@ by the workers and the parts are written by them; through the driver passes only
 from __future__ import annotations
 
 import shutil
-from bisect import bisect_left
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Final, Literal
@@ -24,9 +22,9 @@ from headrace.backfill.features import features
 from headrace.backfill.steps import STRIDE, Job
 from headrace.declaration import LineSpec
 from headrace.errors import InputError
-from headrace.events import event_schema
+from headrace.events import event_schema, stamp
 from headrace.log.files import FileLog
-from headrace.log.stamp import last_arrival_us
+from headrace.log.stamp import offset_at
 
 Engine = Literal["local", "spark"]
 _FEWEST_PARTITIONS: Final = 8
@@ -63,13 +61,13 @@ def backfill(
     from_us, to_us = interval
     if from_us >= to_us:
         raise InputError(
-            f"from {_stamp(from_us)} to {_stamp(to_us)}: ends before it begins; give a later --to"
+            f"from {stamp(from_us)} to {stamp(to_us)}: ends before it begins; give a later --to"
         )
     if not spec.windows:
         raise InputError(f"line {spec.line!r} declares no windows; there is nothing to backfill")
-    folder = out / f"{_stamp(from_us)}-{_stamp(to_us)}"
+    folder = out / f"{stamp(from_us)}-{stamp(to_us)}"
     log = home / "log" / "events"
-    stop = _offset_at(FileLog(log, event_schema(spec)), to_us)
+    stop = offset_at(FileLog(log, event_schema(spec)), to_us)
     torn = folder.with_name(folder.name + ".tmp")
     job = Job(spec, log.resolve(), torn.resolve(), from_us, to_us, stop)
     with disk_faults(out):
@@ -132,15 +130,3 @@ def _resolve(job: Job, events: pa.Table) -> pa.Table:
 
 def _write(job: Job, answers: pa.Table) -> pa.Table:
     return pa.table({"rows": [steps.write(job, answers)]}, schema=_WRITTEN)
-
-
-def _offset_at(log: FileLog, at_us: int) -> int:
-    """The offset of the first record with a stamp of `at_us` or later; the head without one."""
-    return bisect_left(
-        range(log.head), at_us, key=lambda offset: last_arrival_us(log.read(offset, offset + 1))
-    )
-
-
-def _stamp(at_us: int) -> str:
-    moment = datetime.fromtimestamp(0, UTC) + timedelta(microseconds=at_us)
-    return moment.strftime("%Y%m%dT%H%M%S" + (".%fZ" if moment.microsecond else "Z"))

@@ -33,6 +33,7 @@ from headrace.cli.options import (
 )
 from headrace.cli.proof import parity
 from headrace.cli.race import race_app
+from headrace.cli.score import score_batch, score_log
 from headrace.cli.spark import backfill, stream
 from headrace.cli.train import train_app
 from headrace.errors import GateRejected, HeadraceError, IntegrityError
@@ -55,6 +56,8 @@ app.add_typer(race_app, name="race")
 app.command()(backfill)
 app.command()(stream)
 app.command()(export)
+app.command()(score_batch)
+app.command()(score_log)
 
 # What no verb can foresee, and its remedy; any other OSError is a fault of this program.
 _NO_SPACE = "free some space, or set HEADRACE_HOME to another disk, and run again"

@@ -23,6 +23,7 @@ out = Console()
 
 LineName = Annotated[str, typer.Option("--line", help="Name of a line in lines/.")]
 LinePath = Annotated[Path, typer.Option("--line", help="A line's YAML file.")]
+Master = Annotated[str, typer.Option(help="Spark master: local[N], spark://…, yarn.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 

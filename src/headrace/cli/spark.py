@@ -5,16 +5,20 @@ from __future__ import annotations
 import enum
 import logging
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from headrace.cli.options import AsJson, LineName, open_line, out, show, until_signal
-from headrace.errors import InputError
-
-Master = Annotated[str, typer.Option(help="Spark master: local[N], spark://…, yarn.")]
+from headrace.cli.options import (
+    AsJson,
+    LineName,
+    Master,
+    open_line,
+    out,
+    show,
+    until_signal,
+)
 
 
 class Engine(enum.StrEnum):
@@ -55,25 +59,13 @@ def backfill(
 ) -> None:
     """Write window features at every impression of an interval of the log, as Parquet parts."""
     from headrace.backfill.interval import backfill as run
+    from headrace.events import moment
 
     settings, spec = open_line(line)
-    interval = (_moment("--from", start), _moment("--to", end))
+    interval = (moment("--from", start), moment("--to", end))
     home = settings.line_home(spec.line)
     written = run(spec, home, folder, interval, engine=engine.value, master=master)
     if as_json:
         show(written)
     else:
         out.print(f"{written.folder}: {written.rows} impressions", highlight=False, soft_wrap=True)
-
-
-def _moment(option: str, text: str) -> int:
-    """ISO 8601 as microseconds since 1970."""
-    from headrace.events import micros
-
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise InputError(
-            f"{option} {text!r} is not a time; give one like 2026-11-20 or 2026-11-20T08:00:00Z"
-        ) from None
-    return micros(moment.replace(tzinfo=moment.tzinfo or UTC))

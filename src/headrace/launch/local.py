@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Final, TextIO
 
 from headrace.settings import PROJECT, Settings
@@ -22,14 +21,11 @@ def run_here(
     settings: Settings,
     package: Path,
     run: str,
-    line: str,
+    arguments: Mapping[str, int | str],
     log: Path,
-    *,
-    options: Mapping[str, int | str] = MappingProxyType({}),
 ) -> str | None:
     """Run to the end; returns what failed, None if nothing did. The output is copied to `log`.
 
-    `options` are arguments of the pipeline beside `line` and `run`.
     What the components leave lies in `<home>/kfp/<run>/`; the newest `KEPT_RUNS` folders are kept.
     """
     from kfp import components, local
@@ -53,7 +49,7 @@ def run_here(
                 redirect_stdout(_Tee(sys.stdout, copy)),
             ):
                 try:
-                    component(line=line, run=run, **options)
+                    component(**arguments)
                 except RuntimeError as problem:  # kfp's word for a failed task
                     return f"{problem}; see {log}"
     finally:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final, Literal
 
 from headrace import records
@@ -68,25 +69,22 @@ def run_pipeline(
     """
     if pipeline not in KIND_OF:
         raise DeclarationError(f"pipeline {pipeline!r} is unknown; use {' or '.join(KIND_OF)}")
-    package = COMPILED / f"{pipeline}.yaml"
-    if not package.exists():
-        raise EnvironmentFault(
-            f"{package} is missing; run python -m pipelines.{pipeline} --compile"
-        )
+    package = compiled(pipeline)
     if workers != 1 and KIND_OF[pipeline] != "full":
         raise DeclarationError(f"{pipeline} takes no workers; leave them out, or run full_train")
-    options = {} if workers == 1 else {"workers": workers}
     spec = find_line(settings, line)
     name = run or records.new_run()
     began = records.started(name, KIND_OF[pipeline])
+    arguments: dict[str, int | str] = {"line": line, "run": name}
+    arguments |= {} if workers == 1 else {"workers": workers}
     if settings.kfp_endpoint is None:
         log = settings.home / "logs" / f"kfp-{name}.log"
-        problem = run_here(settings, package, name, line, log, options=options)
+        problem = run_here(settings, package, name, arguments, log)
         return _result(settings, spec, began, problem, log=str(log))
     there = cluster.run_there(
         settings,
         package,
-        {"line": line, "run": name, **options},
+        arguments,
         f"{line} {began.kind} {name}",
         timeout_s=timeout_s,
         poll_s=poll_s,
@@ -98,6 +96,16 @@ def run_pipeline(
         problem = f"run {there.run_id} ended {there.state} on the cluster"
         problem += f": {there.why}" if there.why else ""
     return _result(settings, spec, began, problem, endpoint_run=there.run_id)
+
+
+def compiled(pipeline: str) -> Path:
+    """The YAML of a pipeline. Raises `EnvironmentFault` where it is missing."""
+    package = COMPILED / f"{pipeline}.yaml"
+    if not package.exists():
+        raise EnvironmentFault(
+            f"{package} is missing; run python -m pipelines.{pipeline} --compile"
+        )
+    return package
 
 
 def _elsewhere(settings: Settings, began: Cycle, run_id: str) -> RunResult:

@@ -36,7 +36,7 @@ class FileLog:
         self._listing = EMPTY
         if writer:
             folder.mkdir(parents=True, exist_ok=True)
-            self._lock = _take_lock(folder)
+            self._lock = take_lock(folder)
             for torn in folder.glob("*.tmp"):
                 torn.unlink()
             self._listing = list_segments(folder)
@@ -156,7 +156,11 @@ class FileLog:
         self._listing = self._listing._replace(joined=joined)
 
 
-def _take_lock(folder: Path) -> IO[str]:
+def take_lock(folder: Path) -> IO[str]:
+    """The lock of a folder that one process writes, held until the file is closed.
+
+    Raises `EnvironmentFault` where another process holds it.
+    """
     file = (folder / ".lock").open("a+", encoding="utf-8")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from bisect import bisect_left
 from collections.abc import Callable
 from pathlib import Path
 
@@ -105,3 +106,10 @@ class EventWriter:
 def last_arrival_us(events: pa.Table) -> int:
     """Stamp of the newest of these records (they are in arrival order)."""
     return int(pc.max(events["arrival_at"].cast("int64")).as_py())
+
+
+def offset_at(log: FileLog, at_us: int) -> int:
+    """The offset of the first record with a stamp of `at_us` or later; the head without one."""
+    return bisect_left(
+        range(log.head), at_us, key=lambda offset: last_arrival_us(log.read(offset, offset + 1))
+    )

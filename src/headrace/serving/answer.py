@@ -21,6 +21,7 @@ from headrace.serving.arms import Drawn
 from headrace.serving.features import Features
 from headrace.serving.loaded import Loaded
 from headrace.serving.pinned import Held, Pinned
+from headrace.serving.predict import predict
 from headrace.serving.prior import Prior
 from headrace.serving.swap import Follower
 
@@ -134,14 +135,14 @@ class Answers:
         self, use: Use, inputs: pa.Table, said: tuple[str, ...], follower: Follower | None = None
     ) -> Answer:
         with use() as loaded:
-            tasks = loaded.model.predict_tasks(inputs)
-        version = loaded.version
-        if not all(np.isfinite(scores).all() for scores in tasks.values()):
-            problem = f"version {version.version} gave a score that is not finite; roll it back"
-            if version.version not in self._told:
-                self._told.add(version.version)
-                LOG.error("%s: %s", self._spec.line, problem)
-            raise EnvironmentFault(problem)
+            version = loaded.version
+            try:
+                tasks = predict(loaded, inputs)
+            except EnvironmentFault as problem:
+                if version.version not in self._told:
+                    self._told.add(version.version)
+                    LOG.error("%s: %s", self._spec.line, problem)
+                raise
         if follower is not None and isinstance(loaded, Loaded) and follower.stands_in(loaded):
             said = (*said, PREVIOUS)
         return Answer(tasks, version.version, version.watermark_us, said)

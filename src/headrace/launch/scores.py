@@ -1,0 +1,60 @@
+"""Run the pipeline `batch_score`, which is no cycle: it learns nothing and leaves no record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from headrace import records
+from headrace.errors import DeclarationError, HeadraceError
+from headrace.launch import cluster
+from headrace.launch.local import run_here
+from headrace.launch.run import compiled
+from headrace.settings import Settings, find_line
+
+PIPELINE: Final = "batch_score"
+OPTIONS: Final = ("source", "start", "end", "output", "version", "at_column", "engine")
+"""Arguments of the pipeline beside `line`; text, empty for what is left out."""
+
+
+@dataclass(frozen=True)
+class ScoresResult:
+    """A run that ended well. `log`: of a run here; `endpoint_run`: the id of one on a cluster."""
+
+    run: str
+    log: str | None = None
+    endpoint_run: str | None = None
+
+
+def run_batch_score(
+    settings: Settings,
+    line: str,
+    *,
+    timeout_s: float = 3600.0,
+    poll_s: float = cluster.POLL_S,
+    **options: str,
+) -> ScoresResult:
+    """Run the pipeline to its end; `options` are some of `OPTIONS`, see the component.
+
+    Raises `HeadraceError` with the reason when the component failed, `DeclarationError` for an
+    unknown line or option, `EnvironmentFault` when the endpoint refuses or the time is up.
+    """
+    unknown = sorted(options.keys() - set(OPTIONS))
+    if unknown:
+        raise DeclarationError(f"{PIPELINE} takes no {unknown[0]!r}; use {', '.join(OPTIONS)}")
+    spec, package, name = find_line(settings, line), compiled(PIPELINE), records.new_run()
+    arguments: dict[str, int | str] = {"line": spec.line, **options}
+    if settings.kfp_endpoint is None:
+        log = settings.home / "logs" / f"kfp-{name}.log"
+        problem = run_here(settings, package, name, arguments, log)
+        if problem is not None:
+            raise HeadraceError(f"{PIPELINE} {line}: {problem}")
+        return ScoresResult(name, log=str(log))
+    title = f"{line} {PIPELINE} {name}"
+    there = cluster.run_there(
+        settings, package, arguments, title, timeout_s=timeout_s, poll_s=poll_s
+    )
+    if there.state != "SUCCEEDED":
+        why = f": {there.why}" if there.why else ""
+        raise HeadraceError(f"{PIPELINE} {line}: run {there.run_id} ended {there.state}{why}")
+    return ScoresResult(name, endpoint_run=there.run_id)
