@@ -9,8 +9,8 @@ run by hand. Older days: Airflow's *Backfill*, or *From* and *To*. With *File* i
 instead, as asked at *Moments*, a column, or now; refused rows lie beside the output.
 
 **At 3 a.m.** *Red*: there is no champion yet, ticks lag behind the interval (the retries wait for
-them), a file does not fit the line, or the disk is full; the log says which. Nothing that
-serves depends on it: mend it, then clear the task.
+them), a file does not fit the line, or the disk is full; the log says which. *Skipped*: the
+interval holds no events. Nothing that serves depends on it: mend it, then clear the task.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from airflow.sdk import DAG, CronDataIntervalTimetable, Param, task
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from dags.shared.assets import LineAssets
 from dags.shared.defaults import tags_of, task_defaults
@@ -39,8 +39,9 @@ def score_rows(
     data_interval_end: datetime | None = None,
 ) -> str:
     """Run the pipeline over the interval, or over a file; returns the name of the run."""
-    from headrace.launch import run_batch_score
+    from headrace.launch import holds_events, run_batch_score
 
+    settings = load_settings()
     names = ("source", "output", "at_column", "version", "engine")
     options = {name: params[name] for name in names if params[name]}
     if "source" not in options:
@@ -48,7 +49,8 @@ def score_rows(
         if not start or not end:
             raise AirflowFailException("this run has no interval; give From and To, or a File")
         options |= {"start": str(start), "end": str(end)}
-    settings = load_settings()
+        if not holds_events(settings, line, str(start), str(end)):
+            raise AirflowSkipException(f"no events from {start} to {end}")
     ended = run_batch_score(settings, line, timeout_s=LONGEST.total_seconds(), **options)
     log.info("%s", ended)
     return ended.run

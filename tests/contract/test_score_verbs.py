@@ -6,6 +6,7 @@ import json
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,6 +16,9 @@ import pytest
 
 from headrace import cli
 from headrace.errors import EnvironmentFault, IntegrityError
+from headrace.events import event_schema, stamp
+from headrace.launch import holds_events
+from headrace.log.files import FileLog
 from headrace.scoring import answers, nearline
 from headrace.scoring.answers import Job, Scoring, scored_there
 from headrace.serving.swap import Follower
@@ -270,3 +274,13 @@ def test_the_log_is_followed_and_so_is_the_champion(crowned: AlikeLine) -> None:
     parts[1].path.unlink()
     with pytest.raises(IntegrityError, match="restore what is missing"):
         nearline.parts(folder)
+
+
+def test_an_interval_without_events_is_told_before_anything_is_started(line: AlikeLine) -> None:
+    log = FileLog(line.settings.line_home("alike") / "log" / "events", event_schema(line.spec))
+    stamps = log.read(0, log.head)["arrival_at"].cast(pa.int64()).to_pylist()
+    first, after, later = (stamp(at) for at in (stamps[0], stamps[-1] + 1, stamps[-1] + 9))
+    assert holds_events(line.settings, "alike", first, after)
+    assert not holds_events(line.settings, "alike", after, later)
+    on_a_cluster = replace(line.settings, kfp_endpoint="http://kfp")
+    assert holds_events(on_a_cluster, "alike", after, later)

@@ -7,9 +7,12 @@ from typing import Final
 
 from headrace import records
 from headrace.errors import DeclarationError, HeadraceError
+from headrace.events import event_schema, moment
 from headrace.launch import cluster
 from headrace.launch.local import run_here
 from headrace.launch.run import compiled
+from headrace.log.files import FileLog
+from headrace.log.stamp import offset_at
 from headrace.settings import Settings, find_line
 
 PIPELINE: Final = "batch_score"
@@ -24,6 +27,18 @@ class ScoresResult:
     run: str
     log: str | None = None
     endpoint_run: str | None = None
+
+
+def holds_events(settings: Settings, line: str, start: str, end: str) -> bool:
+    """Whether the line's log has events of `[start, end)` (ISO 8601); yes where only a cluster's
+    home could tell.
+    """
+    if settings.kfp_endpoint is not None:
+        return True
+    spec = find_line(settings, line)
+    log = FileLog(settings.line_home(line) / "log" / "events", event_schema(spec))
+    first, stop = (offset_at(log, moment(*each)) for each in (("from", start), ("to", end)))
+    return first < stop
 
 
 def run_batch_score(
