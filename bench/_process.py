@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import tempfile
@@ -51,6 +52,15 @@ def python(*arguments: str) -> tuple[str, float]:
 def cpu_of_tree(root: int) -> float:
     """CPU seconds so far of a process and its living descendants."""
     return sum(_tree(root).values())
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody held a moment ago, all different."""
+    with contextlib.ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 def tell(engine: str, folder: Path, answer: Callable[[], pa.Table]) -> dict[str, Any]:

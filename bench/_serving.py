@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ import yaml
 from bench._bare import LINE
 from bench._load import post
 from bench._measure import SEED
+from bench._process import free_ports
 from bench._redis import RedisServer
 from headrace.declaration import LineSpec
 from headrace.events import TIME
@@ -214,15 +214,6 @@ def _answers(ask: Callable[[], httpx.Response]) -> bool:
         return ask().is_success
     except httpx.TransportError:
         return False
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody held a moment ago, all different."""
-    with contextlib.ExitStack() as held:
-        probes = [held.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 def asked(spec: LineSpec, candidates: int) -> list[bytes]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -33,7 +32,7 @@ import yaml
 from numpy.typing import NDArray
 
 from bench._measure import SEED, at_least, at_most, equality
-from bench._process import cpu_of_tree
+from bench._process import cpu_of_tree, free_ports
 from headrace import cycle, records
 from headrace.declaration import LineSpec
 from headrace.events import event_schema, served_schema
@@ -101,7 +100,7 @@ def prepare(folder: Path, history_s: int) -> tuple[Settings, LineSpec]:
     raw["gates"]["data"]["min_rows"] = raw["gates"]["model"]["min_rows"] = 60
     (folder / "lines").mkdir()
     (folder / "lines" / "coupons.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
-    ports = _free_ports(4)
+    ports = free_ports(4)
     settings = load_settings(
         {
             "HEADRACE_HOME": str(folder / "home"),
@@ -427,15 +426,6 @@ def _answers(url: str) -> bool:
         return httpx.get(url, timeout=5.0, trust_env=False).is_success
     except httpx.TransportError:
         return False
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports that nobody held a moment ago, all different."""
-    with contextlib.ExitStack() as held:
-        probes = [held.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 def _now_us() -> int:
