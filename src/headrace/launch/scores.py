@@ -7,12 +7,9 @@ from typing import Final
 
 from headrace import records
 from headrace.errors import DeclarationError, HeadraceError
-from headrace.events import event_schema, moment
 from headrace.launch import cluster
 from headrace.launch.local import run_here
 from headrace.launch.run import compiled
-from headrace.log.files import FileLog
-from headrace.log.stamp import offset_at
 from headrace.settings import Settings, find_line
 
 PIPELINE: Final = "batch_score"
@@ -35,6 +32,10 @@ def holds_events(settings: Settings, line: str, start: str, end: str) -> bool:
     """
     if settings.kfp_endpoint is not None:
         return True
+    from headrace.events import event_schema, moment  # a launch alone needs no Arrow
+    from headrace.log.files import FileLog
+    from headrace.log.stamp import offset_at
+
     spec = find_line(settings, line)
     log = FileLog(settings.line_home(line) / "log" / "events", event_schema(spec))
     first, stop = (offset_at(log, moment(*each)) for each in (("from", start), ("to", end)))
