@@ -387,6 +387,7 @@ def test_a_champion_whose_scores_are_not_finite_never_serves(
     assert np.array_equal(served(follower, asked), writer.scores(good.version, asked))
 
 
+@pytest.mark.slow
 def test_no_answer_of_the_version_before_is_half_of_another(
     writer: Writer, follower: Follower, asked: pa.Table
 ) -> None:

@@ -93,6 +93,7 @@ def test_of_a_learners_versions_those_with_an_alias_are_mirrored(
     assert aliases(url, spec.line)["champion"] == steps[0]
 
 
+@pytest.mark.slow
 def test_each_version_is_a_run_and_aliases_follow_promotion_and_rollback(
     url: str, store: LineStore, spec: LineSpec
 ) -> None:
