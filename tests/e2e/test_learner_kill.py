@@ -19,7 +19,7 @@ from tests.lives import Lives
 __all__ = ["bootstrapped"]
 
 STEP = 2
-KILLS = 12
+MOST_KILLS = 30
 
 
 def live(root: str) -> None:
@@ -54,17 +54,18 @@ def test_a_killed_learner_loses_nothing_and_repeats_the_same_bytes(
     with Lives("tests.e2e.test_learner_kill:live", ("headrace.learner", "pandas")) as lives:
         whole = lives.live(str(tmp_path / "calm"))
         assert whole.code == 0
-        ended, reach_s = False, whole.lived_s
+        ended, reach_s = False, whole.lived_s / 3
         while not ended:
             before = len(told(stormy))
-            after_s = dice.uniform(0, reach_s) if kills < KILLS else None
+            after_s = dice.uniform(0, reach_s) if kills < MOST_KILLS else None
             life = lives.live(str(tmp_path / "stormy"), kill_after_s=after_s)
-            kills, ended = kills + life.killed, not life.killed and kills >= KILLS
+            kills, ended = kills + life.killed, not life.killed
             came_further = len(told(stormy)) > before
             moved += life.killed and came_further
-            reach_s *= 1.0 if came_further else 1.5  # the machine may be busier than before
+            if not came_further:  # died in its start: the machine may be busier than before
+                reach_s = min(1.25 * reach_s, 4 * whole.lived_s)
             assert life.killed or life.code == 0
-    assert moved >= 3
+    assert moved >= 2
     assert told(stormy) == told(calm)
     assert same_bits(stormy.store.load(stormy.champion)[1], calm.store.load(calm.champion)[1])
     refused = [(q["from"], q["to"]) for q in Quarantine(stormy.home).intervals()]
