@@ -40,7 +40,7 @@ test: test-fast ## All tests
 	@bash infra/setup/browser.sh
 	@bash infra/setup/kafka.sh
 	@$(PARALLEL) -m "slow and not ($(SLOW))"
-	@.venv/bin/pytest -m "$(SLOW)"
+	@$(PARALLEL) -m "$(SLOW)"
 
 golden: setup ## Write the golden files anew (compiled pipelines and protocol, OpenAPI)
 	@.venv/bin/python -m pipelines.incremental_train --compile
