@@ -4,6 +4,8 @@ SHELL := /bin/bash
 RUN := .venv/bin/headrace
 SLOW := e2e or spark or browser or faults
 PARALLEL := .venv/bin/pytest -n 2 --dist loadfile
+# whole stacks, of which one runs at a time
+STACKS := tests/dags tests/browser tests/e2e/test_api_docs.py
 export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help setup demo up down status check test test-fast golden bench results clean
@@ -40,7 +42,8 @@ test: test-fast ## All tests
 	@bash infra/setup/browser.sh
 	@bash infra/setup/kafka.sh
 	@$(PARALLEL) -m "slow and not ($(SLOW))"
-	@$(PARALLEL) -m "$(SLOW)"
+	@.venv/bin/pytest -m "$(SLOW)" $(STACKS)
+	@$(PARALLEL) -m "$(SLOW)" $(foreach path,$(STACKS),--ignore=$(path))
 
 golden: setup ## Write the golden files anew (compiled pipelines and protocol, OpenAPI)
 	@.venv/bin/python -m pipelines.incremental_train --compile
