@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from headrace import cycle, promote, records, train, turns
@@ -118,6 +119,22 @@ def test_a_chunk_that_fails_the_data_gate_is_quarantined_and_later_ones_go_on(li
     assert [(q["from"], q["to"]) for q in Quarantine(line.home).intervals()] == [(40, 42)]
     version = line.store.get(line.champion)
     assert (version.to_tick, line.store.get(str(version.parent)).excluded) == (46, [[40, 42]])
+
+
+def test_the_times_of_all_rows_that_are_held_are_known_however_long_ago_they_came(
+    line: Line,
+) -> None:
+    intake = Intake(line.settings, line.spec, 4 * STEP)
+    intake.start_again(head_tick(line.home))
+    intake._window_us = 1  # so that a chunk is older than the window when it is done
+    line.tick(8 * STEP)
+    for _ in range(2):
+        chunk = intake.next()
+        assert chunk is not None
+        assert chunk.reasons == []
+        times = sorted(set(chunk.samples["emitted_at"].cast(pa.int64()).to_pylist()))
+        assert len(intake._busy_us) == len(times) == 4 * STEP  # one tick for each moment
+        assert np.searchsorted(intake._busy_us, times).tolist() == list(range(4 * STEP))
 
 
 def test_refused_ticks_are_no_pause_and_what_is_odd_but_accepted_speaks_against_no_later_chunk(

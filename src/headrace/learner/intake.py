@@ -136,10 +136,9 @@ class Intake:
             self._recent.append((until_us, samples))
             while self._recent[0][0] <= until_us - self._window_us:
                 self._recent.pop(0)
-            oldest_us = (
-                until_us - 2 * self._window_us
-            )  # a chunk's first rows are older than its end
-            while self._busy_us[0] <= oldest_us:
+            held = next(rows for _, rows in self._recent if rows.num_rows)
+            oldest_us = held["emitted_at"][0].cast(pa.int64()).as_py()  # rows come in rising order
+            while self._busy_us[0] < oldest_us:
                 self._start_us = self._busy_us.pop(0)
         return chunk
 
