@@ -192,17 +192,32 @@ class ModelSpec(Declared):
 
 
 class DataGateSpec(Declared):
-    """What a window of samples must look like to be learned."""
+    """What a window of samples must look like to be learned.
+
+    `reference_rows` of the newest accepted rows before it are its reference. `max_drift`: of each
+    input and of the label delay, as population stability index. `max_information`: share of the
+    label's entropy that one input may tell. `key_label_rate`: categorical
+    input to the label rate that no single id of it may surely exceed. `max_lost_labels`: share of
+    engagements that found no impression in time.
+    """
 
     min_rows: int = Field(50, ge=1)
     label_rate: tuple[float, float] = (0.0, 1.0)
     max_missing_share: float = Field(0.5, ge=0, le=1)
+    reference_rows: int = Field(10_000, ge=0)
+    max_drift: float = Field(1.0, gt=0)
+    max_information: float = Field(0.3, gt=0, le=1)
+    max_lost_labels: float = Field(0.5, ge=0, le=1)
+    key_label_rate: dict[str, float] = Field(default_factory=dict)
 
 
 class ModelGateSpec(Declared):
     """What a candidate must show against the champion on identical later rows.
 
     `max_update_growth`: of a learner's step, its norm over the median of the steps before.
+    `slices`: categorical inputs whose commonest values are judged by themselves.
+    `max_importance`: share of what all inputs explain that one may explain alone.
+    `max_predict_time`, `max_bytes`: of a row and of the version, asked only where declared.
     """
 
     min_rows: int = Field(100, ge=1)
@@ -212,6 +227,13 @@ class ModelGateSpec(Declared):
     min_conversions: int = Field(20, ge=1)
     max_evidence_age: DurationUs = 600_000_000
     max_update_growth: float = Field(10.0, gt=1)
+    max_auc_drop: float = Field(0.02, ge=0)
+    max_score_shift: float = Field(0.5, gt=0, le=1)
+    slices: tuple[str, ...] = ()
+    max_slice_logloss_increase: float = Field(0.1, ge=0)
+    max_importance: float = Field(0.9, gt=0, le=1)
+    max_predict_time: DurationUs | None = None
+    max_bytes: int | None = Field(None, ge=1)
 
 
 class GateSpec(Declared):
@@ -296,6 +318,20 @@ class LineSpec(Declared):
                 f"model.replay_share: {policy} weighs a stream in which late positives were "
                 "negatives first, and settled rows are none; use delayed_feedback: correct or wait"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _gates_name_inputs(self) -> Self:
+        named = {
+            "gates.data.key_label_rate": self.gates.data.key_label_rate,
+            "gates.model.slices": self.gates.model.slices,
+        }
+        for key, name in ((key, name) for key, names in named.items() for name in names):
+            if name not in self.model.categorical:
+                raise ValueError(
+                    f"{key}: {name!r} is not in model.categorical; name one of "
+                    f"{', '.join(self.model.categorical) or 'those that you add there'}"
+                )
         return self
 
     @model_validator(mode="after")
