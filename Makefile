@@ -36,6 +36,7 @@ check: setup ## ruff, mypy, import-linter, known vulnerabilities of what is lock
 
 test-fast: setup ## Unit, contract, golden, parity and architecture tests (about two minutes)
 	@bash infra/setup/redis.sh
+	@bash infra/setup/prometheus.sh
 	@$(PARALLEL) -m "not (slow or $(SLOW))"
 
 test: test-fast ## All tests

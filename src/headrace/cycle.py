@@ -93,7 +93,7 @@ def resumed(given: str, kind: str, stage: str, version: str | None = None) -> Cy
 
 def plan(settings: Settings, spec: LineSpec) -> Interval | None:
     """Ticks `[champion's end, head)`, or None while they hold under `gates.data.min_rows` samples,
-    or are a living learner's to learn.
+    or are a living learner's to learn, or the line is frozen.
 
     Quarantined ticks inside are skipped by everything that reads the interval. An alarm is raised
     where the source has gone silent or odd, whatever there is to learn. Raises `InputError` without
@@ -106,7 +106,7 @@ def plan(settings: Settings, spec: LineSpec) -> Interval | None:
         raise InputError(f"line {spec.line!r} has no champion to continue; run full_train first")
     look_at_source(settings, spec)
     start, head = store.get(champion.version).to_tick, head_tick(home)
-    if start >= head or turns.alive(home):
+    if start >= head or turns.alive(home) or turns.frozen(home) is not None:
         return None
     window = train.window_samples(settings, spec, start, head)
     return Interval(start, head) if window.samples.num_rows >= spec.gates.data.min_rows else None
@@ -174,9 +174,9 @@ def look_at_source(settings: Settings, spec: LineSpec) -> list[str]:
     home = settings.line_home(spec.line)
     told = recent.silence(spec, home, time.time_ns() // 1_000)
     kinds, path = sorted({each.split(":", 1)[0] for each in told}), home / "guard" / "source.json"
-    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    before = json.loads(path.read_text(encoding="utf-8"))["kinds"] if path.is_file() else []
     if kinds != before:
-        write_json(path, kinds)
+        write_json(path, {"kinds": kinds, "symptoms": told})
         if kinds:
             alarms.raise_alarm(settings, spec.line, "source", {"symptoms": told})
     return told
@@ -189,6 +189,8 @@ def begin(settings: Settings, spec: LineSpec, cycle: Cycle) -> Cycle:
         why = f"nothing to learn: fewer than {spec.gates.data.min_rows} new samples"
         if cycle.kind == "incremental" and turns.alive(settings.line_home(spec.line)):
             why = "the learner takes the new samples"
+        elif (frozen := turns.frozen(settings.line_home(spec.line))) is not None:
+            why = f"frozen: {frozen}"
         return record(settings, spec, replace(cycle, outcome="idle", reasons=(why,)))
     cycle = replace(cycle, interval=(interval.from_tick, interval.to_tick))
     report = check_data(

@@ -19,6 +19,8 @@ PRIOR: Final = "prior"
 
 Reason = str | None
 
+SUSPICIOUS: Final = 0.5
+"""Share of the label's entropy that one input may explain whatever the others do."""
 _BLAMES: Final = {
     *("logloss_not_worse", "conversion_logloss_not_worse", "auc_not_worse"),
     *("scores_near_champion", "no_slice_collapses", "importance_spread"),
@@ -323,9 +325,11 @@ def no_slice_collapses(evidence: Evidence, gate: ModelGateSpec) -> Reason:
 
 
 def importance_spread(evidence: Evidence, max_share: float) -> Reason:
-    """No input explains nearly all that the candidate explains: one that does may hold the label.
+    """No input explains nearly all that the candidate explains, and most of the label too: one
+    that does may hold it.
 
-    A candidate that explains next to nothing (0.01 nats) has nothing to hide.
+    A single strong feature is common (an item that is clicked or not); one that leaves less than
+    half of the label open is not.
     """
     if evidence.importance is None:
         return "importance_spread: not measured, must be"
@@ -334,11 +338,11 @@ def importance_spread(evidence: Evidence, max_share: float) -> Reason:
     if not math.isfinite(total):
         return "importance_spread: not finite, must be measured"
     name, largest = max(found.items(), key=lambda each: each[1])
-    if len(found) < 2 or total < 0.01 or largest <= max_share * total:
+    if len(found) < 2 or largest <= max_share * total or largest <= SUSPICIOUS:
         return None
     return (
-        f"importance_spread: {name} explains {largest / total:.0%} of what all inputs explain, "
-        f"must be at most {max_share:.0%}; does it hold the label?"
+        f"importance_spread: {name} explains {largest / total:.0%} of what all inputs explain and "
+        f"{largest:.0%} of the label, must be at most {max_share:.0%}; does it hold the label?"
     )
 
 

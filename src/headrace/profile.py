@@ -24,6 +24,8 @@ Floats = NDArray[np.float64]
 
 LOST: Final = ("too_late", "unmatched")
 """Fates of engagements that found no impression in time: labels that were lost."""
+SCORE: Final = "score"
+DELAY: Final = "label delay"
 FEWEST: Final = 4
 """Stretches of the past without which nothing is said."""
 COMMON: Final = 20
@@ -75,7 +77,7 @@ class Bins:
             values, counts = np.unique(column, return_counts=True)
             self._edges = np.sort(values[np.argsort(-counts, kind="stable")[:COMMON]])
         else:
-            known = column[~np.isnan(column)]  # type: ignore[type-var]
+            known = column[~np.isnan(column)]
             levels = np.linspace(0, 1, BINS + 1)[1:-1]
             self._edges = np.unique(np.quantile(known, levels)) if known.size else known
 
@@ -91,7 +93,7 @@ class Bins:
             place = np.where(self._edges[at] == column, at, size)
         else:
             at = np.searchsorted(self._edges, column, side="right")
-            place = np.where(np.isnan(column), size + 1, at)  # type: ignore[type-var]
+            place = np.where(np.isnan(column), size + 1, at)
         return place.astype(np.int64)
 
 
@@ -101,22 +103,22 @@ class Reference:
     def __init__(self, spec: LineSpec, samples: pa.Table) -> None:
         self._spec = spec
         self.rows = newest(samples) if samples.num_rows else samples
-        self._columns = dict(_columns(spec, self.rows))
+        self._columns = dict(columns(spec, self.rows))
         self._bins = {name: Bins(column) for name, column in self._columns.items()}
 
-    def drift(self, window: pa.Table) -> dict[str, Figure]:
+    def drift(self, window: pa.Table, floor: float) -> dict[str, Figure]:
         """The population stability index of each input, of score and label delay, with its limit.
 
-        The limit is `gates.data.max_drift`, or twice the largest index that a stretch of the
-        past as long as the window has against the rest of it. Empty where the past holds fewer
-        than `FEWEST` such stretches.
+        The limit is `floor`, or twice the largest index that a stretch of the past as long as the
+        window has against the rest of it. Empty where the past holds fewer than `FEWEST` such
+        stretches.
         """
         found: dict[str, Figure] = {}
         stretches = self.rows.num_rows // max(window.num_rows, 1)
         if stretches < FEWEST:
             return found
-        for name, column in _columns(self._spec, window):
-            if name not in self._columns or not _enough(name, column):
+        for name, column in columns(self._spec, window):
+            if not _enough(name, column) or not _enough(name, self._columns[name]):
                 continue
             bins, past = self._bins[name], self._columns[name]
             whole = bins.counts(past)
@@ -124,7 +126,7 @@ class Reference:
                 metrics.psi_of_counts(whole - counts, counts)
                 for counts in map(bins.counts, np.array_split(past, min(stretches, 12)))
             )
-            limit = max(self._spec.gates.data.max_drift, 2 * usual)
+            limit = max(floor, 2 * usual)
             found[name] = Figure(metrics.psi_of_counts(whole, bins.counts(column)), limit)
         return found
 
@@ -137,7 +139,7 @@ class Reference:
         stretches = min(self.rows.num_rows // max(window.num_rows, 1), 12)
         if stretches < FEWEST:
             return {}
-        held, labels = dict(_columns(self._spec, window)), window["label"].to_numpy()
+        held, labels = dict(columns(self._spec, window)), window["label"].to_numpy()
         before = np.array_split(self.rows["label"].to_numpy(), stretches)
         found = {}
         for name in _inputs(self._spec):
@@ -168,10 +170,11 @@ def figures(
     found: dict[str, Figure] = {}
     if past is not None and past.num_rows and rows.num_rows:
         reference = Reference(spec, past)
-        found |= {f"drift of {name}": each for name, each in reference.drift(rows).items()}
+        drifted = reference.drift(rows, spec.gates.data.max_drift)
+        found |= {f"drift of {name}": drifted[name] for name in drifted if name != SCORE}
         told = reference.told(rows)
         found |= {f"share of the label that {name} tells": each for name, each in told.items()}
-        held = dict(_columns(spec, rows))
+        held = dict(columns(spec, rows))
         if reference.rows.num_rows >= FEWEST * rows.num_rows:
             for name in reference.varied():
                 found[f"share of the commonest {name}"] = Figure(_commonest(held[name]), 0.99)
@@ -215,19 +218,21 @@ def _inputs(spec: LineSpec) -> tuple[str, ...]:
     return (*spec.model.categorical, *spec.model.numeric)
 
 
-def _columns(spec: LineSpec, rows: pa.Table) -> Iterator[tuple[str, NDArray[np.generic]]]:
-    """What is compared: the model's inputs, and how long labels took."""
+def columns(spec: LineSpec, rows: pa.Table) -> Iterator[tuple[str, NDArray[np.generic]]]:
+    """What is compared: the model's inputs, the scores that were served, how long labels took."""
     for name in _inputs(spec):
         yield name, rows[name].to_numpy()
+    scores = rows["score"].to_numpy()
+    yield SCORE, scores[~np.isnan(scores)]  # bootstrapped rows were never scored
     clicked = rows.filter(pc.greater(rows["label"], 0))
     delay = pc.subtract(
         clicked["emitted_at"].cast(pa.int64()), clicked["event_at"].cast(pa.int64())
     )
-    yield "label delay", delay.to_numpy().astype(np.float64) / 1e6
+    yield DELAY, delay.to_numpy().astype(np.float64) / 1e6
 
 
 def _enough(name: str, column: NDArray[np.generic]) -> bool:
-    return name != "label delay" or column.size >= _MANY_POSITIVES
+    return name not in (DELAY, SCORE) or column.size >= _MANY_POSITIVES
 
 
 def _commonest(column: NDArray[np.generic]) -> float:

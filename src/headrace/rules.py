@@ -189,12 +189,12 @@ def _asked(window: pd.DataFrame, rule: Rule) -> Seen | None:
 
 def failing(window: pd.DataFrame, demands: Sequence[Rule], most: int = 20) -> list[dict[str, Any]]:
     """Rows that break a rule by themselves, `most` of each rule: `{"rule": ..., column: value}`."""
-    found = []
+    found: list[dict[str, Any]] = []
     for rule in demands:
         if rule.kind in ("rows", "mean", "figure"):
             continue
         for _, row in window[_wrong(window[rule.column], rule)].head(most).iterrows():
-            found.append({"rule": name_of(rule), **row.to_dict()})
+            found.append({"rule": name_of(rule), **{str(n): v for n, v in row.items()}})
     return found
 
 

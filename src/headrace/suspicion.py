@@ -64,15 +64,18 @@ def shift(predicted: Floats, rival: Floats) -> float:
 def importance(
     spec: LineSpec, rows: pa.Table, predict: Callable[[pa.Table], Floats]
 ) -> dict[str, float]:
-    """How much worse the log loss becomes, in nats, when one input's values change rows at random
-    (permutation importance, Breiman 2001; Fisher, Rudin and Dominici 2019). Never below 0.
+    """How much worse the log loss becomes when one input's values change rows at random, over the
+    entropy of the label: permutation importance (Breiman 2001; Fisher, Rudin and Dominici 2019).
+    Never below 0; NaN where the label has no entropy.
     """
     labels = rows["label"].to_numpy()
+    entropy = metrics.log_loss(labels, np.full(labels.size, labels.mean())) if labels.size else 0.0
     before = metrics.log_loss(labels, predict(rows))
     found: dict[str, float] = {}
     for name in (*spec.model.categorical, *spec.model.numeric):
         order = np.random.default_rng([spec.seed, len(found)]).permutation(rows.num_rows)
         place = rows.schema.get_field_index(name)
         mixed = rows.set_column(place, rows.schema.field(place), rows[name].take(pa.array(order)))
-        found[name] = max(metrics.log_loss(labels, predict(mixed)) - before, 0.0)
+        rise = metrics.log_loss(labels, predict(mixed)) - before
+        found[name] = max(rise, 0.0) / entropy if entropy > 1e-6 else float("nan")
     return found

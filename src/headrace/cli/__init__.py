@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from headrace.cli.drift import drift
 from headrace.cli.drill import drill
 from headrace.cli.export import export
 from headrace.cli.features import features_app
@@ -50,6 +51,7 @@ app = typer.Typer(
 app.command()(parity)
 app.command()(guard)
 app.command()(drill)
+app.command()(drift)
 app.add_typer(train_app, name="train")
 app.add_typer(line_app, name="line")
 app.add_typer(quarantine_app, name="quarantine")

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from headrace.declaration.base import ColumnType, Declared, DurationUs, Name
 from headrace.declaration.conversion import CONVERSION_COLUMNS, ConversionSpec
 from headrace.declaration.delivery import DeliverySpec
-from headrace.declaration.duty import GuardSpec
+from headrace.declaration.duty import DriftSpec, GuardSpec
 from headrace.declaration.features import RequestFeature, WindowFeature
 from headrace.declaration.serving import ServingSpec
 from headrace.declaration.source import FileSource, LiveSource
@@ -278,6 +278,7 @@ class LineSpec(Declared):
     model: ModelSpec
     gates: GateSpec = GateSpec()
     guard: GuardSpec = GuardSpec()
+    drift: DriftSpec = DriftSpec()
     cadence: CadenceSpec = CadenceSpec()
     delivery: DeliverySpec = DeliverySpec()
     serving: ServingSpec = ServingSpec()
