@@ -160,7 +160,8 @@ def _check(settings: Settings, spec: LineSpec, from_tick: int, to_tick: int) -> 
     excluded = train.quarantined(settings, spec, from_tick, to_tick)
     samples = sample_parts(spec, home, from_tick, to_tick, excluded)
     parts = without_short_end(even(samples, CHECK_ROWS), CHECK_ROWS // 2)
-    return quality.check_parts(spec, parts, measure)
+    docs = home / "quarantine" / "docs" / f"{from_tick}-{to_tick}"
+    return quality.check_parts(spec, parts, measure, docs)
 
 
 def look_at_source(settings: Settings, spec: LineSpec) -> list[str]:

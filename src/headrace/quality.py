@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,6 +17,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import numpy as np
 import pyarrow as pa
@@ -56,6 +59,7 @@ def check(
     samples: pa.Table,
     settled: NDArray[np.bool_] | None = None,
     figures: Figures | None = None,
+    docs: Path | None = None,
 ) -> DataReport:
     """Check a window of samples (`events.sample_schema`, stream order) against the declaration.
 
@@ -65,7 +69,7 @@ def check(
     hide in the mean. Impressions too young to be judged (`labels.revisions.unsettled`) are left
     out of it, and so are rows that a given `settled` (rows,) leaves out. Everything else is over
     all rows. `figures` compare the window with the line's past. An expectation that cannot be
-    evaluated fails the window.
+    evaluated fails the window. Of a window that fails, Data Docs are written to the folder `docs`.
     """
     window = rules.frame(spec, samples, settled, figures)
     demands = rules.declared(spec, figures)
@@ -74,7 +78,7 @@ def check(
     if not len(window):
         need = spec.gates.data.min_rows
         return DataReport(False, [f"row count is 0, must be at least {need}"], statistics)
-    results = _run(spec, window, demands)
+    results = _run(spec, window, demands, docs)
     reasons = [_sentence(demands, result) for result in results if not result.success]
     failed = rules.failing(window, demands) if reasons else []
     return DataReport(not reasons, reasons, statistics, failed)
@@ -84,6 +88,7 @@ def check_parts(
     spec: LineSpec,
     parts: Iterable[pa.Table],
     measure: Callable[[pa.Table], Figures] = lambda _window: {},
+    docs: Path | None = None,
 ) -> DataReport:
     """Check a history too long for one frame: each of its parts as `check` does, in order, with
     the figures that `measure` finds in it.
@@ -95,7 +100,7 @@ def check_parts(
     reports = []
     first = 0
     for part in parts:
-        report = check(spec, part, figures=measure(part))
+        report = check(spec, part, figures=measure(part), docs=docs)
         last = first + part.num_rows
         reports.append((f"rows {first} to {last}: ", report))
         first = last
@@ -178,7 +183,9 @@ def _main_has_a_file() -> Iterator[None]:
             del main.__file__
 
 
-def _run(spec: LineSpec, frame: pd.DataFrame, demands: Sequence[Rule]) -> list[Any]:
+def _run(
+    spec: LineSpec, frame: pd.DataFrame, demands: Sequence[Rule], docs: Path | None
+) -> list[Any]:
     os.environ["GX_ANALYTICS_ENABLED"] = "False"  # read once, when GX is imported
     logging.getLogger("great_expectations").setLevel(logging.WARNING)  # else 500 lines a start
     with warnings.catch_warnings(), _main_has_a_file():
@@ -210,6 +217,11 @@ def _run(spec: LineSpec, frame: pd.DataFrame, demands: Sequence[Rule]) -> list[A
         )
     )
     outcome = checkpoint.run(batch_parameters={"dataframe": frame})
+    if docs is not None and not outcome.success:
+        context.build_data_docs()
+        (site,) = context.get_docs_sites_urls()
+        built = Path(url2pathname(urlsplit(site["site_url"]).path)).parent
+        shutil.copytree(built, docs, dirs_exist_ok=True)
     return [result for run in outcome.run_results.values() for result in run.results]
 
 

@@ -45,10 +45,14 @@ class Quarantine:
         write_json(self._path(from_tick, to_tick), body)
 
     def show(self, from_tick: int, to_tick: int) -> dict[str, Any]:
-        """One refused interval with the rows that were kept of it (`rows`). Raises `InputError`."""
+        """One refused interval with the rows that were kept of it (`rows`) and the page of Great
+        Expectations about it (`docs`, None without one). Raises `InputError`.
+        """
         body, rows = _read(self._known(from_tick, to_tick)), self._rows(from_tick, to_tick)
         lines = rows.read_text(encoding="utf-8").splitlines() if rows.is_file() else []
-        return {**body, "rows": [json.loads(line) for line in lines]}
+        docs = self._folder / "docs" / f"{from_tick}-{to_tick}" / "index.html"
+        told = {"rows": [json.loads(line) for line in lines]}
+        return {**body, **told, "docs": str(docs) if docs.is_file() else None}
 
     def drop(self, from_tick: int, to_tick: int) -> None:
         """Give an interval up: it is never learned, and nobody needs to look at it any more.

@@ -117,6 +117,10 @@ def declared(spec: LineSpec, figures: Figures | None = None) -> list[Rule]:
         Rule("mean", f"{name}__missing", 0.0, gate.max_missing_share)
         for name in (*spec.model.categorical, *spec.model.numeric)
     ]
+    for own in gate.expectations:
+        rules = [rule for rule in rules if (rule.kind, rule.column) != (own.kind, own.column)]
+        if not own.drop:
+            rules.append(Rule(own.kind, own.column, own.low, own.high, own.values))
     return rules + [
         Rule("figure", name, high=figure.limit) for name, figure in (figures or {}).items()
     ]

@@ -31,6 +31,11 @@ RESERVED = frozenset(
 )
 
 
+_OF_A_SAMPLE = (
+    *("impression_id", "request_id", "label", "revision", "score", "sample_key"),
+    *("label_of_impression", "label_rate_of_odd_stretch"),
+)
+
 DelayedFeedback = Literal["correct", "naive", "wait", "fnw", "esdfm"]
 
 
@@ -191,6 +196,19 @@ class ModelSpec(Declared):
         return tuple(name for name in self.categorical if name not in self.wide)
 
 
+class ExpectationSpec(Declared):
+    """One demand on a column of a window, in place of the generated one of that kind, or beside
+    all. `drop`: the generated one is not asked.
+    """
+
+    column: str = ""
+    kind: Literal["rows", "present", "one_of", "unique", "mean", "between"]
+    low: float | None = None
+    high: float | None = None
+    values: tuple[int, ...] = ()
+    drop: bool = False
+
+
 class DataGateSpec(Declared):
     """What a window of samples must look like to be learned.
 
@@ -198,7 +216,8 @@ class DataGateSpec(Declared):
     input and of the label delay, as population stability index. `max_information`: share of the
     label's entropy that one input may tell. `key_label_rate`: categorical
     input to the label rate that no single id of it may surely exceed. `max_lost_labels`: share of
-    engagements that found no impression in time.
+    engagements that found no impression in time. `expectations` may also stand in the files
+    `<line>/expectations/*.yaml` beside the line's.
     """
 
     min_rows: int = Field(50, ge=1)
@@ -209,6 +228,7 @@ class DataGateSpec(Declared):
     max_information: float = Field(0.3, gt=0, le=1)
     max_lost_labels: float = Field(0.5, ge=0, le=1)
     key_label_rate: dict[str, float] = Field(default_factory=dict)
+    expectations: tuple[ExpectationSpec, ...] = ()
 
 
 class ModelGateSpec(Declared):
@@ -332,6 +352,19 @@ class LineSpec(Declared):
                 raise ValueError(
                     f"{key}: {name!r} is not in model.categorical; name one of "
                     f"{', '.join(self.model.categorical) or 'those that you add there'}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _expectations_name_columns(self) -> Self:
+        inputs = (*self.model.categorical, *self.model.numeric)
+        known = {"", *_OF_A_SAMPLE, *inputs, *(f"{name}__missing" for name in inputs)}
+        for each in self.gates.data.expectations:
+            if each.column not in known or (each.kind == "rows") != (not each.column):
+                raise ValueError(
+                    f"gates.data.expectations: {each.kind} of column {each.column!r}; name an "
+                    f"input of the model, <input>__missing or one of {', '.join(_OF_A_SAMPLE)}, "
+                    "and no column for rows"
                 )
         return self
 
