@@ -79,9 +79,9 @@ def compare(
             kind = {profile.SCORE: "score", profile.DELAY: "delay"}.get(name, "inputs")
             sentence = f"{name}: index {figure.value:.3f}, must be at most {figure.limit:.3f}"
             drifted.setdefault(kind, []).append(sentence)
-    concept, sentence = _concept(spec, reference.rows, rows)
-    if sentence:
-        drifted["concept"] = [sentence]
+    concept, risen = _concept(spec, reference.rows, rows)
+    if risen is not None:
+        drifted["concept"] = [risen]
     return Drift(
         *ticks,
         rows=rows.num_rows,

@@ -220,8 +220,12 @@ def _sound(settings: Settings, spec: LineSpec, later: _Later) -> bool:
         return True  # too few for it; the model gate has its own bound
     home = settings.line_home(spec.line)
     measured = recent.figures(spec, home, later.from_tick, later.to_tick, later.rows)
-    demands = rules.declared(spec, measured)
-    return not rules.broken(rules.frame(spec, later.rows, figures=measured), demands)
+    place = later.rows.schema.get_field_index("revision")
+    first = pa.array(np.zeros(later.rows.num_rows, np.int32))  # each stands for its impression
+    rows = later.rows.set_column(place, later.rows.schema.field(place), first)
+    every = np.ones(rows.num_rows, np.bool_)
+    frame = rules.frame(spec, rows, every, measured)
+    return not rules.broken(frame, rules.declared(spec, measured))
 
 
 def _standard_error(loss: NDArray[np.float64]) -> float | None:

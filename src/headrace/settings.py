@@ -267,18 +267,18 @@ def load_line(path: Path) -> LineSpec:
         own = _parsed(file)
         if not isinstance(own, list):
             raise DeclarationError(f"{file}: not a list of expectations; start each with `- `")
-        try:
-            data = raw.setdefault("gates", {}).setdefault("data", {})
-            data["expectations"] = [*data.get("expectations", []), *own]
-        except (AttributeError, TypeError):
-            raise DeclarationError(f"{path}: gates.data: not a mapping; correct it") from None
+        gates = raw.setdefault("gates", {})
+        data = gates.setdefault("data", {}) if isinstance(gates, dict) else None
+        if not isinstance(data, dict):
+            raise DeclarationError(f"{path}: gates.data: not a mapping; correct it")
+        data["expectations"] = [*data.get("expectations", []), *own]
     try:
         return LineSpec.model_validate(raw)
     except ValidationError as problem:
         raise DeclarationError(_explain(path, problem)) from None
 
 
-def _mapping(path: Path) -> dict[str, Any]:
+def _mapping(path: Path) -> dict[str, object]:
     raw = _parsed(path)
     if not isinstance(raw, dict):
         raise DeclarationError(f"{path}: a line is a mapping of keys; start with `line: <name>`")

@@ -153,7 +153,7 @@ def measure(settings: Settings, spec: LineSpec, from_us: int, to_us: int) -> dic
     inside = (at_us >= from_us) & (at_us < to_us)
     cycles = [c for c in records(settings, spec) if from_us <= c.ended_us < to_us]
     counted = ticks(home, about.from_tick, about.to_tick)
-    events = sum(tick.counts["events"] for tick in counted)
+    events = sum(tick.events[1] - tick.events[0] for tick in counted)
     return {
         "line": spec.line,
         "from_us": from_us,
