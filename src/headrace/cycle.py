@@ -37,7 +37,7 @@ from headrace.slices import even, without_short_end
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from headrace.profile import Figures
+    from headrace.baseline import Figures
     from headrace.quality import DataReport
 
 __all__ = [

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from headrace import alarms, change, metrics, profile, turns
+from headrace import alarms, baseline, change, metrics, turns
 from headrace.atomic import write_json
 from headrace.declaration import LineSpec
 from headrace.labels.revisions import newest, unsettled
@@ -66,9 +66,9 @@ def compare(
     if not past.num_rows or not samples.num_rows:
         return Drift(*ticks, samples.num_rows, past.num_rows)
     rows = newest(samples.filter(pa.array(~unsettled(spec, samples))))
-    reference = profile.Reference(spec, past)
+    reference = baseline.Reference(spec, past)
     found = reference.drift(rows, spec.drift.max_shift)
-    before, now = dict(profile.columns(spec, reference.rows)), dict(profile.columns(spec, rows))
+    before, now = dict(baseline.columns(spec, reference.rows)), dict(baseline.columns(spec, rows))
     figures: dict[str, dict[str, float | None]] = {}
     drifted: dict[str, list[str]] = {}
     for name, figure in found.items():
@@ -76,7 +76,7 @@ def compare(
         distance = _distance(before[name], now[name]) if number else None
         figures[name] = {"psi": figure.value, "limit": figure.limit, "ks": distance}
         if figure.value > figure.limit:
-            kind = {profile.SCORE: "score", profile.DELAY: "delay"}.get(name, "inputs")
+            kind = {baseline.SCORE: "score", baseline.DELAY: "delay"}.get(name, "inputs")
             sentence = f"{name}: index {figure.value:.3f}, must be at most {figure.limit:.3f}"
             drifted.setdefault(kind, []).append(sentence)
     concept, risen = _concept(spec, reference.rows, rows)

@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 
 from headrace import rules
 from headrace.atomic import write_json
+from headrace.baseline import Figures
 from headrace.declaration import LineSpec
 from headrace.events import sample_schema
-from headrace.profile import Figures
 from headrace.rules import FIRST_LABEL, Rule, Seen, name_of, sentence
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from typing import Final
 
 import pyarrow as pa
 
-from headrace import profile
+from headrace import baseline
+from headrace.baseline import Figure, Vitals
 from headrace.declaration import LineSpec
-from headrace.profile import Figure, Vitals
 from headrace.quarantine import Quarantine
 from headrace.sample import TickManifest, head_tick, read_samples, read_tick, ticks
 
@@ -53,9 +53,9 @@ def vitals(spec: LineSpec, home: Path, from_tick: int, to_tick: int) -> Vitals:
 def figures(
     spec: LineSpec, home: Path, from_tick: int, to_tick: int, window: pa.Table
 ) -> dict[str, Figure]:
-    """All figures of a window's samples, against the rows before it (`profile.figures`)."""
+    """All figures of a window's samples, against the rows before it (`baseline.figures`)."""
     before = rows_before(spec, home, from_tick)
-    return profile.figures(spec, window, before, vitals(spec, home, from_tick, to_tick))
+    return baseline.figures(spec, window, before, vitals(spec, home, from_tick, to_tick))
 
 
 def symptoms(spec: LineSpec, home: Path, from_tick: int, to_tick: int, until_us: int) -> list[str]:
@@ -76,14 +76,14 @@ def symptoms(spec: LineSpec, home: Path, from_tick: int, to_tick: int, until_us:
     before = vitals(spec, home, first, from_tick)
     if before.seconds < 2 * now.seconds or not now.seconds:
         return []
-    return profile.symptoms(now, before)
+    return baseline.symptoms(now, before)
 
 
 def _of_ticks(told: Sequence[TickManifest], began_us: int, refused: int) -> Vitals:
     counts = Counter[str]()
     for manifest in told:
         counts.update(manifest.counts)
-    known = ("duplicate_engagement", *profile.LOST)
+    known = ("duplicate_engagement", *baseline.LOST)
     fates = {name: counts[name] for name in (*known, "duplicate_impression")}
     engagements = counts["positives"] + sum(counts[name] for name in known)
     seconds = max(told[-1].at_us - began_us, 0) / 1e6

@@ -16,10 +16,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from headrace import metrics
+from headrace.baseline import Figures
 from headrace.declaration import LineSpec
 from headrace.events import task_scores
 from headrace.labels.revisions import unsettled
-from headrace.profile import Figures
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,7 +39,7 @@ class Rule:
     """One demand on a column (`rows`: on the number of rows); bounds are closed, None is open.
 
     A missing value (None, NaN) is passed over by every kind but `present`. A `figure` is one value
-    of the whole window (`profile.figures`), which stands in the column's first row.
+    of the whole window (`baseline.figures`), which stands in the column's first row.
     """
 
     kind: Kind

@@ -14,7 +14,7 @@ from headrace.declaration import LineSpec
 from headrace.declaration.duty import DriftSpec
 from headrace.errors import InputError
 from headrace.settings import load_settings
-from tests.unit.test_profile import rows as some_rows
+from tests.unit.test_baseline import rows as some_rows
 from tests.unit.test_quality import ROWS, spec
 
 __all__ = ["spec"]

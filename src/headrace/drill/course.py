@@ -14,14 +14,14 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from headrace import gates, profile, rules, suspicion
+from headrace import baseline, gates, rules, suspicion
+from headrace.baseline import Vitals
 from headrace.declaration import LineSpec
 from headrace.drill.poison import CLEAN, Poison
 from headrace.drill.stage import Seen, Stage
 from headrace.evaluate import figures, first_seen
 from headrace.gates import Evidence
 from headrace.model import Model, State
-from headrace.profile import Vitals
 from headrace.watch import Live, watch
 
 WINDOW_S: Final = 30
@@ -103,7 +103,7 @@ class Course:
 
     def _look_at_vitals(self, now: Vitals) -> None:
         before = _sum(self.usual)
-        told = profile.symptoms(now, before) if before is not None else []
+        told = baseline.symptoms(now, before) if before is not None else []
         if told:
             self.say("vitals", tuple(told))
             return
@@ -116,7 +116,7 @@ class Course:
         if not self.defence.data or seen.samples.num_rows < self.spec.gates.data.min_rows:
             return True
         past = pa.concat_tables(list(self.past)) if self.past else None
-        measured = profile.figures(self.spec, seen.samples, past, seen.vitals)
+        measured = baseline.figures(self.spec, seen.samples, past, seen.vitals)
         demands = rules.declared(self.spec, measured)
         reasons = rules.broken(rules.frame(self.spec, seen.samples, figures=measured), demands)
         if reasons:

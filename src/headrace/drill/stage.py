@@ -16,12 +16,12 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
+from headrace.baseline import Vitals
 from headrace.declaration import LineSpec
 from headrace.drill.poison import CLEAN, Poison, Shown
 from headrace.events import IMPRESSION, TIME, event_schema, served_schema
 from headrace.ingest.intake import Intake, Malformed
 from headrace.labels.state import LabelState
-from headrace.profile import Vitals
 from headrace.requests import transform
 from headrace.simulate.world import CATEGORIES, SECOND_US, SimulatorConfig, World
 from headrace.windows import WindowState

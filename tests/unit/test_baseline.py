@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from headrace import profile, quality, rules
+from headrace import baseline, quality, rules
+from headrace.baseline import Vitals
 from headrace.declaration import LineSpec
-from headrace.profile import Vitals
 from tests.unit.test_quality import ROWS, spec, window
 
 __all__ = ["spec"]
@@ -33,7 +33,7 @@ def past(spec: LineSpec) -> pa.Table:
 
 
 def broken(spec: LineSpec, samples: pa.Table, vitals: Vitals | None = None) -> list[str]:
-    figures = profile.figures(spec, samples, past(spec), vitals)
+    figures = baseline.figures(spec, samples, past(spec), vitals)
     told = rules.broken(rules.frame(spec, samples, figures=figures), rules.declared(spec, figures))
     assert quality.check(spec, samples, figures=figures).reasons == told
     return told
@@ -59,18 +59,18 @@ def test_a_stuck_or_moved_input_is_named(spec: LineSpec, given: dict[str, Any], 
 def test_what_moves_all_the_time_may_move_on(spec: LineSpec) -> None:
     restless = [rows(spec, n, item_category=np.full(ROWS, n)) for n in range(12)]
     before = pa.concat_tables(restless[:-1]).combine_chunks()
-    figure = profile.figures(spec, restless[-1], before)["drift of item_category"]
+    figure = baseline.figures(spec, restless[-1], before)["drift of item_category"]
     assert 1.0 < figure.value < figure.limit
 
 
 def test_a_short_past_says_nothing(spec: LineSpec) -> None:
-    assert not any("drift" in name for name in profile.figures(spec, rows(spec, 9), rows(spec, 1)))
+    assert not any("drift" in name for name in baseline.figures(spec, rows(spec, 9), rows(spec, 1)))
 
 
 def test_an_account_that_clicks_all_it_sees_is_found_over_past_and_window(spec: LineSpec) -> None:
     bot = np.arange(ROWS) % 25 == 0
     given = {"user": np.where(bot, 999, np.arange(ROWS) % 40), "label": bot.astype("int8")}
-    found = profile.figures(spec, rows(spec, 11, **given))["label rate that one user surely has"]
+    found = baseline.figures(spec, rows(spec, 11, **given))["label rate that one user surely has"]
     assert found.value == pytest.approx(16 / (16 + 16))
     assert found.value > found.limit == 0.4
 
@@ -87,8 +87,8 @@ def test_an_input_that_suddenly_tells_the_label_is_named(spec: LineSpec) -> None
 
 @pytest.mark.parametrize(("bins", "share"), [([0, 0, 1, 1], 1.0), ([0, 1, 0, 1], 0.0)])
 def test_information_is_a_share_of_the_labels_entropy(bins: list[int], share: float) -> None:
-    assert profile.information(np.array(bins), np.array([0, 0, 1, 1])) == pytest.approx(share)
-    assert np.isnan(profile.information(np.array(bins), np.ones(4, int)))
+    assert baseline.information(np.array(bins), np.array([0, 0, 1, 1])) == pytest.approx(share)
+    assert np.isnan(baseline.information(np.array(bins), np.ones(4, int)))
 
 
 def test_lost_labels_are_a_share_of_all_engagements(spec: LineSpec) -> None:
@@ -116,4 +116,4 @@ USUAL = Vitals(300, 10_000, 1_000)
     ],
 )
 def test_symptoms_of_a_source(now: Vitals, symptoms: list[str]) -> None:
-    assert [each.split(":")[0] for each in profile.symptoms(now, USUAL)] == symptoms
+    assert [each.split(":")[0] for each in baseline.symptoms(now, USUAL)] == symptoms
