@@ -181,7 +181,8 @@ class KafkaLog:
                 new = NewTopic(self._topic, num_partitions=1, replication_factor=-1, config=kept)
                 admin.create_topics([new])[self._topic].result(self._timeout_s)
         except KafkaException as problem:
-            raise self._away(problem) from problem
+            if problem.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:  # one killed here made it
+                raise self._away(problem) from problem
 
     def _begin(self) -> None:
         """Fence earlier writers off, then fetch what they committed last."""
