@@ -23,8 +23,9 @@ from headrace.atomic import disk_faults
 from headrace.declaration import LineSpec
 from headrace.errors import EnvironmentFault, IntegrityError
 from headrace.events import event_schema
+from headrace.ingest import checkpoint
 from headrace.ingest.online import FeastOnline, catch_up, patient
-from headrace.ingest.tick import TickState, resume, run_tick
+from headrace.ingest.tick import TickState, run_tick
 from headrace.log.stamp import EventWriter
 from headrace.sample import head_tick
 from headrace.settings import PROJECT, Settings, load_line, load_settings
@@ -44,9 +45,17 @@ TEST = "tests/faults/test_tick_faults.py"
 ALIKE = "every file as in an undisturbed run"
 
 
+def begun(home: Path) -> TickState:
+    """The state to go on from, with the checkpoint that a fault prevented."""
+    state = TickState.restore(SPEC, home)
+    state.save(4)
+    checkpoint.prune(home)
+    return state
+
+
 def advance(home: Path) -> None:
     """Run ticks of a fixed number of events to the end of the log."""
-    state = resume(SPEC, home)
+    state = begun(home)
     while state.events_to < (head := state.logs.events.head):
         plan = state.plan(min(state.events_to + PER_TICK, head))
         assert plan is not None
@@ -104,7 +113,7 @@ def test_a_disk_that_is_full_again_and_again_ends_in_the_same_bytes(
             fell["with ticks committed before" if head_tick(home) > before else "at once"] += 1
             ballast.unlink()
             began = time.monotonic()
-            state = resume(SPEC, home)
+            state = begun(home)
             if (plan := state.plan(state.events_to + PER_TICK)) is not None:
                 run_tick(state, plan, None, 4)
             recovered.append(time.monotonic() - began)
@@ -122,7 +131,7 @@ def test_a_torn_or_altered_file_is_named_or_made_good_and_never_believed(
     dice, ends = random.Random(6), Counter[str]()
     half = tmp_path / "half"
     shutil.copytree(logs, half)
-    state = resume(SPEC, half)
+    state = begun(half)
     for _ in range(head_tick(calm) // 2):
         plan = state.plan(state.events_to + PER_TICK)
         assert plan is not None
@@ -244,7 +253,7 @@ def test_a_redis_that_is_killed_and_cut_off_in_mid_push_ends_up_complete(
                 time.sleep(dice.uniform(0, 0.1))
                 proxy.heal()
 
-        state = resume(SPEC, home)
+        state = begun(home)
         failures: list[float] = []
         push = patient(online, state, threading.Event(), lambda: failures.append(time.monotonic()))
         thread = threading.Thread(target=blows)

@@ -333,6 +333,8 @@ def _encoded(records: pa.Table) -> bytes:
 
 def _decoded(value: bytes) -> pa.Table:
     try:
-        return pa.ipc.open_stream(value).read_all()
-    except pa.ArrowInvalid as problem:
+        records = pa.ipc.open_stream(value).read_all()
+        records.validate(full=True)  # offsets of texts may point anywhere in bytes from outside
+    except (pa.ArrowException, OSError) as problem:
         raise IntegrityError(f"a message of the event log is not readable: {problem}") from problem
+    return records
