@@ -31,15 +31,18 @@ pytestmark = [pytest.mark.e2e, pytest.mark.faults]
 
 TEST = "tests/faults/test_store_faults.py"
 VERSIONS = 30
+CUTS = 40
 
 
 @contextmanager
 def blows(proxy: Proxy, dice: random.Random, apart_s: float) -> Iterator[list[float]]:
-    """Cut and heal the network at random moments; the moments at which it was healed."""
+    """Cut and heal the network at `CUTS` random moments; the moments at which it was healed."""
     ended, healed = threading.Event(), [time.monotonic()]
 
     def run() -> None:
-        while not ended.wait(dice.uniform(0, apart_s)):
+        for _ in range(CUTS):  # not for ever: a slow machine would never get a call through
+            if ended.wait(dice.uniform(0, apart_s)):
+                return
             proxy.cut()
             time.sleep(dice.uniform(0, 0.2))
             proxy.heal()
@@ -103,7 +106,7 @@ def test_two_publishers_and_a_network_that_breaks_leave_one_chain_of_whole_versi
     counts = accounted([step - 1 for step in steps], VERSIONS)
     assert counts == {"lost": 0, "duplicated": 0}
     assert steps == list(range(1, VERSIONS + 1))
-    assert faults > 5
+    assert faults > 2
     tell(
         "s3_network_cuts",
         "the network between a publisher and S3 cut in mid-write",
