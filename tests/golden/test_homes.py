@@ -1,7 +1,7 @@
 """A home that an earlier release wrote is read by this one, and its ticks come out the same.
 
 `tests/golden/homes/<release>` holds a small line as that release left it: log, ticks, parts, a
-checkpoint, versions, champions, quarantine. `HEADRACE_GOLDEN=write pytest tests/golden/test_homes.py`
+checkpoint, versions, champions, quarantine. `HEADRACE_GOLDEN=write pytest` with this file's name
 adds the home of the release at hand where it is absent; one that is there is never written again.
 """
 
