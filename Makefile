@@ -63,6 +63,7 @@ golden: setup ## Write the golden files anew (compiled pipelines and protocol, O
 bench: ## Benchmarks with peers, which it installs; JSON in out/bench
 	@bash infra/setup/install.sh bench
 	@bash infra/setup/redis.sh
+	@bash infra/setup/kserve.sh
 	@.venv/bin/python -m bench
 
 results: setup ## Renew docs/results.md from the files in out/

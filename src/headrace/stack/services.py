@@ -48,8 +48,8 @@ ServiceList = Callable[[Settings, str], tuple[Service, ...]]
 def services(settings: Settings, line: str, dags: Path = DAGS) -> tuple[Service, ...]:
     """The services of a line's stack in start order: the slowest to boot first.
 
-    No triggerer: no DAG defers yet. The scheduler serves no logs (`--skip-serve-logs`): the
-    executor is local, so the API server reads the log files themselves, and a port is saved.
+    The triggerer waits for samples and for runs on a cluster. It and the scheduler serve no logs
+    (`--skip-serve-logs`): the API server reads the log files themselves, and two ports are saved.
     """
     headrace = str(Path(sys.executable).with_name("headrace"))
     airflow = (sys.executable, "-m", "airflow")
@@ -93,6 +93,9 @@ def services(settings: Settings, line: str, dags: Path = DAGS) -> tuple[Service,
             "airflow-scheduler", (*airflow, "scheduler", "--skip-serve-logs"), 1, beats("scheduler")
         ),
         Service("airflow-dag-processor", (*airflow, "dag-processor"), 1, beats("dag_processor")),
+        Service(
+            "airflow-triggerer", (*airflow, "triggerer", "--skip-serve-logs"), 1, beats("triggerer")
+        ),
         Service(
             "upkeep",
             (headrace, "line", "upkeep", "--line", line),
