@@ -30,8 +30,8 @@ from tests.s3_server import forget_clients, s3_bucket
 pytestmark = [pytest.mark.e2e, pytest.mark.faults]
 
 TEST = "tests/faults/test_store_faults.py"
-VERSIONS = 30
-CUTS = 40
+VERSIONS = 10
+CUTS = 15
 
 
 @contextmanager
