@@ -25,6 +25,7 @@ from tests.contract.test_line import publish, state
 from tests.contract.test_tracking import promoted
 from tests.faults.proxy import Proxy
 from tests.faults.told import accounted, tell
+from tests.lives import Lives
 from tests.s3_server import forget_clients, s3_bucket
 
 pytestmark = [pytest.mark.e2e, pytest.mark.faults]
@@ -32,6 +33,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.faults]
 TEST = "tests/faults/test_store_faults.py"
 VERSIONS = 10
 CUTS = 15
+STEPS = 25
+KILLS = 80
 
 
 @contextmanager
@@ -115,6 +118,49 @@ def test_two_publishers_and_a_network_that_breaks_leave_one_chain_of_whole_versi
         "one chain of champions, each version whole, bit for bit",
         counts,
         recovered,
+    )
+
+
+def live(root: str) -> None:
+    """What a publisher does: behind the champion that it finds, a step after the other."""
+    store = LineStore(root, "x")
+    while (champion := store.champion()) is None or store.get(champion.version).rows < STEPS:
+        step = 1 if champion is None else store.get(champion.version).rows + 1
+        version = publish(store, step, None if champion is None else champion.version)
+        store.advance(champion, version.version, "promote", "")
+
+
+def test_a_publisher_killed_at_random_moments_leaves_one_chain_of_whole_versions(
+    tmp_path: Path,
+) -> None:
+    dice, kills, moved, runs = random.Random(14), 0, 0, 0
+    with Lives("tests.faults.test_store_faults:live", ("headrace.line",)) as lives:
+        calm = lives.live(str(tmp_path / "calm"))
+        assert calm.code == 0
+        while kills < KILLS:  # a run through all steps, as many as the kills need
+            root, ended, runs = str(tmp_path / f"stormy{runs}"), False, runs + 1
+            while not ended:
+                before = len(LineStore(root, "x").history())
+                life = lives.live(root, kill_after_s=dice.uniform(0, calm.lived_s / 4))
+                kills, ended = kills + life.killed, not life.killed
+                moved += life.killed and len(LineStore(root, "x").history()) > before
+                assert life.killed or life.code == 0
+            store = LineStore(root, "x")
+            steps = [store.get(champion.version).rows for champion in store.history()]
+            assert steps == list(range(1, STEPS + 1))
+            for champion, step in zip(store.history(), steps, strict=True):
+                loaded, wanted = store.load(champion.version)[1], state(step)
+                assert all(np.array_equal(loaded[name], wanted[name]) for name in wanted)
+    counts = accounted([step - 1 for step in steps], STEPS)
+    assert counts == {"lost": 0, "duplicated": 0}
+    assert moved > KILLS / 4
+    tell(
+        "publisher_kills",
+        "a publisher of versions killed by SIGKILL at random moments",
+        TEST,
+        {"with versions promoted in that life": moved, "without": kills - moved},
+        "one chain of champions, each version whole, bit for bit",
+        counts,
     )
 
 
