@@ -52,7 +52,7 @@ def build(spec: LineSpec) -> DAG:
         params=interval_form(),
         tags=tags_of(spec),
     ) as dag:
-        assets = LineAssets.of(spec.line)
+        assets = LineAssets.of(spec)
         RunPipeline(
             task_id="write_features",
             line=spec.line,

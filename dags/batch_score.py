@@ -63,7 +63,7 @@ def build(spec: LineSpec) -> DAG:
         },
         tags=tags_of(spec),
     ) as dag:
-        assets = LineAssets.of(spec.line)
+        assets = LineAssets.of(spec)
         RunPipeline(
             task_id="score_rows",
             line=spec.line,

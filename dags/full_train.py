@@ -49,7 +49,7 @@ def build(spec: LineSpec) -> DAG:
         params={"reason": Param(None, type=["null", "string"], title="Reason")},
         tags=tags_of(spec),
     ) as dag:
-        gated_training(spec.line, "full_train", plan, longest=timedelta(hours=6))
+        gated_training(spec, "full_train", plan, longest=timedelta(hours=6))
     return dag
 
 

@@ -4,8 +4,7 @@
 to the same bits, twice: by the kernel from the event log, and by Feast's point-in-time join.
 
 **Schedule.** Hourly for live lines; lines that are read from files run by hand. *Newest rows* in
-the form checks so many instead; a run without an interval checks
-all. Skipped when nothing was served.
+the form checks so many instead; a run without an interval checks all. Skipped: nothing served.
 
 **At 3 a.m.** *Red*: training and serving see different numbers. The log counts the mismatches by
 first cause; `headrace parity --since 1h` names each row. Promotions are blocked by the gate while
@@ -49,9 +48,7 @@ def compare(line: str, params: dict[str, Any], data_interval_start: datetime | N
         log.error("%s", one)
     if report.mismatches:
         causes = ", ".join(f"{count} {cause}" for cause, count in report.by_cause.items())
-        raise AirflowFailException(
-            f"{report.mismatches} mismatches in {report.rows} rows: {causes}"
-        )
+        raise AirflowFailException(f"{report.mismatches} in {report.rows} rows differ: {causes}")
     log.info("%d rows, no mismatch", report.rows)
 
 
@@ -66,18 +63,10 @@ def build(spec: LineSpec) -> DAG:
         catchup=False,
         max_active_runs=1,
         default_args=task_defaults(first_retry_s=30),
-        params={
-            "last": Param(
-                None,
-                type=["null", "integer"],
-                minimum=1,
-                title="Newest rows",
-                description="So many of the newest served rows, instead of the run's interval",
-            )
-        },
+        params={"last": Param(None, type=["null", "integer"], minimum=1, title="Newest rows")},
         tags=tags_of(spec),
     ) as dag:
-        assets = LineAssets.of(spec.line)
+        assets = LineAssets.of(spec)
         compare.override(inlets=[assets.features, assets.served])(spec.line)
     return dag
 

