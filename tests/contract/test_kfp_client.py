@@ -85,6 +85,27 @@ def test_a_run_is_submitted_awaited_and_its_record_read_back(remote, settings, c
     assert capsys.readouterr().out == ""  # `headrace run --json` prints JSON alone
 
 
+def test_the_lines_resources_are_asked_of_the_cluster_alone(remote, settings, tmp_path):
+    declared = (PROJECT / "lines" / "coupons.yaml").read_text()
+    asked = "resources: {cpu: 500m, memory: 4G, accelerators: 2}\n"
+    (tmp_path / "lines").mkdir()
+    (tmp_path / "lines" / "coupons.yaml").write_text(f"{declared}\n{asked}")
+    settings = replace(settings, lines_dir=tmp_path / "lines")
+    assert launched(settings).outcome == "elsewhere"
+    assert remote.run is not None
+    sent = remote.run.pipeline_spec
+    executors = sent.get("pipeline_spec", sent)["deploymentSpec"]["executors"]
+    both = {
+        "resourceCpuLimit": "500m", "resourceCpuRequest": "500m",
+        "resourceMemoryLimit": "4G", "resourceMemoryRequest": "4G",
+    }  # fmt: skip
+    gpus = {"accelerator": {"resourceType": "nvidia.com/gpu", "resourceCount": "2"}}
+    found = {name: one["container"]["resources"] for name, one in executors.items()}
+    assert found.pop("exec-train") == both | gpus
+    assert set(found) == {"exec-check-data", "exec-evaluate", "exec-promote"}
+    assert all(resources == both for resources in found.values())
+
+
 def test_a_rejection_on_shared_storage_is_a_rejection(remote, settings):
     remote.at_end = shared_storage(settings, "rejected")
     result = launched(settings)

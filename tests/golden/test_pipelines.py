@@ -49,8 +49,12 @@ def test_no_step_is_cached_and_only_ids_are_handed_over(name: str) -> None:
     assert not any(task.get("cachingOptions", {}).get("enableCache") for task in tasks)
     workers = {"workers"} if name.startswith("full_train") else set()
     assert set(root["root"]["inputDefinitions"]["parameters"]) == {"line", "run"} | workers
-    for component in root["components"].values():
-        assert "artifacts" not in component.get("outputDefinitions", {})
+    for name, component in root["components"].items():
+        assert "artifacts" not in component.get("inputDefinitions", {})
+        shown = component.get("outputDefinitions", {}).get("artifacts", {})
+        kinds = {artifact["artifactType"]["schemaTitle"] for artifact in shown.values()}
+        of_evaluate = {"system.Metrics", "system.ClassificationMetrics", "system.HTML"}
+        assert kinds == (of_evaluate if name == "comp-evaluate" else set())
 
 
 def test_only_the_training_of_the_gpu_pipeline_asks_for_one() -> None:
