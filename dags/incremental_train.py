@@ -24,6 +24,7 @@ from airflow.sdk import DAG, AssetOrTimeSchedule, DeltaTriggerTimetable, Param, 
 
 from dags.shared.assets import LineAssets
 from dags.shared.defaults import tags_of, task_defaults
+from dags.shared.lateness import late_after
 from dags.shared.training import gated_training
 from headrace.declaration import LineSpec
 from headrace.settings import find_line, load_lines, load_settings
@@ -63,6 +64,7 @@ def build(spec: LineSpec) -> DAG:
         start_date=datetime(2026, 1, 1, tzinfo=UTC),
         catchup=False,
         max_active_runs=1,
+        deadline=late_after(timedelta(minutes=20)),
         default_args=task_defaults(first_retry_s=5),
         params={"reason": Param(None, type=["null", "string"], title="Reason")},
         tags=tags_of(spec),

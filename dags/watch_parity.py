@@ -22,6 +22,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from dags.shared.assets import LineAssets
 from dags.shared.defaults import tags_of, task_defaults
+from dags.shared.lateness import late_after
 from headrace.declaration import LineSpec
 from headrace.settings import find_line, load_lines, load_settings
 
@@ -62,6 +63,7 @@ def build(spec: LineSpec) -> DAG:
         start_date=datetime(2026, 1, 1, tzinfo=UTC),
         catchup=False,
         max_active_runs=1,
+        deadline=late_after(timedelta(hours=1)),
         default_args=task_defaults(first_retry_s=30),
         params={"last": Param(None, type=["null", "integer"], minimum=1, title="Newest rows")},
         tags=tags_of(spec),

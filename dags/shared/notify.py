@@ -18,7 +18,7 @@ from airflow.sdk.exceptions import AirflowNotFoundException
 log = logging.getLogger(__name__)
 
 CONNECTION: Final = "headrace_alerts"
-_PATIENCE_S: Final = 5.0
+PATIENCE_S: Final = 5.0
 
 
 class Alert(BaseNotifier):  # type: ignore[misc]
@@ -45,9 +45,8 @@ class Alert(BaseNotifier):  # type: ignore[misc]
         except AirflowNotFoundException:
             log.info("no connection %s, nobody else is told", CONNECTION)
             return
-        headers = {"Authorization": f"Bearer {where.password}"} if where.password else {}
         try:
-            answer = httpx.post(url(where), json=told, headers=headers, timeout=_PATIENCE_S)
+            answer = httpx.post(url(where), json=told, headers=headers(where), timeout=PATIENCE_S)
             answer.raise_for_status()
         except httpx.HTTPError as problem:
             log.error("connection %s: not delivered (%s)", CONNECTION, type(problem).__name__)
@@ -64,6 +63,11 @@ def message(context: Any) -> dict[str, Any]:
         "reason": str(context.get("exception") or "unknown"),
         "log": getattr(instance, "log_url", None),
     }
+
+
+def headers(where: Any) -> dict[str, str]:
+    """The connection's password as a bearer token."""
+    return {"Authorization": f"Bearer {where.password}"} if where.password else {}
 
 
 def url(where: Any) -> str:

@@ -34,7 +34,7 @@ from pathlib import Path
 import airflow.sdk, airflow.sdk.exceptions, airflow.triggers.base
 from airflow.sdk import DAG, Asset, BaseNotifier, Connection, CronDataIntervalTimetable
 from airflow.sdk import AssetOrTimeSchedule, AssetWatcher, BaseOperator, CronTriggerTimetable
-from airflow.sdk import DeltaTriggerTimetable, Param, task
+from airflow.sdk import AsyncCallback, DeadlineAlert, DeltaTriggerTimetable, Param, task
 task.short_circuit
 before = set(sys.modules)
 answer = {"dags": {}, "ms": {}}
@@ -54,6 +54,7 @@ for path in sorted(Path(sys.argv[1]).glob("*.py")):
                 "catchup": dag.catchup,
                 "doc": bool(dag.doc_md),
                 "tags": sorted(dag.tags),
+                "deadline": dag.deadline is not None,
                 "alarmed": all(t.on_failure_callback for t in dag.tasks),
                 "reads": sorted({a.name for t in dag.tasks for a in t.inlets}),
                 "makes": sorted({a.name for t in dag.tasks for a in t.outlets}),
@@ -176,6 +177,13 @@ def test_a_past_interval_of_any_line_can_be_backfilled(parsed):
 
 def test_every_task_that_fails_for_good_tells_somebody(parsed):
     assert all(dag["alarmed"] for dag in parsed["dags"].values())
+
+
+def test_a_scheduled_run_of_work_that_takes_too_long_is_told(parsed):
+    by_hand = {"rollback", "tune", "supervise_learner"}
+    told = {dag["file"]: dag["deadline"] for dag in parsed["dags"].values()}
+    assert {file for file, late in told.items() if not late} <= by_hand
+    assert {file for file, late in told.items() if late} >= {"incremental_train", "full_train"}
 
 
 def test_assets_lead_from_events_to_what_serves(parsed):
