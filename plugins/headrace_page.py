@@ -23,12 +23,12 @@ def make_app() -> Any:
     from fastapi import Depends, FastAPI
     from fastapi.responses import HTMLResponse, JSONResponse
 
-    from headrace.serving.insight import content_policy
+    from headrace.serving.policy import content_policy
     from headrace.settings import load_settings
 
     settings = load_settings()
     page = files("headrace.serving").joinpath("page.html").read_text(encoding="utf-8")
-    policy = content_policy(page).replace("frame-ancestors 'none'", "frame-ancestors 'self'")
+    policy = content_policy(page, framed_by="'self'")
     token = settings.admin_token
     headers = {"authorization": f"Bearer {token}"} if token else {}
     app = FastAPI(title="Headrace", docs_url=None, redoc_url=None, openapi_url=None)

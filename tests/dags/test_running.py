@@ -83,7 +83,7 @@ def test_the_page_of_the_line_is_in_airflow_for_those_who_are_signed_in(local):
     views = airflow._call("GET", "/api/v2/plugins")["plugins"]
     (view,) = (one["external_views"][0] for one in views if one["name"] == "headrace")
     assert (view["href"], view["destination"]) == ("/headrace/", "nav")
-    with httpx.Client(base_url=settings.airflow_url, trust_env=False) as client:
+    with httpx.Client(base_url=settings.airflow_url, trust_env=False, timeout=60) as client:
         page = client.get("/headrace/")
         assert "v1/status" in page.text
         assert "frame-ancestors 'self'" in page.headers["content-security-policy"]
