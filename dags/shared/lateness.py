@@ -7,7 +7,9 @@ from datetime import timedelta
 from typing import Any
 
 import httpx
-from airflow.sdk import AsyncCallback, Connection, DeadlineAlert, DeadlineReference
+from airflow.sdk import Connection
+from airflow.sdk.definitions.callback import AsyncCallback
+from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
 from airflow.sdk.exceptions import AirflowNotFoundException
 
 from dags.shared.notify import CONNECTION, PATIENCE_S, headers, url
