@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from headrace.declaration import LineSpec
 from headrace.errors import EnvironmentFault
 from headrace.events import DEFAULTS, PREVIOUS, PRIOR
+from headrace.model.inputs import rows_of
+from headrace.requests import Columns
 from headrace.serving.arms import Drawn
 from headrace.serving.features import Features
 from headrace.serving.loaded import Loaded
@@ -69,7 +71,7 @@ class Answers:
             if DEFAULTS not in self._order and PRIOR not in self._order:
                 raise
 
-    def read(self, asked: pa.Table, pin: str | None) -> tuple[pa.Table, EnvironmentFault | None]:
+    def read(self, asked: pa.Table, pin: str | None) -> tuple[Columns, EnvironmentFault | None]:
         """Features of the requests, or defaults and why they are missing.
 
         Raises `EnvironmentFault` where nobody could answer without features.
@@ -82,7 +84,7 @@ class Answers:
             return self._features.defaults(asked), missing
 
     def give(
-        self, drawn: Drawn, pin: str | None, inputs: pa.Table, missing: EnvironmentFault | None
+        self, drawn: Drawn, pin: str | None, inputs: Columns, missing: EnvironmentFault | None
     ) -> Answer:
         """Score these inputs. Raises `EnvironmentFault` where nobody can."""
         answer = self._first(drawn, pin, inputs, missing)
@@ -103,7 +105,7 @@ class Answers:
         }
 
     def _first(
-        self, drawn: Drawn, pin: str | None, inputs: pa.Table, missing: EnvironmentFault | None
+        self, drawn: Drawn, pin: str | None, inputs: Columns, missing: EnvironmentFault | None
     ) -> Answer:
         said = () if missing is None else (DEFAULTS,)
         problem = missing
@@ -128,11 +130,11 @@ class Answers:
         if rates is None:
             assert problem is not None
             raise problem
-        tasks = {task: np.full(inputs.num_rows, rate) for task, rate in rates.tasks.items()}
+        tasks = {task: np.full(rows_of(inputs), rate) for task, rate in rates.tasks.items()}
         return Answer(tasks, PRIOR, rates.watermark_us, (*said, PRIOR))
 
     def _of(
-        self, use: Use, inputs: pa.Table, said: tuple[str, ...], follower: Follower | None = None
+        self, use: Use, inputs: Columns, said: tuple[str, ...], follower: Follower | None = None
     ) -> Answer:
         with use() as loaded:
             version = loaded.version

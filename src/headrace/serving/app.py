@@ -8,6 +8,7 @@ import logging
 import socket
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 from importlib.metadata import version as package_version
 from typing import Any, Final
 
@@ -39,7 +40,7 @@ from headrace.serving.payload import MAX_BODY_BYTES, UnknownModel, WrongField, s
 from headrace.serving.pinned import Pinned
 from headrace.serving.prior import Prior
 from headrace.serving.routes import protocol_routes, score_routes
-from headrace.serving.scorer import Scorer
+from headrace.serving.scorer import Scorer, served_table
 from headrace.serving.served import ServedWriter
 from headrace.serving.swap import Follower
 from headrace.settings import Settings
@@ -96,7 +97,7 @@ def _start(
     home = settings.line_home(spec.line)
     log = FileLog(home / "log" / "served", served_schema(spec), writer=True)
     ends.callback(log.close)
-    served = ServedWriter(log, policy=spec.serving.log_policy)
+    served = ServedWriter(log, policy=spec.serving.log_policy, to_table=partial(served_table, spec))
     lines = LineStore(settings.line_store_url(spec.line), spec.line)
     models = Follower(spec, lines)
     pinned = Pinned(spec, lines, models)

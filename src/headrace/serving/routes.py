@@ -1,17 +1,20 @@
 """The routes: `/v1/score` and `/v1/race` for people, Open Inference Protocol v2 for all else.
 
-Bodies are parsed where they are scored, in a thread of Starlette's pool: validation by pydantic's
-own JSON parser and binary tensors both start from the bytes. The OpenAPI document therefore
-names the bodies by hand (`openapi.describe`).
+Bodies are parsed where they are scored, on the event loop, one request after the other
+(docs/adr/0036): validation by pydantic's own JSON parser and binary tensors both start from the
+bytes. The OpenAPI document therefore names the bodies by hand (`openapi.describe`). A request that
+pins a version may load a model, so it has a thread of Starlette's pool.
 """
 
 from __future__ import annotations
 
 import uuid
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
+from fastapi.routing import APIRoute
 from pydantic_core import to_json
 from starlette.concurrency import run_in_threadpool
 
@@ -23,6 +26,7 @@ from headrace.serving.oip.tensors import candidates_of
 from headrace.serving.openapi import body, guarded, pin_header
 from headrace.serving.scorer import Scorer
 
+Said = TypeVar("Said")
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     422: {"model": payload.Refusal},
     **{status: {"model": payload.Problem} for status in (401, 403, 408, 413, 429, 503)},
@@ -32,9 +36,16 @@ _OF_A_MODEL = _REFUSALS | {404: {"model": payload.Problem}}
 _READY: dict[int | str, dict[str, Any]] = {at: _OF_A_MODEL[at] for at in (404, 422, 503)}
 
 
+class Plain(APIRoute):
+    """A route whose function takes the request as it is: FastAPI only describes it."""
+
+    def get_route_handler(self) -> Callable[..., Any]:
+        return self.endpoint
+
+
 def score_routes(spec: LineSpec) -> APIRouter:
     """`/v1/score`, `/v1/race`."""
-    router = APIRouter(tags=["score"])
+    router, plain = APIRouter(tags=["score"]), APIRouter(route_class=Plain)
     body_type = payload.score_request(spec)
 
     def answer(scorer: Scorer, raw: bytes, pin: str | None) -> bytes:
@@ -43,7 +54,7 @@ def score_routes(spec: LineSpec) -> APIRouter:
         scored = scorer.score(asked.request_id or uuid.uuid4().hex, candidates, pin)
         return to_json(payload.score_answer(scored))
 
-    @router.post(
+    @plain.post(
         "/v1/score",
         response_model=payload.ScoreResponse,
         responses=_REFUSALS,
@@ -52,7 +63,7 @@ def score_routes(spec: LineSpec) -> APIRouter:
     async def score(request: Request) -> Response:
         """Score candidates; `context` holds what they share."""
         raw, pin = await request.body(), request.headers.get(payload.VERSION_HEADER)
-        content = await run_in_threadpool(answer, request.app.state.scorer, raw, pin)
+        content = await _run(answer, request.app.state.scorer, raw, pin)
         return Response(content, media_type="application/json")
 
     @router.get("/v1/race", responses=LOCKED, openapi_extra=guarded())
@@ -60,6 +71,7 @@ def score_routes(spec: LineSpec) -> APIRouter:
         """Which arms race at this server, with shares and odds; null while none does."""
         return {"line": spec.line, "race": request.app.state.arms.about()}
 
+    router.include_router(plain)
     return router
 
 
@@ -112,9 +124,11 @@ def protocol_routes(spec: LineSpec) -> APIRouter:
         _about(request).check(line, None)
         length = request.headers.get(rest.JSON_LENGTH)
         raw = await request.body()
-        content, headers = await run_in_threadpool(
-            _infer, request.app.state.scorer, spec, raw, length, pin
-        )
+
+        def answer(scorer: Scorer, raw: bytes, pin: str | None) -> tuple[bytes, dict[str, str]]:
+            return _infer(scorer, spec, raw, length, pin)
+
+        content, headers = await _run(answer, request.app.state.scorer, raw, pin)
         return Response(content, headers=headers)
 
     return router
@@ -128,6 +142,15 @@ def _infer(
     candidates = candidates_of(spec, inputs)
     scored = scorer.score(asked.id or uuid.uuid4().hex, candidates, pin)
     return rest.write_answer(spec, scored, wanted)
+
+
+async def _run(
+    answer: Callable[[Scorer, bytes, str | None], Said], scorer: Scorer, raw: bytes, pin: str | None
+) -> Said:
+    """Answer here and now, or in a thread where a pinned version may have to be loaded."""
+    if pin is None:
+        return answer(scorer, raw, pin)
+    return await run_in_threadpool(answer, scorer, raw, pin)
 
 
 def _about(request: Request) -> About:

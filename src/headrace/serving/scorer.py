@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from headrace.declaration import LineSpec
-from headrace.events import CHAMPION_ARM, PINNED_ARM, TIME, input_fields, served_schema
+from headrace.events import CHAMPION_ARM, PINNED_ARM, served_schema
+from headrace.requests import Columns
 from headrace.serving.answer import Answers
 from headrace.serving.arms import Arms, Drawn
 from headrace.serving.served import ServedWriter
@@ -65,8 +67,7 @@ class Scorer:
         self._served = served
         self._clock_us = clock_us
         self._arms = arms
-        self._inputs = [field.name for field in input_fields(spec)]
-        self._schema = served_schema(spec)
+        self._inputs = [feature.name for feature in spec.request_features]
 
     def score(self, request_id: str, candidates: pa.Table, pin: str | None = None) -> Scored:
         """Score candidates: a table of the line's declared columns, null where missing.
@@ -80,7 +81,7 @@ class Scorer:
         """
         now_us = self._clock_us()
         features, missing = self._answers.read(_at(candidates, now_us), pin)
-        inputs = features.select(self._inputs)
+        inputs = {name: features[name] for name in self._inputs}
         drawn = Drawn(PINNED_ARM, 1.0, None) if pin else self._arms.draw(request_id, candidates)
         answer = self._answers.give(drawn, pin, inputs, missing)
         watermark_us, tasks = answer.watermark_us, dict(answer.tasks)
@@ -97,31 +98,69 @@ class Scorer:
         )
         if answer.stand_ins:
             scored = replace(scored, fallback=",".join(answer.stand_ins))
-        self._served.put(self._served_rows(scored, candidates, features, now_us))
+        self._served.put(ServedRows(scored, now_us, candidates, features))
         if not pin and missing is None:
             self._arms.shadow(request_id, now_us, inputs)
         return scored
 
-    def _served_rows(
-        self, scored: Scored, candidates: pa.Table, features: pa.Table, now_us: int
-    ) -> pa.Table:
-        size = candidates.num_rows
-        given = {
-            "impression_id": pa.array(scored.impression_ids, pa.string()),
-            "request_id": pa.repeat(scored.request_id, size),
-            "served_at": pa.repeat(pa.scalar(now_us, TIME), size),
-            "version": pa.repeat(scored.version, size),
-            "score": pa.array(scored.scores, pa.float64()),
-            **{f"{task}_score": pa.array(values) for task, values in scored.tasks.items()},
-            "arm": pa.repeat(scored.arm, size),
-            "propensity": pa.repeat(scored.propensity, size),
-            "fallback": pa.nulls(size, pa.string())
-            if scored.fallback == NOBODY
-            else pa.repeat(scored.fallback, size),
-        }
-        for table in (candidates, features):
-            given.update(zip(table.column_names, table.columns, strict=True))
-        return pa.table([given[name] for name in self._schema.names], schema=self._schema)
+
+@dataclass(frozen=True)
+class ServedRows:
+    """What was served to one request, until the log's writer makes a table of it."""
+
+    scored: Scored
+    now_us: int
+    candidates: pa.Table
+    features: Columns
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.scored.scores)
+
+
+def served_table(spec: LineSpec, requests: Sequence[ServedRows]) -> pa.Table:
+    """The rows of the served log of some requests, one after the other.
+
+    Made of all of them at once, behind the answers: a table has some seventy columns.
+    """
+    sizes = [each.num_rows for each in requests]
+    answers = [each.scored for each in requests]
+
+    def of_each(values: Sequence[Any]) -> NDArray[Any]:
+        return np.repeat(np.array(values), sizes)
+
+    columns: dict[str, Any] = {
+        "impression_id": [name for each in answers for name in each.impression_ids],
+        "request_id": of_each([each.request_id for each in answers]),
+        "served_at": of_each([each.now_us for each in requests]),
+        "version": of_each([each.version for each in answers]),
+        "score": np.concatenate([each.scores for each in answers]),
+        "arm": of_each([each.arm for each in answers]),
+        "propensity": of_each([each.propensity for each in answers]),
+        "fallback": of_each(
+            [None if each.fallback == NOBODY else each.fallback for each in answers]
+        ),
+    }
+    for task in answers[0].tasks:
+        columns[f"{task}_score"] = np.concatenate([each.tasks[task] for each in answers])
+    asked = pa.concat_tables([each.candidates for each in requests])
+    columns |= dict(zip(asked.column_names, asked.columns, strict=True))
+    arrays = []
+    schema = served_schema(spec)
+    for field in schema:
+        values = columns.get(field.name)
+        if values is None:
+            values = np.concatenate([each.features[field.name] for each in requests])
+        arrays.append(_column(field, values))
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _column(field: pa.Field, values: Any) -> pa.Array | pa.ChunkedArray:
+    if isinstance(values, pa.ChunkedArray):
+        return values
+    if pa.types.is_timestamp(field.type):  # a time of 0: the key had no row
+        return pa.array(values, pa.int64(), mask=values == 0).cast(field.type)
+    return pa.array(values, field.type)
 
 
 def _at(candidates: pa.Table, now_us: int) -> pa.Table:
