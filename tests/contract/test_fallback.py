@@ -233,6 +233,8 @@ def test_without_a_model_the_prior_answers_and_says_so_until_there_is_one(fresh,
         delivery = client.get("/v2/models/shop").json()["delivery"]
         assert delivery["fallback"]["answers"] == {"defaults": 0, "previous": 0, "prior": 2}
         assert delivery["missed"] == champion
+        shown = client.get("/v1/status").json()["fallback"]
+        assert (shown["recent"], shown["missing"]) == (delivery["fallback"]["answers"], None)
         until(lambda: len(served_rows(fresh, shop, "p1")) == 2)
         logged = {(r["version"], r["fallback"], r["score"]) for r in served_rows(fresh, shop, "p1")}
         assert logged == {("prior", "prior", 0.25)}

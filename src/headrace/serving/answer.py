@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import Counter
+import time
+from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +29,8 @@ from headrace.serving.prior import Prior
 from headrace.serving.swap import Follower
 
 LOG = logging.getLogger(__name__)
+RECENT: Final = 4096
+RECENT_S: Final = 60.0
 Tasks = dict[str, NDArray[np.float64]]
 Use = Callable[[], AbstractContextManager[Loaded | Held]]
 
@@ -60,6 +63,7 @@ class Answers:
         self._pinned = pinned
         self._prior = prior
         self._counts: Counter[str] = Counter()
+        self._recent: deque[tuple[float, tuple[str, ...]]] = deque(maxlen=RECENT)
         self._counting = threading.Lock()
         self._told: set[str] = set()
 
@@ -91,15 +95,24 @@ class Answers:
         if answer.stand_ins:
             with self._counting:
                 self._counts.update(answer.stand_ins)
+                self._recent.append((time.monotonic(), answer.stand_ins))
         return answer
 
     def about(self) -> dict[str, Any]:
-        """The declared order, the answers of each since the start, and what is missing now."""
+        """The declared order, the answers of each since the start and lately, what is missing now.
+
+        `recent`: of the last minute, 4,096 at most.
+        """
+        since = time.monotonic() - RECENT_S
         with self._counting:
             counts = {name: self._counts[name] for name in (DEFAULTS, PREVIOUS, PRIOR)}
+            lately = Counter(
+                who for at, stood_in in self._recent if at >= since for who in stood_in
+            )
         return {
             "order": list(self._order),
             "answers": counts,
+            "recent": {name: lately[name] for name in counts},
             "outages": self._features.outages,
             "missing": self._features.fault,
         }

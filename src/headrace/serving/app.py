@@ -126,7 +126,9 @@ def _start(
     lookout = Lookout(Chronicle(lines, home).look)
     ends.callback(lookout.stop)
     app.state.metrics = metrics
-    app.state.overview = Overview(spec, models, served, arms, metrics=metrics, lookout=lookout)
+    app.state.overview = Overview(
+        spec, models, served, arms, answers=answers, metrics=metrics, lookout=lookout
+    )
     return scorer
 
 
