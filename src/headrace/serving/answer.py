@@ -88,14 +88,19 @@ class Answers:
             return self._features.defaults(asked), missing
 
     def give(
-        self, drawn: Drawn, pin: str | None, inputs: Columns, missing: EnvironmentFault | None
+        self,
+        drawn: Drawn,
+        pin: str | None,
+        inputs: Columns,
+        missing: EnvironmentFault | None,
+        requests: int = 1,
     ) -> Answer:
-        """Score these inputs. Raises `EnvironmentFault` where nobody can."""
+        """Score these inputs, of so many requests. Raises `EnvironmentFault` where nobody can."""
         answer = self._first(drawn, pin, inputs, missing)
         if answer.stand_ins:
             with self._counting:
-                self._counts.update(answer.stand_ins)
-                self._recent.append((time.monotonic(), answer.stand_ins))
+                self._counts.update(answer.stand_ins * requests)
+                self._recent.extend([(time.monotonic(), answer.stand_ins)] * requests)
         return answer
 
     def about(self) -> dict[str, Any]:

@@ -43,6 +43,7 @@ from headrace.serving.routes import protocol_routes, score_routes
 from headrace.serving.scorer import Scorer, served_table
 from headrace.serving.served import ServedWriter
 from headrace.serving.swap import Follower
+from headrace.serving.together import Together
 from headrace.settings import Settings
 from headrace.store import Store
 
@@ -110,7 +111,8 @@ def _start(
     answers = Answers(spec, features, models, pinned, Prior(spec, lines))
     scorer = Scorer(spec, answers, served, arms=arms)
     about = About(spec, models, pinned)
-    app.state.models, app.state.served, app.state.scorer = models, served, scorer
+    app.state.models, app.state.served = models, served
+    app.state.scorer, app.state.together = scorer, Together(scorer)
     app.state.about, app.state.arms, app.state.answers = about, arms, answers
     features.start()
     ends.callback(features.stop)

@@ -1,10 +1,11 @@
-"""One request: read features, score, hand the served rows to the log."""
+"""A request, or some at once: read features, score, hand the served rows to the log."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from headrace.declaration import LineSpec
+from headrace.errors import EnvironmentFault
 from headrace.events import CHAMPION_ARM, PINNED_ARM, served_schema
 from headrace.requests import Columns
-from headrace.serving.answer import Answers
+from headrace.serving.answer import Answer, Answers
 from headrace.serving.arms import Arms, Drawn
 from headrace.serving.served import ServedWriter
 
+LOG = logging.getLogger(__name__)
 NOBODY = "none"
 """`Scored.fallback` where nobody had to stand in."""
 
@@ -50,6 +53,14 @@ class Scored:
     fallback: str = NOBODY
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A request: its name, and its candidates as `Scorer.score` takes them."""
+
+    request_id: str
+    candidates: pa.Table
+
+
 class Scorer:
     """Scores candidates of one line with the arm that is drawn and logs every served vector."""
 
@@ -79,29 +90,96 @@ class Scorer:
         `EnvironmentFault` when nobody can, or the served log has no room; `InputError` for an
         unknown `pin`.
         """
+        (outcome,) = self._score([Asked(request_id, candidates)], pin)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def score_together(self, asked: Sequence[Asked]) -> list[Scored | Exception]:
+        """The same for requests that wait at the same moment, with one read and one prediction.
+
+        A row's bits do not depend on who is asked beside it. What cannot be answered is told in
+        the place of its answer; one request that fails fails no other.
+        """
+        try:
+            return self._score(asked, None)
+        except Exception as problem:
+            if len(asked) == 1:
+                return [problem]
+            if isinstance(problem, EnvironmentFault):
+                return [problem] * len(asked)
+            LOG.exception("requests that came together are scored one by one")
+            return [outcome for each in asked for outcome in self.score_together([each])]
+
+    def _score(self, asked: Sequence[Asked], pin: str | None) -> list[Scored | Exception]:
         now_us = self._clock_us()
+        candidates = pa.concat_tables([each.candidates for each in asked])
         features, missing = self._answers.read(_at(candidates, now_us), pin)
-        inputs = {name: features[name] for name in self._inputs}
-        drawn = Drawn(PINNED_ARM, 1.0, None) if pin else self._arms.draw(request_id, candidates)
-        answer = self._answers.give(drawn, pin, inputs, missing)
-        watermark_us, tasks = answer.watermark_us, dict(answer.tasks)
-        scored = Scored(
-            request_id=request_id,
-            version=answer.version,
-            watermark_us=watermark_us,
-            staleness_s=None if watermark_us is None else (now_us - watermark_us) / 1e6,
-            impression_ids=[f"{request_id}:{i}" for i in range(candidates.num_rows)],
-            scores=tasks.pop("click"),
-            tasks=tasks,
-            arm=drawn.arm,
-            propensity=drawn.propensity,
-        )
-        if answer.stand_ins:
-            scored = replace(scored, fallback=",".join(answer.stand_ins))
-        self._served.put(ServedRows(scored, now_us, candidates, features))
-        if not pin and missing is None:
-            self._arms.shadow(request_id, now_us, inputs)
-        return scored
+        drawn = [
+            Drawn(PINNED_ARM, 1.0, None)
+            if pin
+            else self._arms.draw(each.request_id, each.candidates)
+            for each in asked
+        ]
+        ends = np.cumsum([each.candidates.num_rows for each in asked]).tolist()
+        of_each = [
+            {
+                name: values[end - each.candidates.num_rows : end]
+                for name, values in features.items()
+            }
+            for each, end in zip(asked, ends, strict=True)
+        ]
+        outcomes: dict[int, Scored | Exception] = {}
+        followers = {id(each.follower): each for each in drawn}
+        for key, of_them in followers.items():
+            places = [place for place, each in enumerate(drawn) if id(each.follower) == key]
+            inputs = self._inputs_of([of_each[place] for place in places])
+            try:
+                answer = self._answers.give(of_them, pin, inputs, missing, len(places))
+            except EnvironmentFault as fault:
+                outcomes |= dict.fromkeys(places, fault)
+                continue
+            start = 0
+            for place in places:
+                stop = start + asked[place].candidates.num_rows
+                scored = _scored(asked[place], drawn[place], answer, slice(start, stop), now_us)
+                outcomes[place], start = scored, stop
+        for place, each in enumerate(asked):
+            outcome = outcomes[place]
+            if isinstance(outcome, Exception):
+                continue
+            try:
+                self._served.put(ServedRows(outcome, now_us, each.candidates, of_each[place]))
+            except EnvironmentFault as fault:
+                outcomes[place] = fault
+                continue
+            if not pin and missing is None:
+                self._arms.shadow(each.request_id, now_us, self._inputs_of([of_each[place]]))
+        return [outcomes[place] for place in range(len(asked))]
+
+    def _inputs_of(self, features: Sequence[Columns]) -> Columns:
+        """The model inputs of some requests, one after the other."""
+        if len(features) == 1:
+            return {name: features[0][name] for name in self._inputs}
+        return {name: np.concatenate([each[name] for each in features]) for name in self._inputs}
+
+
+def _scored(asked: Asked, drawn: Drawn, answer: Answer, rows: slice, now_us: int) -> Scored:
+    """A request's part of an answer."""
+    tasks = {task: values[rows] for task, values in answer.tasks.items()}
+    watermark_us = answer.watermark_us
+    return Scored(
+        request_id=asked.request_id,
+        version=answer.version,
+        watermark_us=watermark_us,
+        staleness_s=None if watermark_us is None else (now_us - watermark_us) / 1e6,
+        impression_ids=[f"{asked.request_id}:{i}" for i in range(asked.candidates.num_rows)],
+        scores=tasks.pop("click"),
+        tasks=tasks,
+        arm=drawn.arm,
+        propensity=drawn.propensity,
+        fallback=",".join(answer.stand_ins) or NOBODY,
+    )
 
 
 @dataclass(frozen=True)
