@@ -5,8 +5,7 @@ windows on four keys and 30 model inputs, 50 candidates a request. Latency is co
 request was due, so that a slow answer is not excused by the ones that it delays.
 
 - Throughput, flat out, takes turns with a bare FastAPI endpoint that calls the same model on
-  ready vectors (`bench._bare`). KServe's model server does not install beside Airflow, so that
-  comparison is not made.
+  ready vectors (`bench._bare`); `bench.kserve` compares it with KServe's.
 - Latency is told at half of the throughput, with a new delta each second and without, in turns.
 - Shares of a request are those of its parts, called one after the other in this process.
 """
@@ -248,7 +247,6 @@ def _told(  # noqa: PLR0917
         at_most(f"{CANDIDATES} candidates at half of the throughput, p50", p50["without"], "ms", 4),
         at_most("the same, p99", p99["without"], "ms", 12),
         at_least("throughput over a bare endpoint of the same model", ratio, "x", 0.6),
-        not_measured("throughput over KServe's model server", "kserve", "does not install here"),
         at_most("p99 with a delta each second over p99 without", disturbed, "x", 1.5),
         at_most(
             "features read over a raw Redis pipeline of the same keys",

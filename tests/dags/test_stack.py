@@ -169,9 +169,11 @@ def test_down_ends_strays_and_what_outlived_a_killed_supervisor(settings):
 
 
 STARTER = """
+import signal
 import sys
 from datetime import UTC, datetime, timedelta
 sys.path.insert(0, sys.argv[1])
+signal.signal(signal.SIGINT, signal.default_int_handler)  # where pytest's own parent ignores it
 import test_stack
 from headrace.settings import load_settings
 from headrace.stack import up

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from headrace.launch.scores import OPTIONS
+from headrace.launch.errands import ERRANDS
 from pipelines.command import COMPILED, compile_to
 
 TRAININGS = ("incremental_train", "full_train", "full_train_gpu")
-PIPELINES = (*TRAININGS, "batch_score")
+ERRAND_NAMES = ("batch_score", "backfill_features")
+PIPELINES = (*TRAININGS, *ERRAND_NAMES)
 
 
 def normalised(path: Path) -> str:
@@ -64,11 +65,13 @@ def test_only_the_training_of_the_gpu_pipeline_asks_for_one() -> None:
     assert asking["full_train_gpu", "exec-train"]["resourceCount"] == "1"
 
 
-def test_scores_are_one_step_of_text_which_is_never_cached() -> None:
-    root = yaml.safe_load((COMPILED / "batch_score.yaml").read_text())
+@pytest.mark.parametrize("name", ERRAND_NAMES)
+def test_an_errand_is_one_step_of_text_which_is_never_cached(name: str) -> None:
+    root = yaml.safe_load((COMPILED / f"{name}.yaml").read_text())
     (task,) = root["root"]["dag"]["tasks"].values()
     assert not task.get("cachingOptions", {}).get("enableCache")
     given = root["root"]["inputDefinitions"]["parameters"]
-    assert set(given) == {"line", *OPTIONS}
+    assert set(given) == {"line", *ERRANDS[name]}
     assert {one["parameterType"] for one in given.values()} == {"STRING"}
-    assert [name for name, one in given.items() if not one.get("isOptional")] == ["line"]
+    needed = {"batch_score": ["line"], "backfill_features": ["end", "line", "start"]}
+    assert sorted(n for n, one in given.items() if not one.get("isOptional")) == needed[name]

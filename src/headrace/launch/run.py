@@ -85,7 +85,7 @@ def run_pipeline(
         settings,
         package,
         arguments,
-        f"{line} {began.kind} {name}",
+        title(pipeline, line, name),
         timeout_s=timeout_s,
         poll_s=poll_s,
     )
@@ -106,6 +106,11 @@ def compiled(pipeline: str) -> Path:
             f"{package} is missing; run python -m pipelines.{pipeline} --compile"
         )
     return package
+
+
+def title(pipeline: str, line: str, run: str) -> str:
+    """How a run is called on a cluster: one name for one run, whoever submits it."""
+    return f"{line} {KIND_OF.get(pipeline, pipeline)} {run}"
 
 
 def _elsewhere(settings: Settings, began: Cycle, run_id: str) -> RunResult:
