@@ -175,6 +175,9 @@ def server(settings: Settings) -> Iterator[tuple[int, int]]:
     command = [sys.executable, "-c", start, "serve", "--line", LINE]
     ready_at = f"{settings.server_url}/v2/health/ready"
     with process(settings, command, lambda: httpx.get(ready_at, trust_env=False)) as pid:
+        told = f"{settings.server_url}/v2/models/{LINE}"
+        while not httpx.get(told, trust_env=False).json()["delivery"]["waiting"]:
+            time.sleep(0.1)  # the second model is still being loaded, which is no request's cost
         yield settings.server_port, pid
 
 

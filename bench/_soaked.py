@@ -40,7 +40,10 @@ class Answer:
 
 @dataclass
 class Load:
-    """Requests at a pace, over some connections, until it is stopped; every answer is kept."""
+    """Requests at a pace, until it is stopped; every answer is kept.
+
+    They come at once on all connections, so that the server scores some together.
+    """
 
     port: int
     requests: Sequence[bytes]
@@ -69,7 +72,7 @@ class Load:
         connection = Connection(self.port)
         while not self._over.is_set():
             turn = next(self._turns)  # one call into C: threads share it
-            due = self._began + turn / self.rate
+            due = self._began + turn // self.connections * self.connections / self.rate
             if self._over.wait(max(0.0, due - time.monotonic())):
                 break
             asked = time.monotonic()
