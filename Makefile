@@ -42,13 +42,13 @@ check: setup ## ruff, mypy, import-linter, known vulnerabilities of what is lock
 
 test-fast: setup ## Unit, contract, golden, parity and architecture tests (about two minutes)
 	@bash infra/setup/redis.sh
+	@bash infra/setup/kubectl.sh
 	@$(PARALLEL) -m "not (slow or $(SLOW))"
 
 test: test-fast ## All tests
 	@bash infra/setup/browser.sh
 	@bash infra/setup/kafka.sh
 	@bash infra/setup/postgres.sh
-	@bash infra/setup/kubectl.sh
 	@$(PARALLEL) -m "slow and not ($(SLOW))"
 	@.venv/bin/pytest -m "$(SLOW)" $(STACKS)
 	@$(PARALLEL) -m "$(SLOW)" $(foreach path,$(STACKS),--ignore=$(path))

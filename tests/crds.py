@@ -150,4 +150,17 @@ SCHEMAS = {
             ),
         )
     ),
+    "monitoring.coreos.com/v1/PrometheusRule": resource(
+        of(
+            "groups",
+            groups=many(
+                name=TEXT,
+                rules=many(
+                    **{"alert": TEXT, "expr": TEXT, "for": TEXT},
+                    labels=LABELS,
+                    annotations=LABELS,
+                ),
+            ),
+        )
+    ),
 }

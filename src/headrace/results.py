@@ -142,8 +142,18 @@ def _faults(files: Sequence[Path]) -> str:
     rows = []
     for told in map(_read, files):
         stages = ", ".join(f"{name} {count}" for name, count in told["stages"].items())
+        took = told.get("recovered_s")
         rows.append(
-            [f"{told['what']} (`{told['command']}`)", str(told["kills"]), stages, told["end"]]
+            [
+                f"{told['what']} (`{told['command']}`)",
+                str(told["kills"]),
+                stages,
+                "-" if took is None else f"{took['median']:.1f}, {took['max']:.1f} s",
+                *(str(told.get(name, "-")) for name in ("lost", "duplicated")),
+                told["end"],
+            ]
         )
-    table = replay_results.table(["what", "kills", "where they fell", "how it ended"], rows)
-    return "\n".join(["## Faults", "", "`make test`, the newest run.", "", *table])
+    heads = ["fault", "times", "where they fell", "recovered in (median, most)"]
+    table = replay_results.table([*heads, "lost", "duplicated", "how it ended"], rows)
+    note = "Recovered: from the end of the fault to the next piece of work done."
+    return "\n".join(["## Faults", "", f"`make test`, the newest run. {note}", "", *table])

@@ -53,6 +53,14 @@ class Broker:
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
 
+    def advertise(self, port: int) -> None:
+        """Tell clients to connect to this port, a proxy's; before `start`."""
+        text = self._settings.read_text()
+        ours = f"advertised.listeners=PLAINTEXT://127.0.0.1:{self.port}"
+        self._settings.write_text(
+            text.replace(ours, f"advertised.listeners=PLAINTEXT://127.0.0.1:{port}")
+        )
+
     def start(self) -> None:
         """Start it and return when it answers."""
         with self._log.open("a") as log:

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from headrace.cli.chaos import chaos
 from headrace.cli.export import export
 from headrace.cli.features import features_app
 from headrace.cli.guard import guard
@@ -56,6 +57,7 @@ app.add_typer(race_app, name="race")
 app.command()(backfill)
 app.command()(stream)
 app.command()(export)
+app.command()(chaos)
 app.command()(score_batch)
 app.command()(score_log)
 
