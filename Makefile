@@ -7,6 +7,7 @@ PARALLEL := .venv/bin/pytest -n 2 --dist loadfile
 # whole stacks, of which one runs at a time
 STACKS := tests/dags tests/browser tests/e2e/test_api_docs.py
 export PYTHONDONTWRITEBYTECODE :=
+export HEADRACE_PROFILE ?= $(PROFILE)
 
 .PHONY: help setup demo up down status check test test-fast golden bench results clean
 
@@ -16,8 +17,13 @@ help: ## Show this list
 setup: ## Install uv, the locked environment and Java 17
 	@bash infra/setup/install.sh
 
-demo: setup ## Run the whole loop, about six minutes, and write out/demo/report.html
+demo: setup ## Run the whole loop, about six minutes, and write out/demo/report.html; PROFILE=services
+ifeq ($(PROFILE),services)
+	@bash infra/setup/redis.sh && bash infra/setup/postgres.sh && bash infra/setup/kafka.sh
+	@bash infra/services.sh out/services $(RUN) demo
+else
 	@$(RUN) demo
+endif
 
 up: setup ## Start the stack with simulated traffic and leave it running
 	@$(RUN) up --simulate
@@ -37,11 +43,13 @@ check: setup ## ruff, mypy, import-linter, known vulnerabilities of what is lock
 test-fast: setup ## Unit, contract, golden, parity and architecture tests (about two minutes)
 	@bash infra/setup/redis.sh
 	@bash infra/setup/prometheus.sh
+	@bash infra/setup/kubectl.sh
 	@$(PARALLEL) -m "not (slow or $(SLOW))"
 
 test: test-fast ## All tests
 	@bash infra/setup/browser.sh
 	@bash infra/setup/kafka.sh
+	@bash infra/setup/postgres.sh
 	@$(PARALLEL) -m "slow and not ($(SLOW))"
 	@.venv/bin/pytest -m "$(SLOW)" $(STACKS)
 	@$(PARALLEL) -m "$(SLOW)" $(foreach path,$(STACKS),--ignore=$(path))
@@ -56,6 +64,7 @@ golden: setup ## Write the golden files anew (compiled pipelines and protocol, O
 bench: ## Benchmarks with peers, which it installs; JSON in out/bench
 	@bash infra/setup/install.sh bench
 	@bash infra/setup/redis.sh
+	@bash infra/setup/kserve.sh
 	@.venv/bin/python -m bench
 
 results: setup ## Renew docs/results.md from the files in out/

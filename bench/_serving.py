@@ -112,7 +112,17 @@ def prepare(home: Path, url: str, bits: int) -> Settings:
             "HEADRACE_GRPC_PORT": ports[1],
         }
     )
-    spec, store = find_line(settings, LINE), Store(settings)
+    spec = find_line(settings, LINE)
+    push_all(settings, spec)
+    lines_of = LineStore(settings.line_store_url(LINE), LINE)
+    version = lines_of.publish(Model(spec.model, spec.seed).state(), parent=None, **about(spec))
+    lines_of.advance(None, version.version, "promote", "bench")
+    return settings
+
+
+def push_all(settings: Settings, spec: LineSpec) -> None:
+    """Write the windows of every key to the online store, as `headrace ingest` does."""
+    store = Store(settings)
     store.apply()
     rng = np.random.default_rng(SEED)
     for view, features in spec.views.items():
@@ -123,10 +133,6 @@ def prepare(home: Path, url: str, bits: int) -> Settings:
         for feature in features:
             columns[feature.name] = pa.array(rng.zipf(1.5, size) % 10_000)
         store.push(spec, view, pa.table(columns))
-    lines_of = LineStore(settings.line_store_url(LINE), LINE)
-    version = lines_of.publish(Model(spec.model, spec.seed).state(), parent=None, **about(spec))
-    lines_of.advance(None, version.version, "promote", "bench")
-    return settings
 
 
 def _keys(key: tuple[str, ...]) -> dict[str, pa.Array]:
@@ -165,9 +171,13 @@ def redis(folder: Path) -> Iterator[str]:
 @contextlib.contextmanager
 def server(settings: Settings) -> Iterator[tuple[int, int]]:
     """Port and process of `headrace serve`, once it is ready."""
-    command = ["-c", "from headrace.cli import main; main()", "serve", "--line", LINE]
+    start = "from headrace.cli import main; main()"
+    command = [sys.executable, "-c", start, "serve", "--line", LINE]
     ready_at = f"{settings.server_url}/v2/health/ready"
-    with _process(settings, command, lambda: httpx.get(ready_at, trust_env=False)) as pid:
+    with process(settings, command, lambda: httpx.get(ready_at, trust_env=False)) as pid:
+        told = f"{settings.server_url}/v2/models/{LINE}"
+        while not httpx.get(told, trust_env=False).json()["delivery"]["waiting"]:
+            time.sleep(0.1)  # the second model is still being loaded, which is no request's cost
         yield settings.server_port, pid
 
 
@@ -176,37 +186,37 @@ def bare_server(settings: Settings) -> Iterator[int]:
     """Port of the bare server."""
     (port,) = free_ports(1)
     docs = f"http://127.0.0.1:{port}/openapi.json"
-    command = ["-m", "bench._bare", str(port)]
-    with _process(settings, command, lambda: httpx.get(docs, trust_env=False)):
+    command = [sys.executable, "-m", "bench._bare", str(port)]
+    with process(settings, command, lambda: httpx.get(docs, trust_env=False)):
         yield port
 
 
 @contextlib.contextmanager
-def _process(
+def process(
     settings: Settings, command: list[str], ask: Callable[[], httpx.Response]
 ) -> Iterator[int]:
     """A process on the server's core, until it answered and the block is over."""
     with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(
-            [sys.executable, *command],
+        started = subprocess.Popen(
+            command,
             cwd=PROJECT,
             env=stack_environ(settings, "bench"),
             stdout=log,
             stderr=log,
         )
         try:
-            for thread in Path(f"/proc/{process.pid}/task").iterdir():  # others inherit it
+            for thread in Path(f"/proc/{started.pid}/task").iterdir():  # others inherit it
                 os.sched_setaffinity(int(thread.name), SERVER_CORE)
             until = time.monotonic() + START_S
             while not _answers(ask):
-                if process.poll() is not None or time.monotonic() > until:
+                if started.poll() is not None or time.monotonic() > until:
                     log.seek(0)
                     raise RuntimeError(f"{command} did not start: {log.read()[-2000:]}")
                 time.sleep(0.1)
-            yield process.pid
+            yield started.pid
         finally:
-            process.terminate()
-            process.wait(60)
+            started.terminate()
+            started.wait(60)
 
 
 def _answers(ask: Callable[[], httpx.Response]) -> bool:
@@ -219,10 +229,11 @@ def _answers(ask: Callable[[], httpx.Response]) -> bool:
 def asked(spec: LineSpec, candidates: int) -> list[bytes]:
     """Requests of different users for different items."""
     rng = np.random.default_rng(SEED)
-    return [post("/v1/score", json.dumps(_body(rng, candidates)).encode()) for _ in range(REQUESTS)]
+    return [post("/v1/score", json.dumps(body(rng, candidates)).encode()) for _ in range(REQUESTS)]
 
 
-def _body(rng: np.random.Generator, candidates: int) -> dict[str, Any]:
+def body(rng: np.random.Generator, candidates: int) -> dict[str, Any]:
+    """What one of them asks."""
     items = rng.choice(ITEMS, candidates, replace=False).tolist()
     return {
         "context": {"user_id": f"u{rng.integers(USERS)}"},
@@ -236,10 +247,8 @@ def _body(rng: np.random.Generator, candidates: int) -> dict[str, Any]:
 def ready(settings: Settings, spec: LineSpec) -> list[bytes]:
     """The same requests as vectors, for a server that looks nothing up."""
     store, rng, found = Store(settings), np.random.default_rng(SEED), []
-    body_type = payload.score_request(spec)
     for _ in range(REQUESTS):
-        body = body_type.model_validate_json(json.dumps(_body(rng, CANDIDATES)))
-        rows = store.read_online(spec, at(payload.candidates_of(spec, body)))
+        rows = rows_of(store, spec, body(rng, CANDIDATES))
         ids, numbers = (
             rows.select(list(names)).to_pydict()
             for names in (spec.model.categorical, spec.model.numeric)
@@ -250,6 +259,12 @@ def ready(settings: Settings, spec: LineSpec) -> list[bytes]:
         }
         found.append(post("/predict", json.dumps(vectors).encode()))
     return found
+
+
+def rows_of(store: Store, spec: LineSpec, asked_for: dict[str, Any]) -> pa.Table:
+    """What the server reads and computes for the body of a request."""
+    parsed = payload.score_request(spec).model_validate_json(json.dumps(asked_for))
+    return store.read_online(spec, at(payload.candidates_of(spec, parsed)))
 
 
 def at(candidates: pa.Table) -> pa.Table:

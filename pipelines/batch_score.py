@@ -40,4 +40,4 @@ def batch_score(  # noqa: PLR0917 - kfp passes them by name
 if __name__ == "__main__":
     from pipelines import command
 
-    command.main_of_scores(batch_score)
+    command.main_of_errand(batch_score)

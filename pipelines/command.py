@@ -30,22 +30,23 @@ def main(pipeline: Any) -> None:
     sys.exit(0 if result.outcome in ("promoted", "idle", "elsewhere") else 1)
 
 
-def main_of_scores(pipeline: Any) -> None:
-    """The same for `batch_score`, whose arguments are options beside `--line`."""
-    from headrace.launch.scores import OPTIONS, PIPELINE, run_batch_score
+def main_of_errand(pipeline: Any) -> None:
+    """The same for a pipeline that is no cycle; its arguments are options beside `--line`."""
+    from headrace.launch.errands import ERRANDS, run_errand
 
-    parser = _parser(PIPELINE)
-    for option in OPTIONS:
+    name = pipeline.name.replace("-", "_")
+    parser = _parser(name)
+    for option in ERRANDS[name]:
         parser.add_argument(f"--{option.replace('_', '-')}", help="see the component")
     given = vars(parser.parse_args())
     if given.pop("compile"):
-        compile_to(pipeline, COMPILED / f"{PIPELINE}.yaml")
+        compile_to(pipeline, COMPILED / f"{name}.yaml")
         return
     from headrace.settings import load_settings
 
     line = given.pop("line")
-    options = {name: value for name, value in given.items() if value is not None}
-    sys.stdout.write(f"{run_batch_score(load_settings(), line, **options)}\n")
+    options = {option: value for option, value in given.items() if value is not None}
+    sys.stdout.write(f"{run_errand(load_settings(), name, line, options)}\n")
 
 
 def _parser(name: str) -> argparse.ArgumentParser:

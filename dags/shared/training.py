@@ -7,23 +7,14 @@ from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import task
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from dags.shared.assets import LineAssets
+from dags.shared.kubeflow import RunPipeline
+from headrace.declaration import LineSpec
 from headrace.settings import find_line, load_settings
 
 log = logging.getLogger(__name__)
-
-
-@task
-def run_pipeline(line: str, pipeline: str, timeout_s: float) -> str:
-    """Check data, train, evaluate, promote; returns the name of the run's record."""
-    from headrace.launch import run_pipeline as launch
-
-    result = launch(load_settings(), pipeline, line, timeout_s=timeout_s)
-    if result.outcome == "failed":
-        raise AirflowException("; ".join(result.reasons))
-    return result.run
 
 
 @task(retries=0)
@@ -42,10 +33,15 @@ def report_outcome(line: str, run: str) -> None:
     log.info("%s: %s serves", run, ended.version)
 
 
-def gated_training(line: str, pipeline: str, plan: Any, longest: timedelta) -> None:
+def gated_training(spec: LineSpec, pipeline: str, plan: Any, longest: timedelta) -> None:
     """Plan, run for at most `longest` and report: the tasks of a training, inside its DAG."""
-    assets = LineAssets.of(line)
-    limited = run_pipeline.override(execution_timeout=longest, inlets=[assets.samples])
-    run = limited(line, pipeline, longest.total_seconds())
+    line, assets = spec.line, LineAssets.of(spec)
+    run = RunPipeline(
+        task_id="run_pipeline",
+        line=line,
+        pipeline=pipeline,
+        longest=longest,
+        inlets=[assets.samples],
+    )
     plan(line) >> run
-    report_outcome.override(outlets=[assets.version, assets.served])(line, run)
+    report_outcome.override(outlets=[assets.version, assets.served])(line, run.output)

@@ -25,7 +25,7 @@ def write(document: Path, out: Path) -> list[str]:
     The plots of benchmarks, `out/bench/*.svg`, are copied beside the document.
     """
     sources: dict[str, tuple[list[Path], Callable[[Sequence[Path]], str]]] = {
-        "demo": (sorted(out.glob("demo/report.json")), _demo),
+        "demo": (sorted(out.glob("demo*/report.json")), _demos),
         "replay": (sorted(out.glob("replay/*.json")), _replay),
         "drills": (sorted(out.glob("drills/*.json")), _drills),
         "bench": (sorted(out.glob("bench/*.json")), _bench),
@@ -73,11 +73,30 @@ def _replay(files: Sequence[Path]) -> str:
     return replay_results.render([replay_results.read(path) for path in files])
 
 
-def _demo(files: Sequence[Path]) -> str:
-    report = _read(files[0])
+def _demos(files: Sequence[Path]) -> str:
+    """The demo on each profile, a column each: `demo` is local, `demo-<profile>` another."""
+    names = [path.parent.name.removeprefix("demo").removeprefix("-") or "local" for path in files]
+    reports = [_read(path) for path in files]
+    checks: dict[str, list[str]] = {}
+    for report in reports:
+        for check in report["checks"]:
+            found = f"{check['found']}: {'holds' if check['holds'] else 'does not hold'}"
+            checks.setdefault(check["name"], []).append(found)
+    figures = [_figures(report) for report in reports]
+    rows = [[name, *(told[name] for told in figures)] for name in figures[0]]
+    others = [f"`make demo PROFILE={name}`" for name in names if name != "local"]
+    commands = " and ".join(["`make demo`", *others])
+    parts = ["## Demo", "", f"{commands}, one run each on two shared cores.", ""]
+    claims = [[name, *told] for name, told in checks.items()]
+    parts += replay_results.table(["claim", *names], claims)
+    parts += ["", *replay_results.table(["figure", *names], rows)]
+    return "\n".join(parts)
+
+
+def _figures(report: dict[str, Any]) -> dict[str, str]:
     stale, loss, clicks = report["staleness_s"], report["logloss"], report["click_rate"]
     cycles, serving, events = report["cycles"], report["serving"], report["events"]
-    rows = [
+    return dict([
         ("staleness, event appended to first response that learned it (p50, p95, max)",
          f"{stale['p50']:.1f}, {stale['p95']:.1f}, {stale['max']:.1f} s"),
         *((f"of it {name.replace('_', ' ')} (p50, p95)", f"{part['p50']:.1f}, {part['p95']:.1f} s")
@@ -98,12 +117,7 @@ def _demo(files: Sequence[Path]) -> str:
         ("events appended, learned, pending, quarantined, malformed, lost",
          ", ".join(f"{events[name]:,}" for name in
                    ("appended", "learned", "pending", "quarantined", "malformed", "lost"))),
-    ]  # fmt: skip
-    checks = [[c["name"], c["found"], "yes" if c["holds"] else "no"] for c in report["checks"]]
-    parts = ["## Demo", "", "`make demo`, one run on two shared cores.", ""]
-    parts += replay_results.table(["claim", "found", "holds"], checks)
-    parts += ["", *replay_results.table(["figure", "value"], [list(row) for row in rows])]
-    return "\n".join(parts)
+    ])  # fmt: skip
 
 
 def _bench(files: Sequence[Path]) -> str:
@@ -174,8 +188,18 @@ def _faults(files: Sequence[Path]) -> str:
     rows = []
     for told in map(_read, files):
         stages = ", ".join(f"{name} {count}" for name, count in told["stages"].items())
+        took = told.get("recovered_s")
         rows.append(
-            [f"{told['what']} (`{told['command']}`)", str(told["kills"]), stages, told["end"]]
+            [
+                f"{told['what']} (`{told['command']}`)",
+                str(told["kills"]),
+                stages,
+                "-" if took is None else f"{took['median']:.1f}, {took['max']:.1f} s",
+                *(str(told.get(name, "-")) for name in ("lost", "duplicated")),
+                told["end"],
+            ]
         )
-    table = replay_results.table(["what", "kills", "where they fell", "how it ended"], rows)
-    return "\n".join(["## Faults", "", "`make test`, the newest run.", "", *table])
+    heads = ["fault", "times", "where they fell", "recovered in (median, most)"]
+    table = replay_results.table([*heads, "lost", "duplicated", "how it ended"], rows)
+    note = "Recovered: from the end of the fault to the next piece of work done."
+    return "\n".join(["## Faults", "", f"`make test`, the newest run. {note}", "", *table])

@@ -19,12 +19,30 @@ from pydantic import ValidationError
 
 from headrace.declaration import LineSpec
 from headrace.errors import DeclarationError
+from headrace.profile import with_profile
 
 PROJECT = Path(__file__).resolve().parents[2]
 _REDIS_DATABASE = re.compile(r"(/\d*)?")
 _NOT_IN_A_URL = re.compile(r"[\s'\"$\\]")
 _TOKEN = re.compile(r"[!-~]{16,512}")
+_KAFKA = re.compile(r"kafka://(?P<brokers>[^/\s,]+:\d+(,[^/\s,]+:\d+)*)/(?P<name>[A-Za-z0-9._-]+)")
 OFFLINE_STORES = ("duckdb", "spark")
+PROFILES = PROJECT / "profiles"
+
+
+@dataclass(frozen=True)
+class KafkaLog:
+    """Where lines' event logs lie: brokers, and what the topics' names begin with."""
+
+    brokers: str  # host:port, comma separated
+    name: str
+
+    def topic(self, line: str) -> str:
+        """The topic of a line's event log."""
+        return f"{self.name}.{line}.events"
+
+    def __str__(self) -> str:
+        return f"kafka://{self.brokers}/{self.name}"
 
 
 @dataclass(frozen=True)
@@ -64,6 +82,10 @@ class Settings:
     cluster: Cluster | None = None
     score_token: str | None = field(default=None, repr=False)
     admin_token: str | None = field(default=None, repr=False)
+    profile: str = "local"
+    event_log: KafkaLog | None = None  # None: files in the line's home alone
+    registry: str | None = field(default=None, repr=False)  # Feast's, a PostgreSQL; None is a file
+    airflow_database: str | None = field(default=None, repr=False)  # None is SQLite
 
     def line_home(self, line: str) -> Path:
         """Folder of what belongs to one line on this machine: logs, ticks, samples, records."""
@@ -106,8 +128,8 @@ class Settings:
 
 
 def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
-    """Read `HEADRACE_*` from the environment (or the given mapping)."""
-    env = os.environ if environ is None else environ
+    """Read `HEADRACE_*` from the environment (or the given mapping), over its profile."""
+    env = with_profile(os.environ if environ is None else environ, PROFILES)
 
     def path(name: str, default: Path) -> Path:
         return Path(env.get(name) or default).resolve()
@@ -148,7 +170,35 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         cluster=_cluster(env.get("TF_CONFIG") or None),
         score_token=_token(env, "HEADRACE_SCORE_TOKEN"),
         admin_token=_token(env, "HEADRACE_ADMIN_TOKEN"),
+        profile=env.get("HEADRACE_PROFILE") or "local",
+        event_log=_kafka_log(env.get("HEADRACE_EVENT_LOG") or None),
+        registry=_database(env, "HEADRACE_REGISTRY", "a file below HEADRACE_HOME"),
+        airflow_database=_database(env, "HEADRACE_AIRFLOW_DATABASE", "SQLite"),
     )
+
+
+def _kafka_log(url: str | None) -> KafkaLog | None:
+    if url is None:
+        return None
+    found = _KAFKA.fullmatch(url)
+    if found is None:
+        raise DeclarationError(
+            f"HEADRACE_EVENT_LOG={url.rpartition('@')[2]!r} names no Kafka; write "
+            "kafka://HOST:PORT[,HOST:PORT]/NAME, where the topics' names begin with NAME, or leave "
+            "the variable out for files"
+        )
+    return KafkaLog(found["brokers"], found["name"])
+
+
+def _database(env: Mapping[str, str], name: str, otherwise: str) -> str | None:
+    """A PostgreSQL's URL; an error never shows it, as it may hold a password."""
+    url = env.get(name) or None
+    if url is not None and not re.fullmatch(r"postgresql\+psycopg://[^\s'\"$\\]+/\w+", url):
+        raise DeclarationError(
+            f"{name} names no PostgreSQL; write postgresql+psycopg://USER:PASSWORD@HOST:PORT/NAME, "
+            f"the password percent-encoded, or leave the variable out for {otherwise}"
+        )
+    return url
 
 
 def _token(env: Mapping[str, str], name: str) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -44,9 +45,15 @@ def sources() -> Iterator[tuple[str, Path]]:
             yield folder, path
 
 
-def imported(tree: ast.AST) -> set[str]:
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@cache
+def imported(path: Path) -> set[str]:
     found: set[str] = set()
-    for node in ast.walk(tree):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
@@ -59,7 +66,7 @@ def test_each_outside_system_has_one_owner(library: str) -> None:
     trespassers = [
         str(path.relative_to(PROJECT))
         for owner, path in sources()
-        if owner not in OWNERS[library] and library in imported(ast.parse(path.read_text()))
+        if owner not in OWNERS[library] and library in imported(path)
     ]
     assert trespassers == []
 
@@ -68,14 +75,14 @@ def test_each_outside_system_has_one_owner(library: str) -> None:
 def test_pure_modules_do_no_io_and_read_no_clock(module: str) -> None:
     path = SOURCE / module
     files = sorted(path.rglob("*.py")) if path.is_dir() else [SOURCE / f"{module}.py"]
-    assert [file for file in files if imported(ast.parse(file.read_text())) & IO_MODULES] == []
+    assert [file for file in files if imported(file) & IO_MODULES] == []
 
 
 def test_only_settings_reads_the_environment() -> None:
     readers = {
         owner
         for owner, path in sources()
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(parsed(path))
         if isinstance(node, ast.Attribute)
         and node.attr in ("environ", "getenv")
         and isinstance(node.value, ast.Name)

@@ -15,6 +15,7 @@ from headrace.settings import PROJECT, Settings, find_line, load_settings
 from headrace.store import Store
 from tests.campaign import free_port
 from tests.s3_server import s3_bucket
+from tests.spark import broker
 
 SHOP = """
 line: shop
@@ -95,6 +96,13 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
     server.start()
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a broker that runs as long as the tests."""
+    with broker.running(tmp_path_factory.mktemp("kafka")) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")

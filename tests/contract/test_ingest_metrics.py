@@ -26,6 +26,7 @@ GOLDEN = {  # what a dashboard or an alert may rely on: name, type, labels
     "headrace_ingest_feature_rows_pushed": ("counter", {"view"}),
     "headrace_ingest_last_push_timestamp_seconds": ("gauge", set()),
     "headrace_ingest_log_head": ("gauge", set()),
+    "headrace_ingest_log_lag": ("gauge", set()),
     "headrace_ingest_log_segments": ("gauge", set()),
     "headrace_ingest_push_failures": ("counter", set()),
     "headrace_ingest_queue_bytes": ("gauge", set()),

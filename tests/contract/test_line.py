@@ -48,7 +48,7 @@ def publish(
     )
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.slow)])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Where a line's store is: a folder, or a prefix of its own in a bucket of moto's server."""
     if request.param == "local":

@@ -55,7 +55,7 @@ def store(tmp_path: Path) -> LineStore:
     return LineStore(tmp_path, "x")
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.slow)])
 def anywhere(request: pytest.FixtureRequest, tmp_path: Path) -> LineStore:
     if request.param == "local":
         return LineStore(tmp_path, "x")

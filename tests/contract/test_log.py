@@ -1,9 +1,13 @@
-"""What every reader and the single writer of a file log may rely on."""
+"""What every reader and the single writer of a log may rely on, in files and in Kafka.
+
+A log in Kafka is read from its copy, which is a file log.
+"""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,6 +16,7 @@ import pytest
 from headrace.errors import EnvironmentFault, InputError, IntegrityError
 from headrace.events import LATER
 from headrace.log.files import FileLog
+from headrace.log.kafka import KafkaLog
 from headrace.log.stamp import EventWriter
 from headrace.settings import load_line
 
@@ -22,9 +27,13 @@ def rows(*numbers: int) -> pa.Table:
     return pa.table([list(numbers), [str(n) for n in numbers]], schema=SCHEMA)
 
 
-@pytest.fixture
-def log(tmp_path: Path):
-    writer = FileLog(tmp_path / "log", SCHEMA, writer=True)
+@pytest.fixture(params=["files", pytest.param("kafka", marks=pytest.mark.e2e)])
+def log(request, tmp_path: Path):
+    if request.param == "files":
+        writer = FileLog(tmp_path / "log", SCHEMA, writer=True)
+    else:
+        address, topic = request.getfixturevalue("kafka"), uuid.uuid4().hex
+        writer = KafkaLog(tmp_path / "log", SCHEMA, address, topic, writer=True)
     yield writer
     writer.close()
 

@@ -33,6 +33,8 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 # every kind of table and of network, for another process
 ELSEWHERE = ("wide", "dcn", "dynamic", "two tasks")
+# building their graphs takes long, and each shares its parts with one of the others
+MIXTURES = {"deep", "ftrl_deep", "bfloat16", "dynamic wide", "two tasks dcn"}
 BATCH = 64
 FIELDS = ("user", "item")
 NUMBERS = ("rate", "log_count")
@@ -133,7 +135,9 @@ def loss_of(model: Model, table: pa.Table) -> float:
     return float(-np.mean(np.log(np.where(label > 0, probability, 1 - probability))))
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(
+    params=[pytest.param(k, marks=pytest.mark.slow if k in MIXTURES else ()) for k in KINDS]
+)
 def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -168,6 +172,7 @@ def test_log_loss_falls_on_a_separable_stream(model: Model) -> None:
     assert model.is_finite()
 
 
+@pytest.mark.slow
 def test_cross_layers_learn_a_product_that_no_sum_holds() -> None:
     """Without hidden layers the network is linear too: what it learns, the crosses have learned."""
     draw = np.random.default_rng(4)
@@ -183,6 +188,7 @@ def test_cross_layers_learn_a_product_that_no_sum_holds() -> None:
     assert losses["dcn"] < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["ftrl", "deep"])
 def test_a_learning_rate_floor_lets_an_old_id_change_its_mind(family: str) -> None:
     def fed(floor: float) -> tuple[float, Model]:

@@ -16,7 +16,7 @@ from headrace.settings import load_settings
 from tests.s3_server import CREDENTIALS, forget_clients
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.slow)])
 def files(request: pytest.FixtureRequest, tmp_path: Path) -> SealedFiles:
     local = request.param == "local"
     return SealedFiles(tmp_path if local else f"{request.getfixturevalue('bucket')}/sealed")

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from headrace.errors import HeadraceError
-from headrace.launch import run_batch_score
+from headrace.launch import run_errand
 from headrace.scoring.run import interval_of, score_rows
 from tests.contract.scored_line import AlikeLine
 
@@ -23,9 +23,8 @@ def test_the_pipeline_scores_what_the_verb_scores(tmp_path: Path) -> None:
         line.traffic(number)
         line.tick()
     between = ("2020-01-01", "2100-01-01T00:00:00+00:00")
-    ended = run_batch_score(
-        line.settings, "alike", start=between[0], end=between[1], version="v000001"
-    )
+    asked = {"start": between[0], "end": between[1]}
+    ended = run_errand(line.settings, "batch_score", "alike", asked | {"version": "v000001"})
     assert ended.log is not None
     written = line.home / "scores" / "batch" / "20200101T000000Z-21000101T000000Z.parquet"
     assert f"{written}" in Path(ended.log).read_text()
@@ -36,4 +35,4 @@ def test_the_pipeline_scores_what_the_verb_scores(tmp_path: Path) -> None:
     assert again.rows == 36
     assert pq.read_table(written).equals(pq.read_table(again.output))
     with pytest.raises(HeadraceError, match=r"batch_score alike: .*; see .*kfp-run-\d+\.log"):
-        run_batch_score(line.settings, "alike", start=between[0], end=between[1], version="v9")
+        run_errand(line.settings, "batch_score", "alike", asked | {"version": "v9"})

@@ -18,6 +18,7 @@ from headrace.settings import PROJECT
 
 JARS = PROJECT / "out" / "kafka" / "broker"
 CLUSTER = "MkU3OEVBNTcwNTJENDM2Qg"
+JAVA = ["java", "-Xmx256m", "-XX:TieredStopAtLevel=1", "-cp", f"{JARS}/*"]
 PROPERTIES = """\
 process.roles=broker,controller
 node.id=1
@@ -28,33 +29,72 @@ controller.quorum.voters=1@127.0.0.1:{controller}
 listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
 log.dirs={folder}/data
 offsets.topic.replication.factor=1
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+group.initial.rebalance.delay.ms=0
 auto.create.topics.enable=false
 """
+
+
+class Broker:
+    """A broker in a folder of its own; what it stored outlives `kill`, and `start` goes on."""
+
+    def __init__(self, folder: Path) -> None:
+        self._log = folder / "broker.log"
+        self._settings = folder / "server.properties"
+        self.port, controller = free_ports(2)
+        text = PROPERTIES.format(port=self.port, controller=controller, folder=folder)
+        self._settings.write_text(text)
+        storage = ["kafka.tools.StorageTool", "format", "-t", CLUSTER, "-c", str(self._settings)]
+        subprocess.run([*JAVA, *storage], check=True, capture_output=True)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def advertise(self, port: int) -> None:
+        """Tell clients to connect to this port, a proxy's; before `start`."""
+        text = self._settings.read_text()
+        ours = f"advertised.listeners=PLAINTEXT://127.0.0.1:{self.port}"
+        self._settings.write_text(
+            text.replace(ours, f"advertised.listeners=PLAINTEXT://127.0.0.1:{port}")
+        )
+
+    def start(self) -> None:
+        """Start it and return when it answers."""
+        with self._log.open("a") as log:
+            self._process = subprocess.Popen(
+                [*JAVA, "kafka.Kafka", str(self._settings)], stdout=log, stderr=subprocess.STDOUT
+            )
+        wait_for(self.port, self._process, self._log)
+
+    def kill(self) -> None:
+        """End it by SIGKILL."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+def installed() -> None:
+    """Skip without Maven; fail without the jars."""
+    if not JARS.is_dir():
+        if shutil.which("mvn") is None:
+            pytest.skip("no Kafka: needs Maven (apt-get install maven), then infra/setup/kafka.sh")
+        pytest.fail(f"{JARS} is missing: run infra/setup/kafka.sh")
 
 
 @contextmanager
 def running(folder: Path) -> Iterator[str]:
     """Start a broker and give its address. Skips without Maven; fails without the jars."""
-    if not JARS.is_dir():
-        if shutil.which("mvn") is None:
-            pytest.skip("no Kafka: needs Maven (apt-get install maven), then infra/setup/kafka.sh")
-        pytest.fail(f"{JARS} is missing: run infra/setup/kafka.sh")
-    port, controller = free_ports(2)
-    settings = folder / "server.properties"
-    settings.write_text(PROPERTIES.format(port=port, controller=controller, folder=folder))
-    java = ["java", "-Xmx256m", "-XX:TieredStopAtLevel=1", "-cp", f"{JARS}/*"]
-    storage = ["kafka.tools.StorageTool", "format", "-t", CLUSTER, "-c", str(settings)]
-    subprocess.run([*java, *storage], check=True, capture_output=True)
-    with (folder / "broker.log").open("w") as log:
-        process = subprocess.Popen(
-            [*java, "kafka.Kafka", str(settings)], stdout=log, stderr=subprocess.STDOUT
-        )
+    installed()
+    broker = Broker(folder)
     try:
-        wait_for(port, process, folder / "broker.log")
-        yield f"127.0.0.1:{port}"
+        broker.start()
+        yield broker.address
     finally:
-        process.kill()
-        process.wait()
+        broker.kill()
 
 
 def topic(address: str, name: str, partitions: int) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import broker
 import pytest
 import streaming
 
@@ -16,6 +15,7 @@ from headrace.errors import EnvironmentFault
 from headrace.sample import ticks
 from headrace.settings import load_settings
 from headrace.stream.source import Kafka
+from tests.spark import broker
 
 TOPIC = "events"
 KILLS = 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ from headrace.errors import IntegrityError
 from headrace.labels.state import LabelState, ReadServed
 from headrace.windows import WindowState
 
+LOG = logging.getLogger(__name__)
 _FOLDER = re.compile(r"^b=(\d{8})$")
 _KEPT = 2
 
@@ -45,7 +47,8 @@ def newest(
     """The newest readable checkpoint of a tick below `head`; None when there is none.
 
     One that another process removes meanwhile, or that was written for other declarations,
-    is passed over: the log can always be replayed from further back.
+    is passed over: the log can always be replayed from further back. A damaged one is removed,
+    before the next one takes its files over.
     """
     for tick in reversed(_present(home)):
         if tick < head:
@@ -55,6 +58,9 @@ def newest(
                 return tick, windows, LabelState.restore(spec, tables["labels"], served)
             except (FileNotFoundError, IntegrityError, KeyError):
                 continue
+            except (pa.ArrowInvalid, OSError) as problem:
+                LOG.warning("%s: checkpoint %d is damaged, removed: %s", home, tick, problem)
+                shutil.rmtree(home / "state" / f"b={tick:08d}", ignore_errors=True)
     return None
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import socket
 import threading
 import time
@@ -206,10 +207,17 @@ def _gauges(
         oldest = writer.read(start, start + 1)["arrival_at"].cast("int64").to_pylist()
         return max(clock_us() - oldest[0], 0) / 1e6 if oldest else 0.0
 
+    def lag() -> float:
+        try:
+            return writer.lag()
+        except EnvironmentFault:  # appends say it aloud
+            return math.nan
+
     return {
         "queue_rows": ("Events that wait for their append.", lambda: admission.rows),
         "queue_bytes": ("Bytes of bodies in memory.", lambda: admission.bytes),
         "log_head": ("Events ever stored, the next one's offset.", lambda: writer.head),
+        "log_lag": ("Messages of the log in Kafka that its copy lacks; NaN: no answer.", lag),
         "log_segments": ("Files that hold the event log.", lambda: writer.segments),
         "events_behind": ("Stored events that no tick has read.", admission.behind),
         "seconds_behind": ("Age of the oldest event that no tick has read.", seconds_behind),

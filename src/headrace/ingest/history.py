@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,7 +14,7 @@ from headrace.ingest.online import FeastOnline, Online, catch_up
 from headrace.ingest.plan import Logs
 from headrace.ingest.tick import TickState, advance, resume
 from headrace.log.files import FileLog
-from headrace.log.stamp import EventWriter
+from headrace.log.stamp import EventWriter, event_writer
 from headrace.requests import transform
 from headrace.settings import Settings
 
@@ -39,11 +37,13 @@ def import_history(
     online = online or FeastOnline(settings, spec)
     home = settings.line_home(spec.line)
     with disk_faults(home):
-        return _import(spec, home, events, tick_us, online)
+        return _import(settings, spec, events, tick_us, online)
 
 
-def _import(spec: LineSpec, home: Path, events: pa.Table, tick_us: int, online: Online) -> int:
-    writer = EventWriter(home / "log" / "events", spec)
+def _import(
+    settings: Settings, spec: LineSpec, events: pa.Table, tick_us: int, online: Online
+) -> int:
+    home, writer = settings.line_home(spec.line), event_writer(settings, spec)
     served = FileLog(home / "log" / "served", served_schema(spec), writer=True)
     try:
         first = _store_history(writer, events)

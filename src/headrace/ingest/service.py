@@ -18,7 +18,7 @@ from headrace.ingest.online import FeastOnline, Online, catch_up, patient
 from headrace.ingest.plan import Logs
 from headrace.ingest.tick import Push, TickState, advance, resume, run_tick
 from headrace.log.files import FileLog
-from headrace.log.stamp import EventWriter, clock_us
+from headrace.log.stamp import EventWriter, clock_us, event_writer
 from headrace.sample import check_ticks
 from headrace.settings import Settings
 
@@ -71,7 +71,7 @@ class Resident:
 
     def run(self, stop: threading.Event) -> None:
         """Everything from the lock of the log to the last tick."""
-        writer = EventWriter(self._home / "log" / "events", self._spec)
+        writer = event_writer(self._settings, self._spec)
         try:
             check_ticks(self._home)
             served = FileLog(self._home / "log" / "served", served_schema(self._spec))

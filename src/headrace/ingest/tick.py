@@ -85,7 +85,7 @@ class TickState:
         """
         path = self._plan_path
         if path.is_file():
-            plan = Plan.from_json(json.loads(path.read_text(encoding="utf-8")))
+            plan = _stored_plan(path)
             if plan.events[0] != self.events_to or plan.served[0] != self.served_to:
                 raise IntegrityError(
                     f"{path}: starts at {plan.events[0]}, {plan.served[0]}, but tick "
@@ -179,6 +179,15 @@ class TickState:
         for name in values.column_names:
             rows = rows.append_column(pa.field(name, pa.int64()), values[name])
         return rows
+
+
+def _stored_plan(path: Path) -> Plan:
+    try:
+        return Plan.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, IndexError, TypeError) as problem:
+        raise IntegrityError(
+            f"{path}: not readable ({problem!r}); remove it: its tick was not committed"
+        ) from problem
 
 
 def run_tick(

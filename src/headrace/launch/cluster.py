@@ -23,10 +23,10 @@ LOG = logging.getLogger(__name__)
 POLL_S: Final = 2.0
 LOST_S: Final = 120.0
 """A cluster may be out of reach for so long while a run is awaited: a rollout, a new proxy."""
-_ENDED: Final = ("SUCCEEDED", "FAILED", "SKIPPED", "ERROR", "CANCELED")
-_PASSING: Final = (0, 408, 429, 500, 502, 503, 504)
+ENDED: Final = ("SUCCEEDED", "FAILED", "SKIPPED", "ERROR", "CANCELED")
+PASSING: Final = (0, 408, 429, 500, 502, 503, 504)
 _REQUEST_S: Final = (5.0, 15.0)  # connect, read
-_NO_API: Final = "the answer is not of the Kubeflow Pipelines API (a sign-in page?)"
+NO_API: Final = "the answer is not of the Kubeflow Pipelines API (a sign-in page?)"
 
 
 @dataclass(frozen=True)
@@ -54,15 +54,7 @@ def run_there(
     after `timeout_s`, or whose waiting is interrupted, is told to end. Raises `EnvironmentFault`
     when the endpoint cannot be reached, refuses, or the time is up.
     """
-    from kfp_server_api.exceptions import ApiException
-    from urllib3.exceptions import HTTPError
-
-    try:
-        _probe(settings)
-        client, run_id = _submit(settings, package, arguments, name)
-    except (ApiException, HTTPError, TimeoutError) as problem:
-        raise _fault(settings, _told(problem)) from None
-    LOG.info("%s is run %s: %s/#/runs/details/%s", name, run_id, _shown(settings), run_id)
+    client, run_id = submit(settings, package, arguments, name)
     try:
         return _await(settings, client, run_id, timeout_s=timeout_s, poll_s=poll_s, lost_s=lost_s)
     except EnvironmentFault:
@@ -70,6 +62,25 @@ def run_there(
     except BaseException:
         _terminate(client, run_id)
         raise
+
+
+def submit(
+    settings: Settings, package: Path, arguments: Mapping[str, int | str], name: str
+) -> tuple[Any, str]:
+    """Submit the compiled package; returns the client and the run's id.
+
+    Raises `EnvironmentFault` when the endpoint cannot be reached or refuses.
+    """
+    from kfp_server_api.exceptions import ApiException
+    from urllib3.exceptions import HTTPError
+
+    try:
+        _probe(settings)
+        client, run_id = _submit(settings, package, arguments, name)
+    except (ApiException, HTTPError, TimeoutError) as problem:
+        raise fault(settings, _told(problem)) from None
+    LOG.info("%s is run %s: %s/#/runs/details/%s", name, run_id, shown(settings), run_id)
+    return client, run_id
 
 
 def _probe(settings: Settings) -> None:
@@ -87,7 +98,7 @@ def _probe(settings: Settings) -> None:
     except ValueError:
         spoken = False
     if not spoken:
-        raise _fault(settings, _NO_API)
+        raise fault(settings, NO_API)
 
 
 def _submit(
@@ -101,7 +112,7 @@ def _submit(
             str(package), arguments=dict(arguments), run_name=name, enable_caching=False
         )
     if not submitted.run_id:
-        raise _fault(settings, _NO_API)
+        raise fault(settings, NO_API)
     return client, str(submitted.run_id)
 
 
@@ -123,17 +134,17 @@ def _await(
         now = time.monotonic()
         if run is not None:
             heard, state = now, str(run.state or "unknown").upper()
-            if state in _ENDED:
-                return Ended(run_id, state, _clean(settings, _why(run)))
+            if state in ENDED:
+                return Ended(run_id, state, clean(settings, _why(run)))
         elif now - heard >= lost_s:
-            raise _fault(
+            raise fault(
                 settings, f"lost for {lost_s:.0f} s ({problem}); run {run_id} may go on there"
             )
         else:
-            LOG.warning("run %s: %s; asking again", run_id, _clean(settings, problem))
+            LOG.warning("run %s: %s; asking again", run_id, clean(settings, problem))
         if now >= deadline:
             told = "was told to end" if _terminate(client, run_id) else "could not be told to end"
-            raise _fault(
+            raise fault(
                 settings,
                 f"run {run_id} is {state} after {timeout_s:.0f} s and {told}; "
                 "look at it there, or allow more time",
@@ -150,10 +161,10 @@ def _ask(settings: Settings, client: Any, run_id: str) -> tuple[Any, str]:
     except HTTPError as problem:
         return None, _told(problem)
     except ApiException as problem:
-        if problem.status not in _PASSING:
-            raise _fault(settings, f"run {run_id}: {_told(problem)}") from None
+        if problem.status not in PASSING:
+            raise fault(settings, f"run {run_id}: {_told(problem)}") from None
         return None, _told(problem)
-    return (run, "") if run.run_id == run_id else (None, _NO_API)
+    return (run, "") if run.run_id == run_id else (None, NO_API)
 
 
 def _terminate(client: Any, run_id: str) -> bool:
@@ -195,16 +206,18 @@ def _told(problem: Exception) -> str:
     return f"{said}: {str(message)[:300]}" if message else said
 
 
-def _fault(settings: Settings, what: str) -> EnvironmentFault:
+def fault(settings: Settings, what: str) -> EnvironmentFault:
+    """An error that names the endpoint and the settings to look at."""
     remedy = "check HEADRACE_KFP_ENDPOINT and HEADRACE_KFP_TOKEN"
-    return EnvironmentFault(f"{_shown(settings)}: {_clean(settings, what)}; {remedy}")
+    return EnvironmentFault(f"{shown(settings)}: {clean(settings, what)}; {remedy}")
 
 
-def _clean(settings: Settings, text: str) -> str:
+def clean(settings: Settings, text: str) -> str:
+    """The text without the token."""
     return text.replace(settings.kfp_token, "***") if settings.kfp_token else text
 
 
-def _shown(settings: Settings) -> str:
+def shown(settings: Settings) -> str:
     """The endpoint without a user and password that its URL may hold."""
     url = urlsplit(str(settings.kfp_endpoint))
     return url._replace(netloc=url.netloc.rpartition("@")[2]).geturl()

@@ -59,7 +59,7 @@ class FileLog:
         Raises `InputError` when the schema differs or a required column holds a null.
         """
         self._require_writer()
-        _check(self._folder, self._schema, table)
+        check_records(str(self._folder), self._schema, table)
         first = self.head
         if table.num_rows == 0:
             return first
@@ -105,6 +105,11 @@ class FileLog:
         """The newest record as a table of one row, or None for an empty log."""
         head = self.head
         return self.read(head - 1, head) if head else None
+
+    @staticmethod
+    def lag() -> int:
+        """How many messages elsewhere are not in these files: none, the files are the log."""
+        return 0
 
     def close(self) -> None:
         """Give the writer's lock back."""
@@ -172,10 +177,11 @@ def take_lock(folder: Path) -> IO[str]:
     return file
 
 
-def _check(folder: Path, schema: pa.Schema, table: pa.Table) -> None:
+def check_records(log: str, schema: pa.Schema, table: pa.Table) -> None:
+    """Raise `InputError` unless the records fit the log's schema."""
     if not table.schema.equals(schema):
         wrong = set(table.schema).symmetric_difference(schema) or "order of columns"
-        raise InputError(f"{folder}: records do not fit the log's schema: {wrong}")
+        raise InputError(f"{log}: records do not fit the log's schema: {wrong}")
     for field in schema:
         if not field.nullable and table[field.name].null_count:
-            raise InputError(f"{folder}: column {field.name!r} holds a null; it is required")
+            raise InputError(f"{log}: column {field.name!r} holds a null; it is required")

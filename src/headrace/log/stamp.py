@@ -7,6 +7,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -17,11 +18,34 @@ from headrace.errors import InputError
 from headrace.events import TIME, event_schema
 from headrace.labels.state import MARK
 from headrace.log.files import FileLog
+from headrace.settings import Settings
 
 
 def clock_us() -> int:
     """Wall clock, microseconds since 1970 UTC."""
     return time.time_ns() // 1_000
+
+
+class AppendableLog(Protocol):
+    """A log as its single writer sees it: a `FileLog`, or a `KafkaLog`."""
+
+    @property
+    def head(self) -> int: ...
+
+    @property
+    def segments(self) -> int: ...
+
+    def append(self, table: pa.Table) -> int: ...
+
+    def read(self, start: int, stop: int) -> pa.Table: ...
+
+    def last(self) -> pa.Table | None: ...
+
+    def lag(self) -> int: ...
+
+    def join(self) -> int: ...
+
+    def close(self) -> None: ...
 
 
 class EventWriter:
@@ -31,15 +55,18 @@ class EventWriter:
     last stored stamp where the clock has not moved on (or went backwards).
     """
 
-    def __init__(self, folder: Path, spec: LineSpec, clock: Callable[[], int] = clock_us) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        spec: LineSpec,
+        clock: Callable[[], int] = clock_us,
+        log: AppendableLog | None = None,
+    ) -> None:
         self._schema = event_schema(spec)
-        self._log = FileLog(folder, self._schema, writer=True)
+        self._log = log or FileLog(folder, self._schema, writer=True)
         self._clock = clock
         self._guard = threading.Lock()
-        newest = self._log.last()
-        self._last_us = (
-            -1 if newest is None else int(newest["arrival_at"].cast("int64")[-1].as_py())
-        )
+        self._last_us = self._newest_us()
 
     @property
     def head(self) -> int:
@@ -61,7 +88,7 @@ class EventWriter:
             stamp = max(self._clock(), self._last_us + 1)
             place = self._schema.get_field_index("arrival_at")
             column = pa.array(np.full(records.num_rows, stamp, dtype=np.int64)).cast(TIME)
-            first = self._log.append(records.set_column(place, self._schema.field(place), column))
+            first = self._stored(records.set_column(place, self._schema.field(place), column))
             self._last_us = stamp if records.num_rows else self._last_us
             return first
 
@@ -77,9 +104,21 @@ class EventWriter:
                     f"arrival_at: stamps must not fall and must start after {self._last_us} us; "
                     "sort the events by arrival, or import them into an empty home"
                 )
-            first = self._log.append(records)
+            first = self._stored(records)
             self._last_us = int(stamps[-1]) if stamps.size else self._last_us
             return first
+
+    def _stored(self, records: pa.Table) -> int:
+        try:
+            return self._log.append(records)
+        except Exception:
+            # a log elsewhere may have found out that an earlier append was stored after all
+            self._last_us = max(self._last_us, self._newest_us())
+            raise
+
+    def _newest_us(self) -> int:
+        newest = self._log.last()
+        return -1 if newest is None else last_arrival_us(newest)
 
     def mark(self) -> int:
         """Append one mark: it says only that time has passed, so that an idle tick has a time."""
@@ -93,6 +132,10 @@ class EventWriter:
         with self._guard:
             return self._log.join()
 
+    def lag(self) -> int:
+        """How many messages the log's copy here lacks; 0 for a log in files."""
+        return self._log.lag()
+
     @property
     def segments(self) -> int:
         """How many files hold the log."""
@@ -101,6 +144,20 @@ class EventWriter:
     def close(self) -> None:
         """Give the writer's lock back."""
         self._log.close()
+
+
+def event_writer(
+    settings: Settings, spec: LineSpec, clock: Callable[[], int] = clock_us
+) -> EventWriter:
+    """The writer of a line's event log, in its home or in Kafka, as the settings say."""
+    folder, place = settings.line_home(spec.line) / "log" / "events", settings.event_log
+    if place is None:
+        return EventWriter(folder, spec, clock)
+    from headrace.log.kafka import KafkaLog
+
+    topic = place.topic(spec.line)
+    log = KafkaLog(folder, event_schema(spec), place.brokers, topic, writer=True)
+    return EventWriter(folder, spec, clock, log)
 
 
 def last_arrival_us(events: pa.Table) -> int:

@@ -21,9 +21,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 from headrace.errors import EnvironmentFault
-from headrace.settings import Settings
+from headrace.settings import PROJECT, Settings
 
 USER = "admin"
+PLUGINS = PROJECT / "plugins"
 
 
 def airflow_folder(settings: Settings) -> Path:
@@ -71,6 +72,8 @@ def migrate(settings: Settings, environ: Mapping[str, str], log: Path) -> None:
     """
     folder = airflow_folder(settings)
     done, release = folder / "migrated", version("apache-airflow")
+    if settings.airflow_database is not None:  # one that others may have emptied or replaced
+        done.unlink(missing_ok=True)
     if done.exists() and done.read_text(encoding="utf-8") == release:
         return
     with log.open("ab") as output:
@@ -87,6 +90,8 @@ def migrate(settings: Settings, environ: Mapping[str, str], log: Path) -> None:
             f"`airflow db migrate` ended with {result.returncode}; read {log}, then remove "
             f"{folder} to start with an empty Airflow (lines and models are kept elsewhere)"
         )
+    if settings.airflow_database is not None:
+        return
     with closing(sqlite3.connect(_database(folder))) as connection:
         connection.execute("PRAGMA journal_mode=WAL")  # kept in the file; readers never block
     done.write_text(release, encoding="utf-8")
@@ -95,13 +100,14 @@ def migrate(settings: Settings, environ: Mapping[str, str], log: Path) -> None:
 def _options(
     settings: Settings, dags: Path, keys: Mapping[str, str]
 ) -> dict[str, dict[str, object]]:
-    folder, logs = airflow_folder(settings), settings.home / "logs" / "airflow"
+    logs = settings.home / "logs" / "airflow"
     return {
         "core": {
             "executor": "LocalExecutor",
             "parallelism": 8,  # a worker can hold its slot 5 s longer than its task
             "mp_start_method": "fork",  # spawn doubles the CPU a task costs
             "dags_folder": dags,
+            "plugins_folder": PLUGINS,
             "load_examples": False,
             "dags_are_paused_at_creation": False,
             "simple_auth_manager_users": f"{USER}:admin",
@@ -109,7 +115,7 @@ def _options(
             "fernet_key": keys["fernet_key"],
             "execution_api_server_url": f"{settings.airflow_url}/execution/",
         },
-        "database": {"sql_alchemy_conn": f"sqlite:///{_database(folder)}"},
+        "database": _connections(settings),
         "api": {
             "host": settings.host,
             "port": settings.airflow_port,
@@ -133,6 +139,14 @@ def _options(
         },
         "usage_data_collection": {"enabled": False},
     }
+
+
+def _connections(settings: Settings) -> dict[str, object]:
+    """Airflow's database; psycopg serves both kinds of connection."""
+    url = settings.airflow_database
+    if url is None:
+        return {"sql_alchemy_conn": f"sqlite:///{_database(airflow_folder(settings))}"}
+    return {"sql_alchemy_conn": url, "sql_alchemy_conn_async": url}
 
 
 def _secrets(folder: Path) -> dict[str, str]:

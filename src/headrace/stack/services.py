@@ -48,8 +48,8 @@ ServiceList = Callable[[Settings, str], tuple[Service, ...]]
 def services(settings: Settings, line: str, dags: Path = DAGS) -> tuple[Service, ...]:
     """The services of a line's stack in start order: the slowest to boot first.
 
-    No triggerer: no DAG defers yet. The scheduler serves no logs (`--skip-serve-logs`): the
-    executor is local, so the API server reads the log files themselves, and a port is saved.
+    The triggerer waits for samples and for runs on a cluster. It and the scheduler serve no logs
+    (`--skip-serve-logs`): the API server reads the log files themselves, and two ports are saved.
     """
     headrace = str(Path(sys.executable).with_name("headrace"))
     airflow = (sys.executable, "-m", "airflow")
@@ -93,6 +93,9 @@ def services(settings: Settings, line: str, dags: Path = DAGS) -> tuple[Service,
             "airflow-scheduler", (*airflow, "scheduler", "--skip-serve-logs"), 1, beats("scheduler")
         ),
         Service("airflow-dag-processor", (*airflow, "dag-processor"), 1, beats("dag_processor")),
+        Service(
+            "airflow-triggerer", (*airflow, "triggerer", "--skip-serve-logs"), 1, beats("triggerer")
+        ),
         Service(
             "upkeep",
             (headrace, "line", "upkeep", "--line", line),
@@ -155,6 +158,10 @@ def stack_environ(settings: Settings, stack_id: str) -> dict[str, str]:
         "HEADRACE_KFP_ENDPOINT": settings.kfp_endpoint or "",
         "HEADRACE_KFP_TOKEN": settings.kfp_token or "",
         "HEADRACE_ONLINE_STORE": settings.online_store or "",
+        "HEADRACE_PROFILE": settings.profile,
+        "HEADRACE_EVENT_LOG": str(settings.event_log or ""),
+        "HEADRACE_REGISTRY": settings.registry or "",
+        "HEADRACE_AIRFLOW_DATABASE": settings.airflow_database or "",
         "AIRFLOW_HOME": str(airflow_folder(settings)),
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
         "PYTHONPATH": os.pathsep.join(paths),

@@ -1,7 +1,8 @@
 """Feast's configuration of a home: rendered from `feature_repo/`, opened with these settings.
 
-The rendered file never holds the URL of a Redis, which may carry a password: Feast expands
-`${HEADRACE_ONLINE_STORE}` from the environment, `open_config` from the settings.
+The rendered file never holds the URL of a Redis or a registry, which may carry a password: Feast
+expands `${HEADRACE_ONLINE_STORE}` and `${HEADRACE_REGISTRY}` from the environment, `open_config`
+from the settings.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 FILE: Final = "feature_store.yaml"
 REDIS_OVERLAY: Final = "online_redis.yaml"
+SQL_OVERLAY: Final = "registry_sql.yaml"
 SPARK_OVERLAY: Final = "offline_spark.yaml"
 
 
@@ -32,6 +34,7 @@ def render(settings: Settings) -> str:
         HEADRACE_HOME=settings.home
     )
     overlays = [REDIS_OVERLAY] if settings.online_store else []
+    overlays += [SQL_OVERLAY] if settings.registry else []
     overlays += [SPARK_OVERLAY] if settings.offline_store == "spark" else []
     if not overlays:
         return text
@@ -52,16 +55,17 @@ def open_config(settings: Settings, timeout_s: float | None = None) -> RepoConfi
         raise EnvironmentFault(f"{folder} holds no {FILE}; start the stack once (`headrace up`)")
     from feast import RepoConfig
 
-    rendered = _online_type(path.read_text(encoding="utf-8"))
-    wanted = _online_type(render(settings))
+    rendered, wanted = (
+        _types(written) for written in (path.read_text(encoding="utf-8"), render(settings))
+    )
     if rendered != wanted:
         raise EnvironmentFault(
-            f"{path} was written for online store {rendered!r}, but the settings ask for "
-            f"{wanted!r} ({settings.online_store_name}); set HEADRACE_ONLINE_STORE as it was, or "
-            "restart the stack (`headrace up`)"
+            f"{path} was written for {rendered}, but the settings ask for {wanted} "
+            f"({settings.online_store_name}); set HEADRACE_ONLINE_STORE and HEADRACE_REGISTRY as "
+            "they were, or restart the stack (`headrace up`)"
         )
     text = string.Template(path.read_text(encoding="utf-8")).safe_substitute(
-        HEADRACE_ONLINE_STORE=settings.online_store
+        HEADRACE_ONLINE_STORE=settings.online_store, HEADRACE_REGISTRY=settings.registry
     )
     body = yaml.safe_load(text)
     if timeout_s is not None:
@@ -94,5 +98,10 @@ def online_faults(settings: Settings) -> Iterator[None]:
         ) from problem
 
 
-def _online_type(text: str) -> Any:
-    return yaml.safe_load(text)["online_store"]["type"]
+def _types(text: str) -> str:
+    body = yaml.safe_load(text)
+    return f"online store {body['online_store']['type']!r}, {_registry(body)} registry"
+
+
+def _registry(body: dict[str, Any]) -> Any:
+    return body["registry"]["registry_type"]

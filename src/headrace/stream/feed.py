@@ -65,6 +65,8 @@ class Feed:
         source: str,
         online: Online,
         clock: Callable[[], int] = clock_us,
+        *,
+        writer: EventWriter | None = None,
     ) -> None:
         self._source, self._online, self._clock = source, online, clock
         self._path = home / "stream" / "batch.json"
@@ -72,7 +74,7 @@ class Feed:
         self._intake = Intake(spec)
         self._guard = threading.Lock()
         self._closed = False
-        self._writer = EventWriter(home / "log" / "events", spec, clock)
+        self._writer = writer or EventWriter(home / "log" / "events", spec, clock)
         try:
             self._side = SideLog(home / "malformed.jsonl")
             self._newest = self._settle()

@@ -14,7 +14,7 @@ from headrace.atomic import disk_faults
 from headrace.declaration import LineSpec
 from headrace.errors import EnvironmentFault
 from headrace.ingest.online import FeastOnline, Online
-from headrace.log.stamp import clock_us
+from headrace.log.stamp import clock_us, event_writer
 from headrace.settings import Settings
 from headrace.stream.feed import Closed, Feed
 from headrace.stream.source import Files, Kafka
@@ -45,7 +45,9 @@ def run(
     home = settings.line_home(spec.line)
     checkpoint = home / "stream" / "checkpoint"
     with disk_faults(home), spark.session(master, jars=jars) as session:
-        feed = Feed(spec, home, str(source), online or FeastOnline(settings, spec), clock)
+        writer = event_writer(settings, spec, clock)
+        online = online or FeastOnline(settings, spec)
+        feed = Feed(spec, home, str(source), online, clock, writer=writer)
 
         def take(rows: pa.Table, batch: int) -> None:
             query = json.loads((checkpoint / "metadata").read_text(encoding="utf-8"))["id"]

@@ -1,7 +1,8 @@
-"""Run the pipeline `batch_score`, which is no cycle: it learns nothing and leaves no record."""
+"""Run a pipeline that is no cycle: it moves no champion and leaves no record."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -9,16 +10,20 @@ from headrace import records
 from headrace.errors import DeclarationError, HeadraceError
 from headrace.launch import cluster
 from headrace.launch.local import run_here
-from headrace.launch.run import compiled
+from headrace.launch.package import compiled, package_of
+from headrace.launch.run import title
 from headrace.settings import Settings, find_line
 
-PIPELINE: Final = "batch_score"
-OPTIONS: Final = ("source", "start", "end", "output", "version", "at_column", "engine")
-"""Arguments of the pipeline beside `line`; text, empty for what is left out."""
+ERRANDS: Final = {
+    "batch_score": ("source", "start", "end", "output", "version", "at_column", "engine"),
+    "backfill_features": ("start", "end", "engine"),
+    "tune": ("name",),
+}
+"""Arguments of each pipeline beside `line`; text, empty for what is left out."""
 
 
 @dataclass(frozen=True)
-class ScoresResult:
+class ErrandResult:
     """A run that ended well. `log`: of a run here; `endpoint_run`: the id of one on a cluster."""
 
     run: str
@@ -42,35 +47,41 @@ def holds_events(settings: Settings, line: str, start: str, end: str) -> bool:
     return first < stop
 
 
-def run_batch_score(
+def run_errand(
     settings: Settings,
+    pipeline: str,
     line: str,
+    options: Mapping[str, str],
     *,
     timeout_s: float = 3600.0,
     poll_s: float = cluster.POLL_S,
-    **options: str,
-) -> ScoresResult:
-    """Run the pipeline to its end; `options` are some of `OPTIONS`, see the component.
+) -> ErrandResult:
+    """Run one of `ERRANDS` to its end with some of its options; see the component.
 
     Raises `HeadraceError` with the reason when the component failed, `DeclarationError` for an
     unknown line or option, `EnvironmentFault` when the endpoint refuses or the time is up.
     """
-    unknown = sorted(options.keys() - set(OPTIONS))
+    unknown = sorted(options.keys() - set(ERRANDS[pipeline]))
     if unknown:
-        raise DeclarationError(f"{PIPELINE} takes no {unknown[0]!r}; use {', '.join(OPTIONS)}")
-    spec, package, name = find_line(settings, line), compiled(PIPELINE), records.new_run()
+        known = ", ".join(ERRANDS[pipeline])
+        raise DeclarationError(f"{pipeline} takes no {unknown[0]!r}; use {known}")
+    spec, name = find_line(settings, line), records.new_run()
     arguments: dict[str, int | str] = {"line": spec.line, **options}
     if settings.kfp_endpoint is None:
         log = settings.home / "logs" / f"kfp-{name}.log"
-        problem = run_here(settings, package, name, arguments, log)
+        problem = run_here(settings, compiled(pipeline), name, arguments, log)
         if problem is not None:
-            raise HeadraceError(f"{PIPELINE} {line}: {problem}")
-        return ScoresResult(name, log=str(log))
-    title = f"{line} {PIPELINE} {name}"
+            raise HeadraceError(f"{pipeline} {line}: {problem}")
+        return ErrandResult(name, log=str(log))
     there = cluster.run_there(
-        settings, package, arguments, title, timeout_s=timeout_s, poll_s=poll_s
+        settings,
+        package_of(settings, spec, pipeline),
+        arguments,
+        title(pipeline, line, name),
+        timeout_s=timeout_s,
+        poll_s=poll_s,
     )
     if there.state != "SUCCEEDED":
         why = f": {there.why}" if there.why else ""
-        raise HeadraceError(f"{PIPELINE} {line}: run {there.run_id} ended {there.state}{why}")
-    return ScoresResult(name, endpoint_run=there.run_id)
+        raise HeadraceError(f"{pipeline} {line}: run {there.run_id} ended {there.state}{why}")
+    return ErrandResult(name, endpoint_run=there.run_id)

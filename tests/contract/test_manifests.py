@@ -1,0 +1,170 @@
+"""Manifests of infra/: rendered, validated strictly, and held against what they speak of."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from functools import cache
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+
+import components
+from headrace.settings import PROJECT
+from tests.crds import SCHEMAS
+
+INFRA = PROJECT / "infra"
+OVERLAYS = ("dev", "gpu", "prod")
+VERSION = "1.32"
+SECRET_KEYS = re.compile(r"PASSWORD|TOKEN|SECRET|ACCESS_KEY")
+
+
+@cache
+def rendered(overlay: str) -> list[dict[str, Any]]:
+    if shutil.which("kubectl") is None:
+        pytest.skip("no kubectl; run `bash infra/setup/kubectl.sh` as root")
+    folder = INFRA / "k8s" / "overlays" / overlay
+    done = subprocess.run(
+        ["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "warning" not in done.stderr.lower()
+    return list(yaml.safe_load_all(done.stdout))
+
+
+def found(overlay: str, kind: str, name: str) -> dict[str, Any]:
+    (one,) = (o for o in rendered(overlay) if (o["kind"], o["metadata"]["name"]) == (kind, name))
+    return one
+
+
+def pod_specs(overlay: str) -> list[dict[str, Any]]:
+    owners = [o for o in rendered(overlay) if o["kind"] in ("Deployment", "StatefulSet")]
+    specs = [owner["spec"]["template"]["spec"] for owner in owners]
+    specs += [o["spec"]["predictor"] for o in rendered(overlay) if o["kind"] == "InferenceService"]
+    assert len(specs) == 3
+    return specs
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_object_fits_its_schema_and_none_goes_unchecked(overlay: str):
+    checked = []
+    for one in rendered(overlay):
+        api = f"{one['apiVersion']}/{one['kind']}"
+        if api in SCHEMAS:
+            jsonschema.validate(one, SCHEMAS[api])
+        else:  # raises for what it has no schema of
+            kubernetes_validate.validate(one, VERSION, strict=True)
+        checked.append(one["kind"])
+    assert {"StatefulSet", "Deployment", "InferenceService", "TrainJob"} <= set(checked)
+    assert len(checked) >= 17
+
+
+def test_a_misspelt_key_of_either_kind_is_refused():
+    server = yaml.safe_load(yaml.safe_dump(found("prod", "Deployment", "server")))
+    server["spec"]["replcas"] = 1
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(server, VERSION, strict=True)
+    model = yaml.safe_load(yaml.safe_dump(found("prod", "InferenceService", "coupons")))
+    model["spec"]["predictor"]["minReplica"] = 1
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(model, SCHEMAS["serving.kserve.io/v1beta1/InferenceService"])
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_pods_run_bounded_without_root_and_with_secrets_by_reference(overlay: str):
+    for spec in pod_specs(overlay):
+        for container in [*spec["containers"], *spec["initContainers"]]:
+            security = container["securityContext"]
+            assert security["allowPrivilegeEscalation"] is False
+            assert security["capabilities"] == {"drop": ["ALL"]}
+            where = spec.get("securityContext", security)
+            assert (where["runAsNonRoot"], where["runAsUser"]) == (True, 10001)
+            assert where["seccompProfile"] == {"type": "RuntimeDefault"}
+            assert {"secretRef": {"name": "headrace"}} in container["envFrom"]
+            assert re.fullmatch(r"ghcr\.io/headrace/headrace-\w+:\d+\.\d+\.\d+", container["image"])
+            if container in spec["containers"]:
+                assert container["resources"]["limits"]["memory"]
+    for one in rendered(overlay):
+        assert one["kind"] != "Secret"
+        for key in one.get("data", {}) if one["kind"] == "ConfigMap" else ():
+            assert not SECRET_KEYS.search(key)
+
+
+def test_commands_probes_and_ports_are_those_of_the_program():
+    from typer.main import get_command
+
+    from headrace.cli import app
+    from headrace.serving.app import create_app
+    from headrace.settings import find_line, load_settings
+
+    settings = load_settings({"HEADRACE_HOME": "/nowhere"})
+    spec = find_line(settings, "coupons")
+    paths = set(create_app(settings, spec).openapi()["paths"])
+    verbs = get_command(app).commands  # type: ignore[attr-defined]
+    for pod in pod_specs("prod"):
+        for container in [*pod["containers"], *pod["initContainers"]]:
+            assert container["args"][0] in verbs
+            for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+                if probe in container:
+                    assert container[probe]["httpGet"]["path"] in paths | {"/health"}
+    ports = {p["name"]: p["port"] for p in found("prod", "Service", "line")["spec"]["ports"]}
+    wanted = (settings.server_port, settings.grpc_port, settings.collector_port)
+    assert (ports["http"], ports["grpc"], ports["collect"]) == wanted
+    backfill = found("prod", "SparkApplication", "backfill")["spec"]
+    assert backfill["arguments"][0] in verbs
+
+
+def test_overlays_change_what_they_say():
+    assert found("dev", "HorizontalPodAutoscaler", "server")["spec"]["maxReplicas"] == 1
+    assert [o for o in rendered("dev") if o["kind"] == "PodDisruptionBudget"] == []
+    assert found("prod", "PodDisruptionBudget", "server")["spec"]["minAvailable"] == 2
+    per_node = found("gpu", "TrainJob", "full-train")["spec"]["trainer"]["resourcesPerNode"]
+    assert per_node["limits"]["nvidia.com/gpu"] == "1"
+    quota = found("gpu", "ResourceQuota", "headrace")["spec"]["hard"]
+    assert quota["requests.nvidia.com/gpu"] == "4"
+
+
+def test_the_cluster_profile_asks_for_no_secret_that_the_settings_file_does_not_name():
+    profile = (PROJECT / "profiles" / "cluster.yaml").read_text(encoding="utf-8")
+    settings = (INFRA / "k8s" / "base" / "settings.yaml").read_text(encoding="utf-8")
+    asked = set(re.findall(r"\$\{(\w+)\}", profile))
+    assert asked
+    assert [name for name in asked if name not in settings] == []
+
+
+def test_compose_has_no_password_no_latest_and_nothing_open_beyond_loopback():
+    text = (INFRA / "compose.yaml").read_text(encoding="utf-8")
+    body = yaml.safe_load(text)
+    for name, service in body["services"].items():
+        assert re.search(r":\d+\.\d+[\w.-]*$", service["image"]), name
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
+        for key, value in service.get("environment", {}).items():
+            if SECRET_KEYS.search(key) and key != "AWS_ACCESS_KEY_ID":
+                assert re.fullmatch(r"\$\{\w+:\?\}", value), f"{name}: {key}"
+
+
+def test_the_image_is_pinned_unprivileged_and_has_what_components_name():
+    text = (INFRA / "images" / "Dockerfile").read_text(encoding="utf-8")
+    stages = re.findall(r"^FROM (\S+) AS (\w+)$", text, re.MULTILINE)
+    assert {name for _, name in stages} == {"uv", "built", "server", "worker", "airflow"}
+    assert "latest" not in text
+    assert text.count("uv sync --locked --no-dev") == 2
+    for stage in re.split(r"^FROM ", text, flags=re.MULTILINE)[3:]:
+        assert re.findall(r"^USER (\S+)$", stage, re.MULTILINE)[-1].startswith("10001:")
+    for copied in re.findall(r"^COPY (?!--)(.+) \S+$", text, re.MULTILINE):
+        assert [name for name in copied.split() if not (PROJECT / name).exists()] == []
+    (version,) = re.findall(r'^version = "(.+)"$', (PROJECT / "pyproject.toml").read_text(), re.M)
+    assert components.IMAGE.endswith(f":{version}")
+
+
+def test_airflows_values_hold_no_secret():
+    body = yaml.safe_load((INFRA / "airflow" / "values.yaml").read_text(encoding="utf-8"))
+    assert body["images"]["airflow"]["repository"].endswith("/headrace-airflow")
+    named = [body["data"]["metadataSecretName"], body["fernetKeySecretName"]]
+    named += [body["jwtSecretName"], body["apiSecretKeySecretName"]]
+    assert all(name.startswith("headrace-airflow-") for name in named)
+    assert "connection" not in body["data"]

@@ -1,0 +1,166 @@
+"""The parts of other projects' resource definitions that infra/k8s uses, strictly.
+
+Copied by hand from their CRDs: a key that is not here is refused, so a new one is looked up first.
+KServe v0.15 (serving.kserve.io_inferenceservices.yaml), Spark operator v2.3
+(sparkoperator.k8s.io_sparkapplications.yaml), Kubeflow Trainer v2.0
+(trainer.kubeflow.org_trainjobs.yaml), Prometheus operator v0.85
+(monitoring.coreos.com_servicemonitors.yaml).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+TEXT = {"type": "string"}
+NUMBER = {"type": "integer"}
+ANY: dict[str, Any] = {}
+TEXTS = {"type": "array", "items": TEXT}
+
+
+def of(required: str = "", **properties: Any) -> dict[str, Any]:
+    """An object of these keys and no others."""
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": required.split(),
+        "additionalProperties": False,
+    }
+
+
+def many(**properties: Any) -> dict[str, Any]:
+    return {"type": "array", "items": of(**properties)}
+
+
+QUANTITIES = {"type": "object", "additionalProperties": {"type": "string"}}
+LABELS = QUANTITIES
+META = of("name", name=TEXT, namespace=TEXT, labels=LABELS, annotations=LABELS)
+RESOURCES = of(requests=QUANTITIES, limits=QUANTITIES)
+ENV_FROM = many(configMapRef=of("name", name=TEXT), secretRef=of("name", name=TEXT))
+REFERENCE = of("name key", name=TEXT, key=TEXT)
+ENV = many(name=TEXT, value=TEXT, valueFrom=of(secretKeyRef=REFERENCE, configMapKeyRef=REFERENCE))
+MOUNTS = many(name=TEXT, mountPath=TEXT)
+VOLUMES = many(
+    name=TEXT, emptyDir=of(sizeLimit=TEXT), persistentVolumeClaim=of("claimName", claimName=TEXT)
+)
+SECURITY = of(
+    runAsNonRoot={"type": "boolean"},
+    runAsUser=NUMBER,
+    allowPrivilegeEscalation={"type": "boolean"},
+    capabilities=of(drop=TEXTS),
+    seccompProfile=of("type", type=TEXT),
+)
+PROBE = of(httpGet=of("path port", path=TEXT, port=NUMBER), periodSeconds=NUMBER)
+CONTAINERS = {
+    "type": "array",
+    "items": of(
+        "name image",
+        name=TEXT,
+        image=TEXT,
+        args=TEXTS,
+        envFrom=ENV_FROM,
+        env=ENV,
+        ports=many(name=TEXT, containerPort=NUMBER, protocol=TEXT),
+        readinessProbe=PROBE,
+        resources=RESOURCES,
+        securityContext=SECURITY,
+        volumeMounts=MOUNTS,
+    ),
+}
+SPARK_POD = {
+    "cores": NUMBER,
+    "memory": TEXT,
+    "serviceAccount": TEXT,
+    "envFrom": ENV_FROM,
+    "volumeMounts": MOUNTS,
+}
+
+
+def resource(spec: dict[str, Any]) -> dict[str, Any]:
+    return of("apiVersion kind metadata spec", apiVersion=TEXT, kind=TEXT, metadata=META, spec=spec)
+
+
+SCHEMAS = {
+    "serving.kserve.io/v1beta1/InferenceService": resource(
+        of(
+            "predictor",
+            predictor=of(
+                "containers",
+                minReplicas=NUMBER,
+                maxReplicas=NUMBER,
+                serviceAccountName=TEXT,
+                volumes=VOLUMES,
+                initContainers=CONTAINERS,
+                containers=CONTAINERS,
+            ),
+        )
+    ),
+    "sparkoperator.k8s.io/v1beta2/SparkApplication": resource(
+        of(
+            "type sparkVersion driver executor",
+            type={"enum": ["Java", "Scala", "Python", "R"]},
+            pythonVersion={"enum": ["2", "3"]},
+            mode={"enum": ["cluster", "client"]},
+            image=TEXT,
+            sparkVersion=TEXT,
+            mainApplicationFile=TEXT,
+            arguments=TEXTS,
+            restartPolicy=of(
+                type={"enum": ["Never", "OnFailure", "Always"]},
+                onFailureRetries=NUMBER,
+                onFailureRetryInterval=NUMBER,
+            ),
+            volumes=VOLUMES,
+            driver=of(**SPARK_POD),
+            executor=of(instances=NUMBER, **SPARK_POD),
+        )
+    ),
+    "trainer.kubeflow.org/v1alpha1/TrainJob": resource(
+        of(
+            "runtimeRef",
+            suspend={"type": "boolean"},
+            runtimeRef=of("name", apiGroup=TEXT, kind=TEXT, name=TEXT),
+            trainer=of(
+                numNodes=NUMBER,
+                image=TEXT,
+                command=TEXTS,
+                args=TEXTS,
+                env=ENV,
+                resourcesPerNode=RESOURCES,
+            ),
+            podTemplateOverrides=many(
+                targetJobs=many(name=TEXT),
+                spec=of(
+                    volumes=VOLUMES,
+                    containers=many(name=TEXT, volumeMounts=MOUNTS),
+                ),
+            ),
+        )
+    ),
+    "monitoring.coreos.com/v1/ServiceMonitor": resource(
+        of(
+            "endpoints selector",
+            selector=of(
+                matchLabels=LABELS, matchExpressions=many(key=TEXT, operator=TEXT, values=TEXTS)
+            ),
+            endpoints=many(
+                port=TEXT,
+                path=TEXT,
+                interval=TEXT,
+                authorization=of(type=TEXT, credentials=REFERENCE),
+            ),
+        )
+    ),
+    "monitoring.coreos.com/v1/PrometheusRule": resource(
+        of(
+            "groups",
+            groups=many(
+                name=TEXT,
+                rules=many(
+                    **{"alert": TEXT, "expr": TEXT, "for": TEXT},
+                    labels=LABELS,
+                    annotations=LABELS,
+                ),
+            ),
+        )
+    ),
+}

@@ -1,0 +1,157 @@
+"""Every command of docs/runbook.md is run, in its order; every alarm and alert has its entry."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from headrace.ingest.tick import resume, run_tick
+from headrace.line import LineStore
+from headrace.sample import Quarantine
+from headrace.settings import PROJECT, find_line, load_settings
+from tests.e2e.test_ingest_kill import prepare
+
+TEXT = (PROJECT / "docs" / "runbook.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL)
+HEADINGS = set(re.findall(r"^#+ (.+)$", TEXT, re.MULTILINE))
+RULES = PROJECT / "infra" / "prometheus" / "rules.yaml"
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A home whose line has ticks, a refused window and three versions that passed."""
+    from headrace.model import Model
+
+    home = tmp_path / "home"
+    settings = load_settings({"HEADRACE_HOME": str(home)})
+    spec = find_line(settings, "coupons")
+    line = settings.line_home("coupons")
+    prepare(line, 600)
+    state = resume(spec, line)
+    while state.events_to < state.logs.events.head:
+        plan = state.plan(state.events_to + 100)
+        assert plan is not None
+        run_tick(state, plan)
+    Quarantine(line).add(3, 4, ["label_rate: 0.9 is above 0.5"])
+    store = LineStore(settings.line_store_url("coupons"), "coupons")
+    parent, weights = None, Model(spec.model, spec.seed).state()
+    for number in range(3):
+        weights["classes"] = np.array([10.0 + number, 10.0])
+        version = store.publish(
+            weights,
+            parent=parent,
+            from_tick=number,
+            to_tick=number + 1,
+            excluded=[],
+            watermark_us=1_700_000_000_000_000 + number,
+            event_at_us=1_700_000_000_000_000,
+            feature_service=spec.feature_service,
+            code="test",
+            rows=100,
+            metrics={},
+        )
+        parent = version.version
+        store.put_verdict(parent, {"passed": True, "reasons": []})
+        store.advance(store.champion(), parent, "promote", "test")
+    return home
+
+
+@pytest.mark.e2e
+def test_every_command_of_the_runbook_does_what_its_section_says(home: Path) -> None:
+    script = "\n".join(BLOCKS)
+    assert "out/stack" in script
+    script = script.replace("out/stack", str(home)).replace("PATH=$PWD/.venv/bin:$PATH\n", "")
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=PROJECT,
+        env=os.environ | {"COLUMNS": "200"},
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    store = LineStore(str(home / "lines" / "coupons"), "coupons")
+    moves = [(move.action, move.version) for move in store.history()[3:]]
+    assert moves == [
+        ("rollback", "v000002"),
+        ("rollback", "v000001"),
+        ("promote", "v000003"),
+    ]
+    assert '"lost": 0' in done.stdout
+    assert '"duplicated": 0' in done.stdout
+    assert "3 versions hold" in done.stdout
+    assert (3, 4) not in {(q["from"], q["to"]) for q in Quarantine(store_home(home)).intervals()}
+
+
+def store_home(home: Path) -> Path:
+    return home / "lines" / "coupons"
+
+
+def test_every_alarm_of_the_program_has_its_entry() -> None:
+    watch = (PROJECT / "src" / "headrace" / "watch.py").read_text(encoding="utf-8")
+    claims = set(re.findall(r'f"([a-z_]+): ', watch))
+    assert {"calibrated", "logloss_as_promised"} <= claims
+    assert claims - HEADINGS == set()
+    sources = (PROJECT / "src" / "headrace").rglob("*.py")
+    kinds = {
+        kind
+        for path in sources
+        for kind in re.findall(r"raise_alarm\([^\"]*\"(\w+)\"", path.read_text(encoding="utf-8"))
+    }
+    assert kinds == {"guard", "race"}
+    assert all(any(kind in heading for heading in HEADINGS) for kind in kinds)
+
+
+def test_every_alert_has_its_entry_and_asks_for_metrics_that_exist() -> None:
+    rules = yaml.safe_load(RULES.read_text(encoding="utf-8"))["groups"][0]["rules"]
+    names = {rule["alert"] for rule in rules}
+    assert names - HEADINGS == set()
+    parts = ("serving/metrics.py", "ingest/metrics.py", "ingest/collector.py")
+    parts = (*parts, "learner/metrics.py", "guard.py")
+    folder = PROJECT / "src" / "headrace"
+    told = "\n".join((folder / part).read_text(encoding="utf-8") for part in parts)
+    for rule in rules:
+        assert rule["annotations"]["runbook"] == f"docs/runbook.md#{rule['alert'].lower()}"
+        for metric in re.findall(r"headrace_[a-z]+_([a-z_]+)", rule["expr"]):
+            assert re.search(rf'["_]{metric.removesuffix("_total")}["_:]', told), metric
+
+
+def test_the_operators_rules_are_those_of_the_file() -> None:
+    monitoring = yaml.safe_load_all(
+        (PROJECT / "infra" / "k8s" / "base" / "monitoring.yaml").read_text(encoding="utf-8")
+    )
+    (held,) = (one["spec"] for one in monitoring if one["kind"] == "PrometheusRule")
+    assert held == yaml.safe_load(RULES.read_text(encoding="utf-8"))
+
+
+def test_the_rules_fire_when_they_should() -> None:
+    if shutil.which("promtool") is None:
+        pytest.skip("no promtool (apt-get install prometheus)")
+    for verb, name in (("check", "rules.yaml"), ("test", "rules_test.yaml")):
+        done = subprocess.run(
+            ["promtool", verb, "rules", name],
+            cwd=RULES.parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_links_of_the_runbook_lead_somewhere() -> None:
+    for name in ("runbook", "security", "scale"):
+        text = (PROJECT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+        for target, anchor in re.findall(r"\]\(([\w/.-]*)(?:#([\w-]+))?\)", text):
+            path = PROJECT / "docs" / (target or f"{name}.md")
+            assert path.is_file(), target
+            if anchor:
+                headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+                slugs = {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings}
+                assert anchor in slugs, f"{name}: {target}#{anchor}"

@@ -1,0 +1,63 @@
+"""docs/results.md: demos side by side, faults with what they cost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from headrace import results
+from tests.faults.told import accounted
+
+REPORT: dict[str, Any] = {
+    "staleness_s": {"p50": 40.0, "p95": 60.0, "max": 70.0, "stages": {}},
+    "logloss": {"served": 0.33, "frozen_base": 0.34, "oracle": 0.28},
+    "click_rate": {"served": 0.1, "frozen_base_estimate": 0.09, "oracle": 0.15},
+    "cycles": {"run": 8, "promoted": 6, "rejected": 2},
+    "serving": {"requests": 100, "errors": 0, "p50_ms": 20.0, "p99_ms": 50.0},
+    "events": dict.fromkeys(
+        ("appended", "learned", "pending", "quarantined", "malformed", "lost"), 1
+    ),
+    "parity": {"rows": 10, "mismatches": 0},
+    "rollback_ms": None,
+    "checks": [{"name": "no event lost", "found": "0 of 1", "holds": True}],
+}
+
+
+def written(out: Path) -> str:
+    assert results.write(out / "results.md", out)
+    return (out / "results.md").read_text(encoding="utf-8")
+
+
+def test_demos_of_two_profiles_stand_side_by_side(tmp_path: Path) -> None:
+    other = REPORT | {
+        "cycles": {"run": 5, "promoted": 4, "rejected": 1},
+        "checks": [{"name": "no event lost", "found": "3 of 9", "holds": False}],
+    }
+    for name, report in (("demo", REPORT), ("demo-services", other)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "report.json").write_text(json.dumps(report), encoding="utf-8")
+    text = written(tmp_path)
+    assert "`make demo` and `make demo PROFILE=services`, one run each" in text
+    assert "| claim | local | services |" in text
+    assert "| no event lost | 0 of 1: holds | 3 of 9: does not hold |" in text
+    assert "| cycles run, promoted, rejected | 8, 6, 2 | 5, 4, 1 |" in text
+
+
+def test_a_fault_says_what_it_cost_where_it_was_measured(tmp_path: Path) -> None:
+    (tmp_path / "faults").mkdir()
+    plain = {"what": "a kill", "command": "pytest x", "kills": 3, "runs": 1, "end": "equal"}
+    plain["stages"] = {"here": 2, "there": 1}
+    counted = plain | {"what": "a cut", "recovered_s": {"median": 0.51, "max": 2}}
+    counted |= {"lost": 0, "duplicated": 0}
+    for name, told in (("a", plain), ("b", counted)):
+        (tmp_path / "faults" / f"{name}.json").write_text(json.dumps(told), encoding="utf-8")
+    text = written(tmp_path)
+    assert "| a kill (`pytest x`) | 3 | here 2, there 1 | - | - | - | equal |" in text
+    assert "| a cut (`pytest x`) | 3 | here 2, there 1 | 0.5, 2.0 s | 0 | 0 | equal |" in text
+
+
+def test_lost_and_duplicated_are_counted() -> None:
+    assert accounted([0, 1, 2], 3) == {"lost": 0, "duplicated": 0}
+    assert accounted([0, 2, 2, 2], 4) == {"lost": 2, "duplicated": 2}
+    assert accounted([], 2) == {"lost": 2, "duplicated": 0}
