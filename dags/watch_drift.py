@@ -80,7 +80,7 @@ def build(spec: LineSpec) -> DAG:
         default_args=task_defaults(first_retry_s=30),
         tags=tags_of(spec),
     ) as dag:
-        assets = LineAssets.of(spec.line)
+        assets = LineAssets.of(spec)
         outcome = look.override(inlets=[assets.features, assets.served])(spec.line)
         retrain(spec.line, outcome)
     return dag

@@ -343,7 +343,7 @@ def expectations(line: LineName = "coupons") -> None:
     _, spec = open_line(line)
     for rule in rules.declared(spec):
         told = {"kind": rule.kind, "column": rule.column, "low": rule.low, "high": rule.high}
-        shown = {name: value for name, value in told.items() if value not in (None, "")}
+        shown: dict[str, Any] = {n: value for n, value in told.items() if value not in (None, "")}
         shown |= {"values": list(rule.values)} if rule.values else {}
         text = yaml.safe_dump([shown], default_flow_style=True, sort_keys=False, width=1000)
         typer.echo(f"- {text.strip()[1:-1]}")
