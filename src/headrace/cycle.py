@@ -173,7 +173,7 @@ def look_at_source(settings: Settings, spec: LineSpec) -> list[str]:
     from headrace import recent
 
     home = settings.line_home(spec.line)
-    told = recent.silence(spec, home, time.time_ns() // 1_000)
+    told = recent.symptoms(spec, home, time.time_ns() // 1_000)
     kinds, path = sorted({each.split(":", 1)[0] for each in told}), home / "guard" / "source.json"
     before = json.loads(path.read_text(encoding="utf-8"))["kinds"] if path.is_file() else []
     if kinds != before:

@@ -22,7 +22,8 @@ from headrace.sample import TickManifest, head_tick, read_samples, read_tick, ti
 MOST_TICKS: Final = 3_000
 """So far back the reference reaches at most: its parts are many small files."""
 EXPECTED_S: Final = 600.0
-"""So many seconds before a window say what volume is to be expected in it."""
+EXPECTED: Final = 10
+"""So many seconds, or stretches, before one say what volume is to be expected in it."""
 _TAIL: Final = 1 << 20  # bytes of malformed.jsonl that are read
 
 
@@ -58,27 +59,6 @@ def figures(
     return baseline.figures(spec, window, before, vitals(spec, home, from_tick, to_tick))
 
 
-def symptoms(spec: LineSpec, home: Path, from_tick: int, to_tick: int, until_us: int) -> list[str]:
-    """What a person must know of the ticks `[from_tick, to_tick)` and of the silence since them.
-
-    until_us: the present moment; ticks come with events, so a silent source makes none. Nothing is
-    expected of a line that has lived less than two such stretches.
-    """
-    now = vitals(spec, home, from_tick, to_tick)
-    ended_us = read_tick(home, to_tick - 1).at_us if to_tick else until_us
-    now = Vitals(
-        now.seconds + max(until_us - ended_us, 0) / 1e6,
-        *(now.events, now.engagements, now.refused, now.fates),
-    )
-    first, end_us = from_tick, read_tick(home, from_tick - 1).at_us if from_tick else 0
-    while first > 1 and read_tick(home, first - 1).at_us > end_us - EXPECTED_S * 1e6:
-        first -= 1
-    before = vitals(spec, home, first, from_tick)
-    if before.seconds < 2 * now.seconds or not now.seconds:
-        return []
-    return baseline.symptoms(now, before)
-
-
 def _of_ticks(told: Sequence[TickManifest], began_us: int, refused: int) -> Vitals:
     counts = Counter[str]()
     for manifest in told:
@@ -110,10 +90,28 @@ def _refused(home: Path, after_us: int, until_us: int) -> int:
     return count
 
 
-def silence(spec: LineSpec, home: Path, until_us: int) -> list[str]:
-    """Symptoms of the newest `cadence.incremental` up to now, whatever was learned of it."""
+def symptoms(spec: LineSpec, home: Path, until_us: int) -> list[str]:
+    """What a person must know of the newest `cadence.incremental` of events up to a moment (us),
+    whatever was learned of it.
+
+    Ticks come with events, so a silent source makes none. What is to be expected is the time
+    before; nothing is of a line that has lived less than two such stretches.
+    """
+    length_us = spec.cadence.incremental
     head = head_tick(home)
-    first = head
-    while first > 0 and read_tick(home, first - 1).at_us > until_us - spec.cadence.incremental:
-        first -= 1
-    return symptoms(spec, home, first, head, until_us) if head else []
+    first = _after(home, head, until_us - length_us)
+    if not first:
+        return []
+    found = vitals(spec, home, first, head)
+    now = Vitals(length_us / 1e6, found.events, found.engagements, found.refused, found.fates)
+    ended_us = read_tick(home, first - 1).at_us
+    reach_us = max(int(EXPECTED_S * 1e6), EXPECTED * length_us)
+    before = vitals(spec, home, max(_after(home, first, ended_us - reach_us), 1), first)
+    return baseline.symptoms(now, before) if before.seconds >= 2 * now.seconds else []
+
+
+def _after(home: Path, head: int, at_us: int) -> int:
+    """The first tick of those before `head` that is later than a moment."""
+    while head > 0 and read_tick(home, head - 1).at_us > at_us:
+        head -= 1
+    return head

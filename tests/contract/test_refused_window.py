@@ -65,9 +65,10 @@ def test_a_source_that_falls_silent_is_told_of_once(line: Line) -> None:
     spec = line.spec.model_copy(
         update={"cadence": line.spec.cadence.model_copy(update={"incremental": 4_000_000})}
     )
-    assert recent.silence(spec, line.home, at_us) == []
-    told = recent.silence(spec, line.home, at_us + 3_900_000)
-    assert [each.split(":")[0] for each in told] == ["volume", "volume"]
+    assert recent.symptoms(spec, line.home, at_us) == []
+    for silent_us in (10_000_000, 86_400_000_000):
+        told = recent.symptoms(spec, line.home, at_us + silent_us)
+        assert [each.split(":")[0] for each in told] == ["volume", "volume"]
     for _ in range(2):  # the ticks lie years back
         assert cycle.look_at_source(line.settings, spec)
     (alarm,) = alarms.alarms(line.settings, "tiny")
