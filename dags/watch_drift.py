@@ -1,30 +1,27 @@
 """Every drift window: does the line still see the world that it learned?
 
-**Guarantee.** Green means that inputs, scores, the time that labels take and the loss of what was
-served are distributed as before, within limits that the line's own past sets.
+**Guarantee.** Green: inputs, scores, label delay and the loss of what was served are distributed
+as before, within limits that the line's own past sets. *Success* of `retrain` is a retrain.
 
-**Schedule.** As often as `drift.window` says for live lines; lines that are read from files run by
-hand. Skipped when nothing drifted, so *success* of `retrain` is a retrain.
+**Schedule.** Every `drift.window` for live lines; lines that are read from files run by hand.
 
-**At 3 a.m.** *Red `look`*: something moved, and its log names what, with figure and limit. What
-follows is what the line's `drift` declares: an alarm, a full retrain (started here), or a frozen
-line that learns nothing until `headrace drift --thaw`. The champion serves on in any case.
+**At 3 a.m.** *Red `look`*: its log names what moved, with figure and limit. What follows is what
+the line's `drift` declares; a frozen line learns again after `headrace drift --thaw`. The champion
+serves on in any case.
 """
 
 from __future__ import annotations
 
 import logging
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from airflow.sdk import DAG, task
-from airflow.sdk.exceptions import (
-    AirflowFailException,
-    AirflowSkipException,
-    DagRunTriggerException,
-)
+from airflow.sdk import exceptions as ends
 
 from dags.shared.assets import LineAssets
 from dags.shared.defaults import tags_of, task_defaults
+from dags.shared.lateness import late_after
 from headrace.declaration import LineSpec
 from headrace.settings import find_line, load_lines, load_settings
 
@@ -43,7 +40,7 @@ def look(line: str) -> str:
     for kind, sentences in seen.drifted.items():
         log.error("%s: %s", kind, "; ".join(sentences))
     if seen.outcome in ("alarm", "freeze"):
-        raise AirflowFailException(f"drift, {seen.outcome}: {seen.drifted}")
+        raise ends.AirflowFailException(f"drift, {seen.outcome}: {seen.drifted}")
     return seen.outcome
 
 
@@ -51,19 +48,15 @@ def look(line: str) -> str:
 def retrain(line: str, outcome: str) -> None:
     """Start a full retrain where the outcome says so; otherwise skipped."""
     if outcome != "retrain":
-        raise AirflowSkipException("nothing drifted")
+        raise ends.AirflowSkipException("nothing drifted")
     # what TriggerDagRunOperator raises, whose import takes longer than all of these files
-    raise DagRunTriggerException(
-        trigger_dag_id=f"full_train_{line}",
-        dag_run_id=f"drift__{datetime.now(UTC).isoformat()}",
-        conf={"reason": "drift"},
-        reset_dag_run=False,
-        skip_when_already_exists=True,
-        wait_for_completion=False,
-        allowed_states=["success"],
-        failed_states=["failed"],
-        poke_interval=60,
-        deferrable=False,
+    waits: dict[str, Any] = {"wait_for_completion": False, "poke_interval": 60, "deferrable": False}
+    ended: dict[str, Any] = {"allowed_states": ["success"], "failed_states": ["failed"]}
+    again: dict[str, Any] = {"reset_dag_run": False, "skip_when_already_exists": True}
+    name, run = f"full_train_{line}", f"drift__{datetime.now(UTC).isoformat()}"
+    conf = {"reason": "drift"}
+    raise ends.DagRunTriggerException(
+        trigger_dag_id=name, dag_run_id=run, conf=conf, **waits, **ended, **again
     )
 
 
@@ -77,6 +70,7 @@ def build(spec: LineSpec) -> DAG:
         start_date=datetime(2026, 1, 1, tzinfo=UTC),
         catchup=False,
         max_active_runs=1,
+        deadline=late_after(timedelta(minutes=15)),
         default_args=task_defaults(first_retry_s=30),
         tags=tags_of(spec),
     ) as dag:

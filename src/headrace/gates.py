@@ -298,7 +298,7 @@ def scores_near_champion(evidence: Evidence, max_shift: float) -> Reason:
     if _number(evidence.score_shift) <= max_shift:
         return None
     return (
-        f"scores_near_champion: distributions are {_number(evidence.score_shift):.3f} apart, "
+        f"scores_near_champion: log odds moved by {_number(evidence.score_shift):.3f} on average, "
         f"must be at most {max_shift}"
     )
 

@@ -64,10 +64,12 @@ def test_an_input_that_holds_the_label_explains_all(spec: LineSpec) -> None:
 
 
 def test_scores_that_moved_are_told_and_not_of_a_new_line() -> None:
-    low, high = np.linspace(0, 0.2, 100), np.linspace(0.5, 0.7, 100)
-    assert suspicion.shift(low, high) == 1.0
-    assert suspicion.shift(low, low) == 0.0
-    moved = replace(GOOD, score_shift=0.6)
+    odds = np.linspace(-3, -1, 100)
+    low, high = (1 / (1 + np.exp(-each)) for each in (odds, odds + 1.5))
+    assert suspicion.shift(low, high) == pytest.approx(1.5)
+    assert suspicion.shift(low, low[::-1]) == 0.0
+    assert math.isnan(suspicion.shift(low[:0], low[:0]))
+    moved = replace(GOOD, score_shift=1.1)
     assert judged(moved).failed == ("scores_near_champion",)
     assert judged(replace(moved, parent=None)).passed
     first = replace(moved, champion="prior", parent=None, auc_diff_high=-0.2)

@@ -236,6 +236,7 @@ class ModelGateSpec(Declared):
     """What a candidate must show against the champion on identical later rows.
 
     `max_update_growth`: of a learner's step, its norm over the median of the steps before.
+    `max_score_shift`: of the distribution of scores from the champion's, in log odds.
     `slices`: categorical inputs whose commonest values are judged by themselves.
     `max_importance`: share of what all inputs explain that one may explain alone.
     `max_predict_time`, `max_bytes`: of a row and of the version, asked only where declared.
@@ -249,7 +250,7 @@ class ModelGateSpec(Declared):
     max_evidence_age: DurationUs = 600_000_000
     max_update_growth: float = Field(10.0, gt=1)
     max_auc_drop: float = Field(0.02, ge=0)
-    max_score_shift: float = Field(0.5, gt=0, le=1)
+    max_score_shift: float = Field(1.0, gt=0)
     slices: tuple[str, ...] = ()
     max_slice_logloss_increase: float = Field(0.1, ge=0)
     max_importance: float = Field(0.9, gt=0, le=1)
