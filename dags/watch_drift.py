@@ -50,14 +50,12 @@ def retrain(line: str, outcome: str) -> None:
     if outcome != "retrain":
         raise ends.AirflowSkipException("nothing drifted")
     # what TriggerDagRunOperator raises, whose import takes longer than all of these files
-    waits: dict[str, Any] = {"wait_for_completion": False, "poke_interval": 60, "deferrable": False}
-    ended: dict[str, Any] = {"allowed_states": ["success"], "failed_states": ["failed"]}
-    again: dict[str, Any] = {"reset_dag_run": False, "skip_when_already_exists": True}
+    no = ("wait_for_completion", "reset_dag_run", "deferrable")
+    rest: dict[str, Any] = dict.fromkeys(no, False)
+    rest |= {"skip_when_already_exists": True, "poke_interval": 60}
+    rest |= {"allowed_states": ["success"], "failed_states": ["failed"]}
     name, run = f"full_train_{line}", f"drift__{datetime.now(UTC).isoformat()}"
-    conf = {"reason": "drift"}
-    raise ends.DagRunTriggerException(
-        trigger_dag_id=name, dag_run_id=run, conf=conf, **waits, **ended, **again
-    )
+    raise ends.DagRunTriggerException(trigger_dag_id=name, dag_run_id=run, conf=None, **rest)
 
 
 def build(spec: LineSpec) -> DAG:
