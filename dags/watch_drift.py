@@ -33,8 +33,7 @@ def look(line: str) -> str:
     """Hold the newest window against the past and do what the line declares; the outcome."""
     from headrace import drift
 
-    settings = load_settings()
-    spec = find_line(settings, line)
+    settings, spec = load_settings(), find_line(load_settings(), line)
     seen = drift.look(settings, spec)
     drift.act(settings, spec, seen)
     for kind, sentences in seen.drifted.items():
@@ -49,11 +48,10 @@ def retrain(line: str, outcome: str) -> None:
     """Start a full retrain where the outcome says so; otherwise skipped."""
     if outcome != "retrain":
         raise ends.AirflowSkipException("nothing drifted")
-    # what TriggerDagRunOperator raises, whose import takes longer than all of these files
-    no = ("wait_for_completion", "reset_dag_run", "deferrable")
-    rest: dict[str, Any] = dict.fromkeys(no, False)
-    rest |= {"skip_when_already_exists": True, "poke_interval": 60}
-    rest |= {"allowed_states": ["success"], "failed_states": ["failed"]}
+    # what TriggerDagRunOperator raises: its import takes longer than all of these files
+    rest: dict[str, Any] = {"wait_for_completion": False, "deferrable": False, "poke_interval": 60}
+    rest |= {"reset_dag_run": False, "skip_when_already_exists": True}
+    rest |= {"allowed_states": [], "failed_states": []}
     name, run = f"full_train_{line}", f"drift__{datetime.now(UTC).isoformat()}"
     raise ends.DagRunTriggerException(trigger_dag_id=name, dag_run_id=run, conf=None, **rest)
 
