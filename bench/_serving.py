@@ -112,7 +112,17 @@ def prepare(home: Path, url: str, bits: int) -> Settings:
             "HEADRACE_GRPC_PORT": ports[1],
         }
     )
-    spec, store = find_line(settings, LINE), Store(settings)
+    spec = find_line(settings, LINE)
+    push_all(settings, spec)
+    lines_of = LineStore(settings.line_store_url(LINE), LINE)
+    version = lines_of.publish(Model(spec.model, spec.seed).state(), parent=None, **about(spec))
+    lines_of.advance(None, version.version, "promote", "bench")
+    return settings
+
+
+def push_all(settings: Settings, spec: LineSpec) -> None:
+    """Write the windows of every key to the online store, as `headrace ingest` does."""
+    store = Store(settings)
     store.apply()
     rng = np.random.default_rng(SEED)
     for view, features in spec.views.items():
@@ -123,10 +133,6 @@ def prepare(home: Path, url: str, bits: int) -> Settings:
         for feature in features:
             columns[feature.name] = pa.array(rng.zipf(1.5, size) % 10_000)
         store.push(spec, view, pa.table(columns))
-    lines_of = LineStore(settings.line_store_url(LINE), LINE)
-    version = lines_of.publish(Model(spec.model, spec.seed).state(), parent=None, **about(spec))
-    lines_of.advance(None, version.version, "promote", "bench")
-    return settings
 
 
 def _keys(key: tuple[str, ...]) -> dict[str, pa.Array]:
@@ -169,6 +175,9 @@ def server(settings: Settings) -> Iterator[tuple[int, int]]:
     command = [sys.executable, "-c", start, "serve", "--line", LINE]
     ready_at = f"{settings.server_url}/v2/health/ready"
     with process(settings, command, lambda: httpx.get(ready_at, trust_env=False)) as pid:
+        told = f"{settings.server_url}/v2/models/{LINE}"
+        while not httpx.get(told, trust_env=False).json()["delivery"]["waiting"]:
+            time.sleep(0.1)  # the second model is still being loaded, which is no request's cost
         yield settings.server_port, pid
 
 

@@ -19,23 +19,22 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import pyarrow as pa
 from pydantic_core import to_json
 from redis import Redis
 
 from bench._bare import LINE
 from bench._load import Answers, flat_out, paced
-from bench._measure import SEED, at_least, at_most, equality, not_measured
+from bench._measure import at_least, at_most, equality, not_measured
 from bench._process import cpu_of_tree
 from bench._redis import REMEDY, installed
 from bench._serving import (
     CANDIDATES,
     SERVER_CORE,
-    about,
     asked,
     at,
     bare_server,
@@ -44,18 +43,19 @@ from bench._serving import (
     redis,
     server,
 )
+from bench._versions import following
 from headrace import requests
 from headrace.declaration import LineSpec
 from headrace.events import input_fields
-from headrace.line import LineStore, Version
+from headrace.line import LineStore
 from headrace.line.version import LEARN
-from headrace.model import Model
 from headrace.serving import payload
 from headrace.serving.resident import Resident
 from headrace.serving.scorer import Scored
 from headrace.settings import Settings, find_line
 from headrace.store import Store
 from headrace.store.encode import entity_keys
+from headrace.store.latest import columns_of
 
 CONNECTIONS: Final = 4
 
@@ -90,7 +90,8 @@ def run(*, quick: bool = False) -> dict[str, Any]:
 def _measure(folder: Path, url: str, sizes: Sizes) -> dict[str, Any]:
     small = prepare(folder / "small", url, sizes.bits[0])
     spec = find_line(small, LINE)
-    deltas = _deltas(small, spec, int(sizes.spell_s * sizes.turns) + 1)
+    more = int(sizes.spell_s * sizes.turns) + 1
+    deltas = [each.version for each in islice(following(small, spec), more)]
     ours, bare = asked(spec, CANDIDATES), ready(small, spec)
     with server(small) as (port, pid), bare_server(small) as bare_port:
         for each, to in ((ours, port), (bare, bare_port)):
@@ -113,40 +114,6 @@ def _measure(folder: Path, url: str, sizes: Sizes) -> dict[str, Any]:
         flat_out(port, ours, CONNECTIONS, sizes.spell_s / 2)
         cost[f"{CANDIDATES} candidates, table of 2^{sizes.bits[1]}"] = _cost(port, pid, ours, sizes)
     return _told(most, spells, cost, parts, sizes, half)
-
-
-def _deltas(settings: Settings, spec: LineSpec, count: int) -> list[str]:
-    """Versions that follow each other, each by what 200 rows teach; none is champion yet."""
-    lines = LineStore(settings.line_store_url(LINE), LINE)
-    champion = lines.champion()
-    assert champion is not None
-    version, state = lines.load(champion.version)
-    model, resident = Model(spec.model, spec.seed), Resident(spec)
-    model.load_state(state)
-    resident.load(version, state)
-    rng = np.random.default_rng(SEED)
-    found: list[Version] = [version]
-    for _ in range(count):
-        model.learn(_samples(spec, rng))
-        changes = model.delta()
-        new = lines.publish_delta(
-            changes, parent=found[-1], fingerprint=resident.carried(changes), **about(spec)
-        )
-        resident.advance(new, changes)
-        model.mark()
-        found.append(new)
-    return [each.version for each in found[1:]]
-
-
-def _samples(spec: LineSpec, rng: np.random.Generator, size: int = 200) -> pa.Table:
-    columns: dict[str, Any] = {
-        field.name: rng.integers(0, 2**62, size)
-        if pa.types.is_integer(field.type)
-        else rng.normal(size=size)
-        for field in input_fields(spec)
-    }
-    clicked = (rng.random(size) < 0.1).astype(np.float32)
-    return pa.table(columns | {"positive_weight": clicked, "negative_weight": 1 - clicked})
 
 
 def _good(answers: Answers) -> Answers:
@@ -201,8 +168,9 @@ def _parts(settings: Settings, spec: LineSpec, request: bytes) -> dict[str, floa
         return at(payload.candidates_of(spec, body_type.model_validate_json(raw)))
 
     candidates = parse()
-    features = store.read_online(spec, candidates)
-    inputs = features.select(names)
+    features = columns_of(spec, candidates, store.look_up(spec, candidates))
+    inputs = {name: features[name] for name in names}
+    windows: dict[str, Any] = {each.name: features[each.name] for each in spec.windows}
     scores = resident.model.predict(inputs)
     ids = [f"r:{row}" for row in range(len(scores))]
     scored = Scored("r", champion.version, 0, 0.0, ids, scores, {})
@@ -216,8 +184,10 @@ def _parts(settings: Settings, spec: LineSpec, request: bytes) -> dict[str, floa
 
     ways: dict[str, Callable[[], Any]] = {
         "parse": parse,
-        "features read and computed": lambda: store.read_online(spec, candidates),
-        "features computed": lambda: requests.transform(spec, _given(features, candidates)),
+        "features read and computed": lambda: columns_of(
+            spec, candidates, store.look_up(spec, candidates)
+        ),
+        "features computed": lambda: requests.compute(spec, candidates, windows),
         "the same keys by a raw pipeline": raw_pipeline,
         "model": lambda: resident.model.predict(inputs),
         "answer": lambda: to_json(payload.score_answer(scored)),
@@ -230,12 +200,6 @@ def _parts(settings: Settings, spec: LineSpec, request: bytes) -> dict[str, floa
             if turn >= 10:
                 found[name].append(1e3 * (time.perf_counter() - began))
     return {name: statistics.median(each) for name, each in found.items()}
-
-
-def _given(features: pa.Table, candidates: pa.Table) -> pa.Table:
-    """What request-time features are computed from."""
-    columns = dict(zip(features.column_names, features.columns, strict=True))
-    return pa.table(columns | dict(zip(candidates.column_names, candidates.columns, strict=True)))
 
 
 def _hashes(

@@ -6,19 +6,29 @@ from components import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)  # type: ignore[untyped-decorator]
-def evaluate(line: str, kind: str, cycle: str, version: str) -> str:
+def evaluate(  # noqa: PLR0917 - kfp passes them by name
+    line: str,
+    kind: str,
+    cycle: str,
+    version: str,
+    figures: dsl.Output[dsl.Metrics],
+    roc: dsl.Output[dsl.ClassificationMetrics],
+    calibration: dsl.Output[dsl.HTML],
+) -> str:
     """Stores the evidence with the version; returns the version that was measured."""
     import gc
 
     from headrace import cycle as steps
     from headrace.evaluate import evaluate as measure
+    from headrace.launch.shown import Shown
     from headrace.settings import find_line, load_settings
 
     settings = load_settings()
     spec = find_line(settings, line)
     began = steps.resumed(cycle, kind, stage="evaluate", version=version)
     with steps.recorded(settings, spec, began):
-        evidence = measure(settings, spec, version)
+        shown = Shown(f"{line} {version}", figures, roc, calibration)
+        evidence = measure(settings, spec, version, shown=shown)
     print(evidence)  # noqa: T201
     gc.freeze()  # or the interpreter takes seconds to take its imports down
     return version

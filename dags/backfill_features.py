@@ -23,6 +23,7 @@ from dags.shared.assets import LineAssets
 from dags.shared.defaults import tags_of, task_defaults
 from dags.shared.intervals import daily, interval_form, interval_of
 from dags.shared.kubeflow import RunPipeline
+from dags.shared.lateness import late_after
 from headrace.declaration import LineSpec
 from headrace.settings import load_lines, load_settings
 
@@ -48,11 +49,12 @@ def build(spec: LineSpec) -> DAG:
         start_date=datetime(2000, 1, 1, tzinfo=UTC),
         catchup=False,
         max_active_runs=1,
+        deadline=late_after(timedelta(hours=8)),
         default_args=task_defaults(first_retry_s=60),
         params=interval_form(),
         tags=tags_of(spec),
     ) as dag:
-        assets = LineAssets.of(spec.line)
+        assets = LineAssets.of(spec)
         RunPipeline(
             task_id="write_features",
             line=spec.line,

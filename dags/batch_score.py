@@ -24,6 +24,7 @@ from dags.shared.assets import LineAssets
 from dags.shared.defaults import tags_of, task_defaults
 from dags.shared.intervals import daily, interval_form, interval_of
 from dags.shared.kubeflow import RunPipeline
+from dags.shared.lateness import late_after
 from headrace.declaration import LineSpec
 from headrace.settings import load_lines, load_settings
 
@@ -53,6 +54,7 @@ def build(spec: LineSpec) -> DAG:
         start_date=datetime(2000, 1, 1, tzinfo=UTC),
         catchup=False,
         max_active_runs=1,
+        deadline=late_after(timedelta(hours=8)),
         default_args=task_defaults(first_retry_s=60),
         params=interval_form()
         | {
@@ -63,16 +65,12 @@ def build(spec: LineSpec) -> DAG:
         },
         tags=tags_of(spec),
     ) as dag:
-        assets = LineAssets.of(spec.line)
+        assets, chosen = LineAssets.of(spec), choose_rows(spec.line)
+        made_of = [assets.events, assets.features, assets.version]
         RunPipeline(
-            task_id="score_rows",
-            line=spec.line,
-            pipeline="batch_score",
-            longest=timedelta(hours=6),
-            options=choose_rows(spec.line),
-            inlets=[assets.events, assets.features, assets.version],
-            outlets=[assets.scores],
-        )
+            task_id="score_rows", line=spec.line, pipeline="batch_score", options=chosen,
+            longest=timedelta(hours=6), inlets=made_of, outlets=[assets.scores],
+        )  # fmt: skip
     return dag
 
 

@@ -20,6 +20,7 @@ from datetime import timedelta
 from airflow.sdk import DAG, CronTriggerTimetable, DeltaTriggerTimetable, Param, task
 
 from dags.shared.defaults import tags_of, task_defaults
+from dags.shared.lateness import late_after
 from dags.shared.training import gated_training
 from headrace.declaration import LineSpec
 from headrace.settings import find_line, load_lines, load_settings
@@ -45,11 +46,12 @@ def build(spec: LineSpec) -> DAG:
         schedule=schedule if spec.source.kind == "live" else None,
         catchup=False,
         max_active_runs=1,
+        deadline=late_after(timedelta(hours=7)),
         default_args=task_defaults(first_retry_s=60),
         params={"reason": Param(None, type=["null", "string"], title="Reason")},
         tags=tags_of(spec),
     ) as dag:
-        gated_training(spec.line, "full_train", plan, longest=timedelta(hours=6))
+        gated_training(spec, "full_train", plan, longest=timedelta(hours=6))
     return dag
 
 

@@ -4,8 +4,9 @@
 never from the run, so a run that is repeated, skipped or killed learns nothing twice and loses
 nothing. A rejected candidate is never served: the champion stays and `report_outcome` is red.
 
-**Schedule.** `cadence.incremental` for live lines; lines that are read from files run by hand.
-When there is too little to learn, or no champion yet to continue, all after `plan` is skipped.
+**Schedule.** `cadence.incremental` for live lines, and at once when `cadence.on_samples` of them
+wait (the asset `<line>.samples` tells); lines that are read from files run by hand. When there
+is too little to learn, or no champion yet to continue, all after `plan` is skipped.
 
 **At 3 a.m.** *Red `report_outcome`*: a gate said no, the reasons are in its log, the old model
 serves on, and a window refused for its data is quarantined (`headrace quarantine list`). If
@@ -17,10 +18,13 @@ from __future__ import annotations
 
 import logging
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
-from airflow.sdk import DAG, DeltaTriggerTimetable, Param, task
+from airflow.sdk import DAG, AssetOrTimeSchedule, DeltaTriggerTimetable, Param, task
 
+from dags.shared.assets import LineAssets
 from dags.shared.defaults import tags_of, task_defaults
+from dags.shared.lateness import late_after
 from dags.shared.training import gated_training
 from headrace.declaration import LineSpec
 from headrace.settings import find_line, load_lines, load_settings
@@ -41,21 +45,31 @@ def plan(line: str) -> bool:
     return cycle.plan(settings, find_line(settings, line)) is not None
 
 
+def schedule(spec: LineSpec) -> Any:
+    """The time, and beside it the samples where the line says so."""
+    if spec.source.kind != "live":
+        return None
+    every = DeltaTriggerTimetable(timedelta(microseconds=spec.cadence.incremental))
+    if spec.cadence.on_samples is None:
+        return every
+    return AssetOrTimeSchedule(timetable=every, assets=[LineAssets.of(spec).samples])
+
+
 def build(spec: LineSpec) -> DAG:
     """The DAG of one line."""
-    every = timedelta(microseconds=spec.cadence.incremental)
     with DAG(
         dag_id=f"incremental_train_{spec.line}",
         doc_md=__doc__,
-        schedule=DeltaTriggerTimetable(every) if spec.source.kind == "live" else None,
+        schedule=schedule(spec),
         start_date=datetime(2026, 1, 1, tzinfo=UTC),
         catchup=False,
         max_active_runs=1,
+        deadline=late_after(timedelta(minutes=20)),
         default_args=task_defaults(first_retry_s=5),
         params={"reason": Param(None, type=["null", "string"], title="Reason")},
         tags=tags_of(spec),
     ) as dag:
-        gated_training(spec.line, "incremental_train", plan, longest=timedelta(minutes=15))
+        gated_training(spec, "incremental_train", plan, longest=timedelta(minutes=15))
     return dag
 
 

@@ -4,8 +4,7 @@
 to the same bits, twice: by the kernel from the event log, and by Feast's point-in-time join.
 
 **Schedule.** Hourly for live lines; lines that are read from files run by hand. *Newest rows* in
-the form checks so many instead; a run without an interval checks
-all. Skipped when nothing was served.
+the form checks so many instead; a run without an interval checks all. Skipped: nothing served.
 
 **At 3 a.m.** *Red*: training and serving see different numbers. The log counts the mismatches by
 first cause; `headrace parity --since 1h` names each row. Promotions are blocked by the gate while
@@ -23,6 +22,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from dags.shared.assets import LineAssets
 from dags.shared.defaults import tags_of, task_defaults
+from dags.shared.lateness import late_after
 from headrace.declaration import LineSpec
 from headrace.settings import find_line, load_lines, load_settings
 
@@ -49,9 +49,7 @@ def compare(line: str, params: dict[str, Any], data_interval_start: datetime | N
         log.error("%s", one)
     if report.mismatches:
         causes = ", ".join(f"{count} {cause}" for cause, count in report.by_cause.items())
-        raise AirflowFailException(
-            f"{report.mismatches} mismatches in {report.rows} rows: {causes}"
-        )
+        raise AirflowFailException(f"{report.mismatches} in {report.rows} rows differ: {causes}")
     log.info("%d rows, no mismatch", report.rows)
 
 
@@ -65,19 +63,12 @@ def build(spec: LineSpec) -> DAG:
         start_date=datetime(2026, 1, 1, tzinfo=UTC),
         catchup=False,
         max_active_runs=1,
+        deadline=late_after(timedelta(hours=1)),
         default_args=task_defaults(first_retry_s=30),
-        params={
-            "last": Param(
-                None,
-                type=["null", "integer"],
-                minimum=1,
-                title="Newest rows",
-                description="So many of the newest served rows, instead of the run's interval",
-            )
-        },
+        params={"last": Param(None, type=["null", "integer"], minimum=1, title="Newest rows")},
         tags=tags_of(spec),
     ) as dag:
-        assets = LineAssets.of(spec.line)
+        assets = LineAssets.of(spec)
         compare.override(inlets=[assets.features, assets.served])(spec.line)
     return dag
 

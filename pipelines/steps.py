@@ -31,5 +31,5 @@ def gated_cycle(
         trained.set_caching_options(False)
         measured = evaluate(line=line, kind=kind, cycle=cycle, version=trained.output)
         measured.set_caching_options(False)
-        promoted = promote(line=line, kind=kind, cycle=cycle, version=measured.output)
+        promoted = promote(line=line, kind=kind, cycle=cycle, version=measured.outputs["Output"])
         promoted.set_caching_options(False)

@@ -62,6 +62,9 @@ class Cluster:
         return api.V2beta1ListExperimentsResponse(experiments=found, total_size=len(found))
 
     def _create_experiment(self, body: Any) -> api.V2beta1Experiment:
+        for known in self.experiments:  # names are unique, also for two who ask at once
+            if known.display_name == body["display_name"]:
+                return known
         made = api.V2beta1Experiment(experiment_id="e-1", display_name=body["display_name"])
         self.experiments.append(made)
         return made

@@ -1,8 +1,9 @@
 """The assets of a line: events, features, samples, version, served; scores are made beside them.
 
 The resident services write the first three all the time and tell Airflow nothing; DAGs read them
-(inlets). A version is published by a training, `served` moves when the champion does, and a batch
-writes `scores`, those of many rows at once.
+(inlets). Where the line says `cadence.on_samples`, a watcher tells Airflow when so many wait to
+be learned. A version is published by a training, `served` moves when the champion does, and a
+batch writes `scores`, those of many rows at once.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
-from airflow.sdk import Asset
+from airflow.sdk import Asset, AssetWatcher
+
+from headrace.declaration import LineSpec
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,23 @@ class LineAssets:
     scores: Asset
 
     @classmethod
-    def of(cls, line: str) -> Self:
-        """The assets named `<line>.<asset>`, with the URI `headrace://<line>/<asset>`."""
+    def of(cls, spec: LineSpec) -> Self:
+        """The assets named `<line>.<asset>`, with the URI `headrace://<line>/<asset>`.
+
+        The same in every DAG file: Airflow takes a watcher away that another file leaves out.
+        """
+
+        def made(name: str, watchers: list[AssetWatcher]) -> Asset:
+            where = f"headrace://{spec.line}/{name}"
+            return Asset(f"{spec.line}.{name}", uri=where, group="headrace", watchers=watchers)
+
         names = ("events", "features", "samples", "version", "served", "scores")
-        uris = {f"{line}.{name}": f"headrace://{line}/{name}" for name in names}
-        return cls(*(Asset(name, uri=uri, group="headrace") for name, uri in uris.items()))
+        return cls(*(made(name, _watchers(spec) if name == "samples" else []) for name in names))
+
+
+def _watchers(spec: LineSpec) -> list[AssetWatcher]:
+    if spec.cadence.on_samples is None:
+        return []
+    from dags.shared.arriving import SamplesWait  # only then the parser needs Airflow's triggers
+
+    return [AssetWatcher(f"{spec.line}_samples", SamplesWait(spec.line, spec.cadence.on_samples))]

@@ -1,4 +1,5 @@
-"""The alarm of a task that failed for good: a log line, and a POST to where people look.
+"""The alarm of a task that failed for good or waits for a person: a log line, and a POST to where
+people look.
 
 Where is an Airflow connection named `headrace_alerts` of the type HTTP: scheme, host, port, in
 `extra` the `path`, as password a bearer token. Chat systems and pagers take such a hook. Without
@@ -17,24 +18,35 @@ from airflow.sdk.exceptions import AirflowNotFoundException
 log = logging.getLogger(__name__)
 
 CONNECTION: Final = "headrace_alerts"
-_PATIENCE_S: Final = 5.0
+PATIENCE_S: Final = 5.0
 
 
 class Alert(BaseNotifier):  # type: ignore[misc]
-    """`on_failure_callback` of every task; what it cannot deliver is logged and ends nothing."""
+    """`on_failure_callback` of every task; what it cannot deliver is logged and ends nothing.
+
+    `reason` is told where it is no failure.
+    """
+
+    def __init__(self, reason: str | None = None) -> None:
+        super().__init__()
+        self.reason = reason
 
     def notify(self, context: Any) -> None:
-        """Tell which task of which run failed, and why."""
-        told = message(context)
-        log.error("failed: %(task)s of %(dag)s, run %(run)s: %(reason)s", told)
+        """Tell which task of which run failed or waits, and why."""
+        told = message(context) | ({} if self.reason is None else {"reason": self.reason})
+        what = "failed" if self.reason is None else "waits"
+        log.log(
+            logging.ERROR if self.reason is None else logging.INFO,
+            "%s: %s of %s, run %s: %s",
+            *(what, told["task"], told["dag"], told["run"], told["reason"]),
+        )
         try:
             where = Connection.get(CONNECTION)
         except AirflowNotFoundException:
             log.info("no connection %s, nobody else is told", CONNECTION)
             return
-        headers = {"Authorization": f"Bearer {where.password}"} if where.password else {}
         try:
-            answer = httpx.post(url(where), json=told, headers=headers, timeout=_PATIENCE_S)
+            answer = httpx.post(url(where), json=told, headers=headers(where), timeout=PATIENCE_S)
             answer.raise_for_status()
         except httpx.HTTPError as problem:
             log.error("connection %s: not delivered (%s)", CONNECTION, type(problem).__name__)
@@ -51,6 +63,11 @@ def message(context: Any) -> dict[str, Any]:
         "reason": str(context.get("exception") or "unknown"),
         "log": getattr(instance, "log_url", None),
     }
+
+
+def headers(where: Any) -> dict[str, str]:
+    """The connection's password as a bearer token."""
+    return {"Authorization": f"Bearer {where.password}"} if where.password else {}
 
 
 def url(where: Any) -> str:

@@ -11,6 +11,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from dags.shared.assets import LineAssets
 from dags.shared.kubeflow import RunPipeline
+from headrace.declaration import LineSpec
 from headrace.settings import find_line, load_settings
 
 log = logging.getLogger(__name__)
@@ -32,9 +33,9 @@ def report_outcome(line: str, run: str) -> None:
     log.info("%s: %s serves", run, ended.version)
 
 
-def gated_training(line: str, pipeline: str, plan: Any, longest: timedelta) -> None:
+def gated_training(spec: LineSpec, pipeline: str, plan: Any, longest: timedelta) -> None:
     """Plan, run for at most `longest` and report: the tasks of a training, inside its DAG."""
-    assets = LineAssets.of(line)
+    line, assets = spec.line, LineAssets.of(spec)
     run = RunPipeline(
         task_id="run_pipeline",
         line=line,

@@ -1,4 +1,4 @@
-"""What Airflow's triggerer waits for: the end of a run on a cluster, and samples to learn."""
+"""What Airflow's triggerer waits for: the end of a run on a cluster."""
 
 from __future__ import annotations
 

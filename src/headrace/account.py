@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from headrace import parts
 from headrace.declaration import LineSpec
 from headrace.events import event_schema, offset_columns
 from headrace.ingest.tick import TickState
@@ -94,7 +93,7 @@ def _sampled(spec: LineSpec, home: Path, manifest: TickManifest) -> NDArray[np.i
         return np.empty(0, dtype=np.int64)
     names = offset_columns(spec)
     columns = ["revision", *names]
-    rows = pq.read_table(home / manifest.samples, columns=columns, partitioning=None)
+    rows = parts.read(home / manifest.samples, columns)
     offsets = [rows[name].to_numpy() for name in names]
     offsets[0] = offsets[0][rows["revision"].to_numpy() == 0]
     found = np.concatenate(offsets).astype(np.int64)
@@ -104,7 +103,7 @@ def _sampled(spec: LineSpec, home: Path, manifest: TickManifest) -> NDArray[np.i
 def _fates(home: Path, manifest: TickManifest) -> dict[str, NDArray[np.int64]]:
     if manifest.fates is None:
         return {}
-    rows: pa.Table = pq.read_table(home / manifest.fates, partitioning=None)
+    rows = parts.read(home / manifest.fates)
     offsets, names = rows["offset"].to_numpy(), rows["fate"].to_numpy().astype(str)
     return {str(name): offsets[names == name].astype(np.int64) for name in np.unique(names)}
 

@@ -12,8 +12,8 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from headrace import parts
 from headrace.declaration import MISSING, LineSpec, WindowFeature, in_words, write_duration
 from headrace.errors import DeclarationError, InputError
 from headrace.sample import TickManifest, head_tick, read_tick
@@ -101,19 +101,19 @@ def statistics(settings: Settings, spec: LineSpec, feature: Feature) -> dict[str
     """
     home = settings.line_home(spec.line)
     at = f"{feature.view}__at" if feature.kind == "window" else "served_at"
-    parts, rows = [], 0
+    found, rows = [], 0
     for manifest in _newest_first(settings, spec):
         path = (
             manifest.samples if feature.kind == "request" else manifest.features.get(feature.view)
         )
         if path is not None:
-            parts.append(pq.read_table(home / path, columns=[feature.name, at], partitioning=None))
-            rows += parts[-1].num_rows
+            found.append(parts.read(home / path, [feature.name, at]))
+            rows += found[-1].num_rows
         if rows >= STATISTICS_ROWS:
             break
     if not rows:
         return None
-    table = pa.concat_tables(parts)
+    table = pa.concat_tables(found)
     values, empty = _values(table[feature.name], spec, feature)
     newest_us = int(table[at].cast(pa.int64()).to_numpy().max())
     numbers: dict[str, Any] = {"distinct": int(np.unique(values).size)}
@@ -162,16 +162,16 @@ def newest_rows(settings: Settings, spec: LineSpec, view: str, count: int) -> pa
     """The newest rows of a view's offline parts, newest first. Raises `InputError` without any."""
     if view not in spec.views:
         raise InputError(f"{view} is made when it is asked and keeps no rows; read it with --key")
-    parts: list[pa.Table] = []
+    found: list[pa.Table] = []
     for manifest in _newest_first(settings, spec):
         if view in manifest.features:
             path = settings.line_home(spec.line) / manifest.features[view]
-            parts.append(pq.read_table(path, partitioning=None))
-            if sum(part.num_rows for part in parts) >= count:
+            found.append(parts.read(path))
+            if sum(part.num_rows for part in found) >= count:
                 break
-    if not parts:
+    if not found:
         raise InputError(f"{view} has no rows yet; start the stack and send events (`headrace up`)")
-    return pa.concat_tables(parts).sort_by([("event_timestamp", "descending")]).slice(0, count)
+    return pa.concat_tables(found).sort_by([("event_timestamp", "descending")]).slice(0, count)
 
 
 def _newest_first(settings: Settings, spec: LineSpec) -> Iterator[TickManifest]:

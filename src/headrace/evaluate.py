@@ -7,6 +7,7 @@ before its label was seen. The evidence is stored with the candidate; `promote` 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -30,7 +31,9 @@ PROMOTED_S: Final = 60.0
 """How long after its wait for rows a full candidate has to be judged; a learner holds till then."""
 _POLL_S: Final = 0.25
 
-Predicted = dict[str, NDArray[np.float64]]  # by task, row for row
+Labels = NDArray[np.int8]
+Floats = NDArray[np.float64]
+Predicted = dict[str, Floats]  # by task, row for row
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,16 @@ STEP_S: Final = 1.0
 """Longer than what is left of a learner's step that had begun before it was told to hold."""
 
 
-def evaluate(settings: Settings, spec: LineSpec, candidate: str, wait_s: float = 30.0) -> Evidence:
+def evaluate(
+    settings: Settings,
+    spec: LineSpec,
+    candidate: str,
+    wait_s: float = 30.0,
+    shown: Callable[[Labels, Floats], None] | None = None,
+) -> Evidence:
     """Measure the candidate against the champion, store the evidence and return it.
+
+    `shown` gets the labels of the later rows and the candidate's click probabilities.
 
     Waits up to `wait_s` until `gates.model.min_rows` later rows exist; with fewer, the evidence
     says so and the gate rejects. Without a champion the rival is the constant label rate of the
@@ -70,6 +81,8 @@ def evaluate(settings: Settings, spec: LineSpec, candidate: str, wait_s: float =
     start = max(version.to_tick, 0 if rival_version is None else rival_version.to_tick)
     later = _wait_for_rows(settings, spec, start, wait_s)
     predicted = model.predict_tasks(later.rows)
+    if shown is not None:
+        shown(later.rows["label"].to_numpy(), predicted["click"])
     if rival_version is None:
         rival = _prior(spec, version, later.rows.num_rows)
     else:

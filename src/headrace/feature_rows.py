@@ -94,6 +94,33 @@ def key_columns(spec: LineSpec, asked: pa.Table) -> dict[str, pa.ChunkedArray]:
     return columns
 
 
+def key_values(spec: LineSpec, asked: pa.Table) -> dict[str, list[Any]]:
+    """The same as Python's values, for a few rows."""
+    columns = {}
+    for name in dict.fromkeys(name for feature in spec.windows for name in feature.key):
+        kind = spec.columns[name]
+        column = asked[name]
+        column = column if column.type == ARROW_TYPES[kind] else column.cast(ARROW_TYPES[kind])
+        values = column.to_pylist()
+        if column.null_count:
+            values = [MISSING_KEY[kind] if value is None else value for value in values]
+        columns[name] = values
+    return columns
+
+
+def feature_table(spec: LineSpec, columns: requests.Columns) -> pa.Table:
+    """Columns of `feature_schema` as a table; a time of 0 is null."""
+    arrays = []
+    schema = feature_schema(spec)
+    for field in schema:
+        values = columns[field.name]
+        if pa.types.is_timestamp(field.type):
+            arrays.append(pa.array(values, pa.int64(), mask=values == 0).cast(field.type))
+        else:
+            arrays.append(pa.array(values, field.type))
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
 def typed(spec: LineSpec, found: pa.Table) -> pa.Table:
     """What Feast returned, as `feature_schema`: absent reads as empty, 0, NaN or a null time."""
     empty = {feature.name: feature.empty for feature in spec.windows}

@@ -100,6 +100,19 @@ def find_record(settings: Settings, spec: LineSpec, run: str) -> Cycle | None:
     return max((_read(path) for path in paths), key=lambda c: c.ended_us, default=None)
 
 
+def newest_interval_end(settings: Settings, spec: LineSpec) -> int:
+    """The tick behind the window of the newest incremental cycle that had one; 0 without any."""
+    folder = settings.line_home(spec.line) / "cycles"
+    by_start = sorted(
+        folder.glob("*.json"), key=lambda path: int(path.name.partition("-")[0]), reverse=True
+    )
+    for path in by_start:
+        cycle = _read(path)
+        if cycle.kind == "incremental" and cycle.interval is not None:
+            return cycle.interval[1]
+    return 0
+
+
 def _read(path: Path) -> Cycle:
     return _cycle(json.loads(path.read_text(encoding="utf-8")))
 

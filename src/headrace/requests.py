@@ -7,7 +7,7 @@ is used for both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -34,6 +34,8 @@ from headrace.events import ARROW_TYPES, input_fields
 type_ = pa.types
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Columns = dict[str, Ints | Floats]
+_FEW_ROWS = 1024  # so few fit the processor's cache
 _ENCODE_FROM_ROWS = 256  # below, hashing each value costs less than finding the distinct ones
 _TIME_PARTS: dict[str, Callable[..., pa.Array]] = {
     "hour_of_day": pc.hour,
@@ -124,23 +126,36 @@ def transform(spec: LineSpec, table: pa.Table) -> pa.Table:
     is 0 or `MISSING`). Ids are int64 with -1 for missing, numbers float64 with NaN for missing.
     Raises InputError for an absent column or one of the wrong type.
     """
-    row_values = _Inputs(spec, table)
-    for feature in spec.request_features:
-        row_values.add(feature)
+    computed = compute(spec, table, {})
     fields = input_fields(spec)
-    arrays = [pa.array(row_values.computed[field.name], type=field.type) for field in fields]
+    arrays = [pa.array(computed[field.name], type=field.type) for field in fields]
     return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
 
 
-class _Inputs:
-    """What later features may read: raw columns (Arrow) and computed ones (NumPy)."""
+def compute(spec: LineSpec, table: pa.Table, windows: Mapping[str, Ints]) -> Columns:
+    """The columns of `transform` as arrays, for who has window features as arrays too.
 
-    def __init__(self, spec: LineSpec, table: pa.Table) -> None:
+    `windows`: values (n,) by name, `empty` where the key was never seen; those that are not
+    there are columns of `table`.
+    """
+    row_values = _Inputs(spec, table, windows)
+    for feature in spec.request_features:
+        row_values.add(feature)
+    return row_values.computed
+
+
+class _Inputs:
+    """What later features may read: raw columns (Arrow), windows and computed ones (NumPy)."""
+
+    def __init__(self, spec: LineSpec, table: pa.Table, windows: Mapping[str, Ints]) -> None:
         self._spec = spec
         self._table = table
-        self._windows = {feature.name: feature for feature in spec.windows}
+        self._declared = {feature.name: feature for feature in spec.windows}
+        self._windows = dict(windows)
         self._raw: dict[str, pa.Array] = {}
-        self.computed: dict[str, Ints | Floats] = {}
+        self._ids: dict[str, Ints] = {}
+        self._logs: dict[str, Floats] = {}
+        self.computed: Columns = {}
 
     def add(self, feature: RequestFeature) -> None:
         self.computed[feature.name] = self._compute(feature)
@@ -171,12 +186,28 @@ class _Inputs:
                 np.divide(total, count, out=result, where=count != 0)
                 return result
             case Since(of=of):
-                passed_us = pc.subtract(self._request_us(), self._column(of, feature.name))
-                passed = _filled(passed_us.cast(pa.float64(), safe=False), np.nan)
-                return np.maximum(np.asarray(passed.to_numpy(), np.float64), 0.0) / 1e6
-            case Number(kind=kind, of=of):
-                x = self._number(of, feature.name)
-                return log1p(x) if kind == "log1p" else x
+                then_us, now = self._window(of, feature.name), self._request_us()
+                passed = (_filled(now, 0).to_numpy() - then_us).astype(np.float64)
+                passed[then_us == MISSING] = np.nan
+                if now.null_count:
+                    passed[now.is_null().to_numpy(zero_copy_only=False)] = np.nan
+                return np.asarray(np.maximum(passed, 0.0) / 1e6)
+            case Number(kind="log1p", of=of):
+                return self._log(of, feature.name)
+            case Number(of=of):
+                return self._number(of, feature.name)
+
+    def _log(self, name: str, user: str) -> Floats:
+        """`log1p` of a number; of few rows for all windows at once, for a call costs 10 µs."""
+        if name not in self._declared or self._table.num_rows > _FEW_ROWS:
+            return log1p(self._number(name, user))
+        if name not in self._logs:
+            asked = [f for f in self._spec.request_features if f.kind == "log1p"]
+            users = {f.of: f.name for f in asked if f.of in self._declared}
+            numbers = [self._number(window, users[window]) for window in users]
+            logs = log1p(np.concatenate(numbers)).reshape(len(numbers), -1)
+            self._logs.update(zip(users, logs, strict=True))
+        return self._logs[name]
 
     def _time_part(self, kind: str) -> Ints:
         local = self._request_us().cast(pa.timestamp("us", tz=self._spec.timezone))
@@ -192,14 +223,28 @@ class _Inputs:
     def _id(self, name: str, user: str) -> Ints:
         known = self.computed.get(name)
         if known is None:
-            column, window = self._column(name, user), self._windows.get(name)
-            if window is not None and self._spec.window_kind(window) == "string":
-                return np.asarray(_filled(column, -1).to_numpy())  # the kernel has hashed it
-            return hash64(column)
+            if name not in self._ids:
+                self._ids[name] = self._raw_id(name, user)
+            return self._ids[name]
         return known.astype(np.int64, copy=False)
+
+    def _raw_id(self, name: str, user: str) -> Ints:
+        window = self._declared.get(name)
+        if window is None:
+            return hash64(self._column(name, user))
+        values = self._window(name, user)
+        hashed = self._spec.window_kind(window) == "string"  # by the kernel
+        ids = values if hashed else hash64(pa.array(values))
+        return ids if window.empty == 0 else np.where(values == MISSING, np.int64(-1), ids)
 
     def _number(self, name: str, user: str) -> Floats:
         known = self.computed.get(name)
+        if known is None and name in self._declared:
+            values = self._window(name, user)
+            number = values.astype(np.float64)  # rounds as Arrow's cast does
+            if self._declared[name].empty == MISSING:
+                number[values == MISSING] = np.nan
+            return number
         if known is None:
             column = self._column(name, user)
             if type_.is_int64(column.type) and not column.null_count:
@@ -208,6 +253,14 @@ class _Inputs:
         if known.dtype == np.int64:
             return np.where(known < 0, np.nan, known.astype(np.float64))
         return known.astype(np.float64, copy=False)
+
+    def _window(self, name: str, user: str) -> Ints:
+        """A window feature's values, `empty` where the key was never seen."""
+        if name not in self._windows:
+            column = self._column(name, user)
+            filled = _filled(column, self._declared[name].empty)
+            self._windows[name] = np.asarray(filled.to_numpy(zero_copy_only=False), np.int64)
+        return self._windows[name]
 
     def _column(self, name: str, user: str) -> pa.Array:
         if name not in self._raw:
@@ -225,21 +278,15 @@ class _Inputs:
 
     def _typed(self, name: str, column: pa.Array) -> pa.Array:
         """Bring back what a trip through pandas loses: nullable ints arrive as floats with NaN."""
-        window = self._windows.get(name)
-        kind = self._spec.columns.get(name) if window is None else "int"
+        kind = "int" if name in self._declared else self._spec.columns.get(name)
         if kind is None:
             return column
         if type_.is_floating(column.type) and kind == "int":
             column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
         try:
-            typed = column if column.type == ARROW_TYPES[kind] else column.cast(ARROW_TYPES[kind])
+            return column if column.type == ARROW_TYPES[kind] else column.cast(ARROW_TYPES[kind])
         except pa.ArrowInvalid as error:
             raise InputError(
                 f"column {name!r} is declared {kind} but holds {column.type}: {error}; "
                 "send the declared type"
             ) from error
-        if window is None:
-            return typed
-        if window.empty == 0:
-            return _filled(typed, 0)
-        return pc.if_else(pc.equal(typed, MISSING), pa.scalar(None, pa.int64()), typed)

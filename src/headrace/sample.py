@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import pyarrow as pa
-import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 
+from headrace import parts
 from headrace.declaration import LineSpec
 from headrace.errors import InputError, IntegrityError
 from headrace.events import sample_schema
@@ -159,13 +158,13 @@ def read_samples(
         asked = read_samples(spec, home, from_tick, to_tick, exclude)
         return once(asked, read_samples(spec, home, to_tick, as_of_tick, exclude))
     schema = sample_schema(spec)
-    parts = [
-        pq.read_table(home / manifest.samples, schema=schema, partitioning=None)
+    paths = [
+        home / manifest.samples
         for manifest in ticks(home, from_tick, to_tick)
         if manifest.samples is not None
         and not any(start <= manifest.tick < stop for start, stop in exclude)
     ]
-    samples = pa.concat_tables([schema.empty_table(), *parts]).combine_chunks()
+    samples = parts.read_all(paths, schema).combine_chunks()
     return newest(samples) if latest else samples
 
 
@@ -186,7 +185,6 @@ def sample_parts(
     """
     _require_committed(home, from_tick, to_tick)
     schema = sample_schema(spec)
-    wanted = None if columns is None else list(columns)
     for tick in range(from_tick, to_tick):
         if any(start <= tick < stop for start, stop in exclude):
             continue
@@ -194,9 +192,7 @@ def sample_parts(
         unneeded = corrections_only and manifest.counts.get("corrections") == 0
         if manifest.samples is None or unneeded:
             continue
-        stored = ds.dataset(home / manifest.samples, schema, "parquet")
-        for batch in stored.to_batches(wanted, batch_size=_PART_ROWS, batch_readahead=1):
-            yield pa.Table.from_batches([batch])
+        yield from parts.batches(home / manifest.samples, schema, columns, _PART_ROWS)
 
 
 def count_samples(
@@ -208,7 +204,7 @@ def count_samples(
     for manifest in ticks(home, from_tick, to_tick):
         left_out = any(start <= manifest.tick < stop for start, stop in exclude)
         if manifest.samples is not None and not left_out:
-            found += pq.read_metadata(home / manifest.samples).num_rows
+            found += parts.count(home / manifest.samples)
     return found
 
 

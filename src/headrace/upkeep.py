@@ -1,4 +1,4 @@
-"""What a line's store needs beside the cycles: bases behind long chains, old files removed, MLflow.
+"""What a line needs beside the cycles: bases behind long chains, packs, old files removed, MLflow.
 
 A process of its own (`headrace line upkeep`), so that none of it lies on the path of a promotion.
 It may be killed, run twice or not at all: a chain that nobody compacts is ended by a base at
@@ -12,28 +12,33 @@ import threading
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Final
 
-from headrace import tracking
+from headrace import packing, tracking
 from headrace.atomic import write_json
 from headrace.declaration import LineSpec
 from headrace.errors import HeadraceError
 from headrace.line import LineStore, compaction, retention
+from headrace.sample import head_tick
 from headrace.settings import Settings
 
 LOG = logging.getLogger(__name__)
+NOTHING: Final = packing.Packed()
 
 
 @dataclass(frozen=True)
 class Done:
     """What a pass did: the version that got a base, and those whose files were given up.
 
-    `unmirrored`: why MLflow could not be brought up to date, None when it was or is not used.
+    `packed`: packs of old parts written, and parts removed because one holds them. `unmirrored`:
+    why MLflow could not be brought up to date, None when it was or is not used.
     """
 
     compacted: str | None
     marked: list[str]
     restored: list[str]
     removed: list[str]
+    packed: packing.Packed = NOTHING
     unmirrored: str | None = None
 
 
@@ -43,6 +48,7 @@ class Known:
 
     retention: retention.Known = field(default_factory=retention.Known)
     mirrored: set[str] = field(default_factory=set)
+    packing: packing.Known = field(default_factory=dict)
 
 
 def once(settings: Settings, spec: LineSpec, known: Known | None = None) -> Done:
@@ -59,7 +65,9 @@ def once(settings: Settings, spec: LineSpec, known: Known | None = None) -> Done
     problem = None
     if settings.mlflow_uri is not None:
         problem = tracking.mirror(store, spec, settings.mlflow_uri, known.mirrored).problem
-    return Done(compacted, **asdict(pruned), unmirrored=problem)
+    home = settings.line_home(spec.line)
+    packed = packing.pack(home, head_tick(home), known.packing)
+    return Done(compacted, **asdict(pruned), packed=packed, unmirrored=problem)
 
 
 def run(

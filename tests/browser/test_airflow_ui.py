@@ -95,3 +95,29 @@ def test_a_person_signs_in_fills_the_form_and_sees_the_run_turn_green(stack, pla
     assert len(answer["screens"]) == 5
     with AirflowClient(settings) as airflow:
         assert set(airflow.task_states(dag, answer["run"]).values()) <= {"success", "skipped"}
+
+
+def test_the_lines_page_opens_from_airflows_navigation_without_another_sign_in(stack, playwright):
+    settings, _dag = stack
+    screens = PROJECT / "out" / "screens"
+    screens.mkdir(parents=True, exist_ok=True)
+    given = {
+        "url": settings.airflow_url,
+        "user": USER,
+        "password": password(settings),
+        "out": str(screens),
+        "chromium": shutil.which("chromium"),
+    }
+    result = subprocess.run(
+        ["node", str(Path(__file__).with_name("inside.cjs")), json.dumps(given)],
+        env=os.environ | {"NODE_PATH": str(playwright / "node_modules")},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    answer = json.loads(result.stdout)
+    assert (answer["where"], answer["refused"]) == ("/headrace/", [])
+    # a stack of Airflow alone has no scoring server, which the page says; "locked" would be a 401
+    assert answer["state"] in ("no answer", "serving")

@@ -11,9 +11,9 @@ import pytest
 from headrace import results
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
-STARTS_SERVICES = {"learner"}
+STARTS_SERVICES = {"learner": [pytest.mark.e2e], "soak": [pytest.mark.e2e, pytest.mark.faults]}
 NAMES = [
-    pytest.param(name, marks=pytest.mark.e2e) if name in STARTS_SERVICES else name
+    pytest.param(name, marks=STARTS_SERVICES.get(name, []))
     for name in sorted(path.stem for path in BENCH.glob("*.py") if not path.stem.startswith("_"))
 ]
 

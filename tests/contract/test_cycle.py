@@ -594,6 +594,11 @@ def test_the_pipeline_runs_here_and_reports_what_its_components_recorded(line: L
     assert line.champion == result.version == "v000002"
     assert result.log is not None
     assert "outcome='promoted'" in Path(result.log).read_text()
+    (shown,) = (line.settings.home / "kfp").rglob("evaluate/calibration")
+    assert f"<h1>tiny {result.version}</h1>" in shown.read_text()
+    metadata = (shown.parent / "executor_output.json").read_text()
+    assert '"confidenceMetrics"' in metadata
+    assert '"log_loss"' in metadata
 
 
 @pytest.mark.e2e

@@ -23,6 +23,7 @@ from headrace.bits import bits
 from headrace.declaration import LineSpec
 from headrace.errors import EnvironmentFault
 from headrace.events import ARROW_TYPES, TIME
+from headrace.feature_rows import feature_table
 from headrace.line import LineStore
 from headrace.model import Model
 from headrace.serving.app import create_app
@@ -122,7 +123,8 @@ def test_a_store_that_lost_its_rows_is_missing_until_it_has_them_again(shop):
 def test_defaults_are_what_a_key_reads_as_that_was_never_seen(applied, shop):
     store, question = Store(applied), asked(shop, ["nobody", "none"])
     with reading(shop, store) as features:
-        found, wanted = features.defaults(question), store.read_online(shop, question)
+        found = feature_table(shop, features.defaults(question))
+        wanted = store.read_online(shop, question)
         assert found.schema == wanted.schema
         for name in wanted.column_names:
             if pa.types.is_floating(wanted[name].type):
@@ -231,6 +233,8 @@ def test_without_a_model_the_prior_answers_and_says_so_until_there_is_one(fresh,
         delivery = client.get("/v2/models/shop").json()["delivery"]
         assert delivery["fallback"]["answers"] == {"defaults": 0, "previous": 0, "prior": 2}
         assert delivery["missed"] == champion
+        shown = client.get("/v1/status").json()["fallback"]
+        assert (shown["recent"], shown["missing"]) == (delivery["fallback"]["answers"], None)
         until(lambda: len(served_rows(fresh, shop, "p1")) == 2)
         logged = {(r["version"], r["fallback"], r["score"]) for r in served_rows(fresh, shop, "p1")}
         assert logged == {("prior", "prior", 0.25)}

@@ -16,8 +16,11 @@ from typing import Any
 import airflow.sdk  # noqa: F401 - before its parts
 from airflow.sdk.exceptions import TaskDeferred
 
+from dags.shared.arriving import SamplesWait
 from dags.shared.kubeflow import RunPipeline
 from dags.shared.waiting import RunEnded
+from headrace.arrivals import Arrivals
+from headrace.errors import InputError
 from tests.kfp_server import RUN_ID, TOKEN, Cluster, serving
 
 
@@ -113,6 +116,34 @@ def killed(remote: Cluster) -> dict[str, Any]:
     return {"terminated": remote.terminated}
 
 
+def watched() -> dict[str, Any]:
+    """The level of waiting samples as the watcher tells it: above, still above, below, above."""
+    levels = iter([4, 5, 6, 7, 2, 9, None])
+    SamplesWait.__init__.__globals__["POLL_S"] = 0.0
+    told: list[Any] = []
+
+    def waiting(_self: Arrivals) -> int:
+        level = next(levels)
+        if level is None:
+            raise KeyboardInterrupt
+        if level == 7:
+            raise InputError("a torn manifest")
+        return level
+
+    async def watch() -> None:
+        path, kept = SamplesWait("coupons", 5).serialize()
+        told.append([path, kept])
+        async for event in SamplesWait(**kept).run():
+            told.append(event.payload["samples"])
+
+    Arrivals.waiting = waiting  # type: ignore[method-assign]
+    try:
+        asyncio.run(watch())
+    except KeyboardInterrupt:
+        return {"told": told}
+    raise AssertionError("the watcher ended")
+
+
 def main(home: str) -> None:
     told = {}
     scenarios: list[Callable[[Cluster], dict[str, Any]]] = [
@@ -123,6 +154,7 @@ def main(home: str) -> None:
             given = {"HOME": home, "KFP_ENDPOINT": remote.url, "KFP_TOKEN": TOKEN}
             os.environ.update({f"HEADRACE_{name}": value for name, value in given.items()})
             told[scenario.__name__] = scenario(remote) | {"created": len(remote.created)}
+    told["watched"] = watched()
     sys.stdout.write("ANSWER" + json.dumps(told | {"run_id": RUN_ID}) + "\n")
 
 

@@ -105,3 +105,34 @@ def test_a_dead_hook_is_logged_and_ends_nothing(logged):
 
 def test_the_token_is_in_no_log(logged):
     assert "very-secret" not in "".join(logged)
+
+
+LATE = """
+import asyncio, logging, os, sys
+logging.basicConfig(level=logging.INFO, stream=sys.stdout)
+from dags.shared.lateness import late_after, tell_late
+from datetime import timedelta
+told = late_after(timedelta(minutes=20)).callback
+assert (told.path, told.kwargs) == ("dags.shared.lateness.tell_late", {"after_s": 1200.0}), told
+run = {"dag_run": {"dag_id": "full_train_coupons", "dag_run_id": "r2"}}
+for connection in sys.argv[1:]:
+    os.environ["AIRFLOW_CONN_HEADRACE_ALERTS"] = connection
+    asyncio.run(tell_late(**told.kwargs, context=run))
+"""
+
+
+@pytest.mark.slow
+def test_a_late_run_is_told_while_it_goes_on_and_a_dead_hook_harms_nothing(hook, tmp_path):
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("AIRFLOW")}
+    environ |= {"AIRFLOW_HOME": str(tmp_path), "NO_PROXY": "127.0.0.1"}
+    said = subprocess.run(
+        [sys.executable, "-c", LATE, connection(hook[0]), connection(free_port())],
+        env=environ, cwd=PROJECT, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert said.returncode == 0, said.stderr
+    reason = "not over 1200 s after it was queued"
+    told = {"dag": "full_train_coupons", "run": "r2", "task": None, "reason": reason}
+    assert hook[1][-1] == {"path": "/hooks/ml", "token": "Bearer very-secret", "told": told}
+    assert f"late: run r2 of full_train_coupons: {reason}" in said.stdout
+    assert "not delivered (ConnectError)" in said.stdout
+    assert "very-secret" not in said.stdout + said.stderr

@@ -68,3 +68,10 @@ def test_an_endpoint_that_comes_back_serves_the_retry(told):
 
 def test_whoever_kills_the_task_ends_the_run(told):
     assert told["killed"]["terminated"] == [told["run_id"]] * 2
+
+
+def test_the_watcher_tells_a_level_once_until_it_falls_and_survives_what_it_cannot_read(told):
+    (path, kept), *samples = told["watched"]["told"]
+    assert path == "dags.shared.arriving.SamplesWait"
+    assert kept == {"line": "coupons", "enough": 5}
+    assert samples == [5, 9]  # 6 was still the same level; 4, 2 and the torn one were below

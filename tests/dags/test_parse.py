@@ -31,9 +31,10 @@ HEAVY = {
 PARSE = """
 import json, sys, time, importlib.util
 from pathlib import Path
-import airflow.sdk, airflow.sdk.exceptions
+import airflow.sdk, airflow.sdk.exceptions, airflow.triggers.base
 from airflow.sdk import DAG, Asset, BaseNotifier, Connection, CronDataIntervalTimetable
-from airflow.sdk import CronTriggerTimetable, DeltaTriggerTimetable, Param, task
+from airflow.sdk import AssetOrTimeSchedule, AssetWatcher, BaseOperator, CronTriggerTimetable
+from airflow.sdk import AsyncCallback, DeadlineAlert, DeltaTriggerTimetable, Param, task
 task.short_circuit
 before = set(sys.modules)
 answer = {"dags": {}, "ms": {}}
@@ -53,9 +54,13 @@ for path in sorted(Path(sys.argv[1]).glob("*.py")):
                 "catchup": dag.catchup,
                 "doc": bool(dag.doc_md),
                 "tags": sorted(dag.tags),
+                "deadline": dag.deadline is not None,
                 "alarmed": all(t.on_failure_callback for t in dag.tasks),
                 "reads": sorted({a.name for t in dag.tasks for a in t.inlets}),
                 "makes": sorted({a.name for t in dag.tasks for a in t.outlets}),
+                "watched": sorted(
+                    {a.name for t in dag.tasks for a in (*t.inlets, *t.outlets) if a.watchers}
+                ),
             }
 answer["imported"] = sorted({name.partition(".")[0] for name in set(sys.modules) - before})
 print("ANSWER" + json.dumps(answer))
@@ -108,6 +113,31 @@ def test_every_line_has_its_dags(parsed):
     assert expected <= set(parsed["dags"])
 
 
+def test_search_and_supervision_are_for_the_lines_that_declare_them(parsed):
+    files = {dag_id: dag["file"] for dag_id, dag in parsed["dags"].items()}
+    assert {dag for dag, file in files.items() if file == "tune"} == {"tune_coupons"}
+    assert "supervise_learner" not in files.values()  # no line of ours has a learner by default
+
+
+@pytest.mark.slow
+def test_a_learner_is_supervised_where_the_line_declares_one(tmp_path):
+    declared = (PROJECT / "lines" / "coupons.yaml").read_text()
+    (tmp_path / "lines").mkdir()
+    learning = declared.replace("cadence:\n", "cadence:\n  learn: 2s\n")
+    (tmp_path / "lines" / "coupons.yaml").write_text(learning)
+    settings = {"HEADRACE_LINES_DIR": str(tmp_path / "lines")}
+    dags = answer(tmp_path / "airflow", PARSE, str(PROJECT / "dags"), **settings)["dags"]
+    dag = dags["supervise_learner_coupons"]
+    assert (dag["scheduled"], dag["tasks"]) == ("DeltaTriggerTimetable", {"attend": 2})
+
+
+def test_every_file_is_of_a_length_that_can_be_read_at_3_am():
+    lengths = {
+        path.name: len(path.read_text().splitlines()) for path in (PROJECT / "dags").glob("*.py")
+    }
+    assert {name: lines for name, lines in lengths.items() if not 40 <= lines <= 80} == {}
+
+
 def test_a_dag_is_named_after_its_file_and_line_and_carries_its_documentation(parsed):
     for dag_id, dag in parsed["dags"].items():
         line = dag_id.removeprefix(dag["file"] + "_")
@@ -118,13 +148,14 @@ def test_a_dag_is_named_after_its_file_and_line_and_carries_its_documentation(pa
 
 def test_one_run_at_a_time_and_no_catching_up(parsed):
     for dag in parsed["dags"].values():
-        assert dag["max_active_runs"] == 1
+        # a rollback that waits for approval keeps no other from running
+        assert dag["max_active_runs"] == (16 if dag["file"] == "rollback" else 1)
         assert dag["catchup"] is False
 
 
 def test_only_live_lines_are_scheduled(parsed):
     kinds = {dag_id: dag["scheduled"] for dag_id, dag in parsed["dags"].items()}
-    assert kinds["incremental_train_coupons"] == "DeltaTriggerTimetable"
+    assert kinds["incremental_train_coupons"] == "AssetOrTimeSchedule"
     assert kinds["full_train_coupons"] == "CronTriggerTimetable"
     assert kinds["rollback_coupons"] == "NullTimetable"
     assert kinds["watch_parity_coupons"] == "CronDataIntervalTimetable"
@@ -148,6 +179,13 @@ def test_every_task_that_fails_for_good_tells_somebody(parsed):
     assert all(dag["alarmed"] for dag in parsed["dags"].values())
 
 
+def test_a_scheduled_run_of_work_that_takes_too_long_is_told(parsed):
+    by_hand = {"rollback", "tune", "supervise_learner"}
+    told = {dag["file"]: dag["deadline"] for dag in parsed["dags"].values()}
+    assert {file for file, late in told.items() if not late} <= by_hand
+    assert {file for file, late in told.items() if late} >= {"incremental_train", "full_train"}
+
+
 def test_assets_lead_from_events_to_what_serves(parsed):
     edges = {
         (read.removeprefix("coupons."), made.removeprefix("coupons."))
@@ -163,6 +201,13 @@ def test_assets_lead_from_events_to_what_serves(parsed):
         ("version", "served"),
         *((made_of, "scores") for made_of in ("events", "features", "version")),
     }
+
+
+def test_samples_are_watched_alike_in_every_file_that_names_them(parsed):
+    """Airflow takes a watcher away that another file leaves out."""
+    for dag in parsed["dags"].values():
+        named = {"coupons.samples"} & {*dag["reads"], *dag["makes"]}
+        assert set(dag["watched"]) == named
 
 
 def test_parsing_imports_nothing_heavy(parsed):

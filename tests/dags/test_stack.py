@@ -14,11 +14,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 
 from headrace import contest, guard
 from headrace.atomic import write_json
 from headrace.errors import DeclarationError, EnvironmentFault
+from headrace.line import LineStore
 from headrace.settings import PROJECT, Settings, load_settings
 from headrace.stack import Service, down, running, services, status, up
 from headrace.stack import lifecycle as lifecycle_module
@@ -81,6 +83,17 @@ def states(settings: Settings) -> dict[str, str]:
     return {service["name"]: service["state"] for service in found}
 
 
+def crown(settings: Settings, watermark_us: int) -> None:
+    """A champion of no model, that learned events up to that moment."""
+    store = LineStore(settings.line_store_url("coupons"), "coupons")
+    version = store.publish(
+        {"w": np.zeros(2, np.float32)}, parent=None, from_tick=0, to_tick=0, excluded=[],
+        watermark_us=watermark_us, event_at_us=1, feature_service="coupons_v1", code="test",
+        rows=0, metrics={},
+    )  # fmt: skip
+    store.advance(None, version.version, "promote", "test")
+
+
 def wait_for(condition, timeout_s: float = 20.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -105,6 +118,12 @@ def test_a_second_stack_in_the_same_home_is_refused(settings):
         with pytest.raises(EnvironmentFault, match=r"already running.*make down"):
             up(settings, "coupons", service_list=two_services, say=quiet)
         assert states(settings) == {"ingest": "healthy", "serve": "healthy"}
+        told = status(settings, service_list=two_services)
+        assert (told["champion"], told["staleness_s"]) == (None, None)
+        crown(settings, watermark_us=(time.time_ns() - 5 * 10**9) // 1_000)
+        told = status(settings, service_list=two_services)
+        assert told["champion"] == "v000001"
+        assert told["staleness_s"] >= 5
     assert not stack_processes(settings.home)
 
 

@@ -14,7 +14,7 @@ from pipelines.command import COMPILED, compile_to
 
 TRAININGS = ("incremental_train", "full_train", "full_train_gpu")
 ERRAND_NAMES = ("batch_score", "backfill_features")
-PIPELINES = (*TRAININGS, *ERRAND_NAMES)
+PIPELINES = (*TRAININGS, *ERRAND_NAMES, "tune")
 
 
 def normalised(path: Path) -> str:
@@ -49,8 +49,12 @@ def test_no_step_is_cached_and_only_ids_are_handed_over(name: str) -> None:
     assert not any(task.get("cachingOptions", {}).get("enableCache") for task in tasks)
     workers = {"workers"} if name.startswith("full_train") else set()
     assert set(root["root"]["inputDefinitions"]["parameters"]) == {"line", "run"} | workers
-    for component in root["components"].values():
-        assert "artifacts" not in component.get("outputDefinitions", {})
+    for name, component in root["components"].items():
+        assert "artifacts" not in component.get("inputDefinitions", {})
+        shown = component.get("outputDefinitions", {}).get("artifacts", {})
+        kinds = {artifact["artifactType"]["schemaTitle"] for artifact in shown.values()}
+        of_evaluate = {"system.Metrics", "system.ClassificationMetrics", "system.HTML"}
+        assert kinds == (of_evaluate if name == "comp-evaluate" else set())
 
 
 def test_only_the_training_of_the_gpu_pipeline_asks_for_one() -> None:
@@ -75,3 +79,22 @@ def test_an_errand_is_one_step_of_text_which_is_never_cached(name: str) -> None:
     assert {one["parameterType"] for one in given.values()} == {"STRING"}
     needed = {"batch_score": ["line"], "backfill_features": ["end", "line", "start"]}
     assert sorted(n for n, one in given.items() if not one.get("isOptional")) == needed[name]
+
+
+def test_a_search_fans_out_three_times_and_halves_in_between() -> None:
+    root = yaml.safe_load((COMPILED / "tune.yaml").read_text())
+    tasks = root["root"]["dag"]["tasks"]
+    loops = [name for name in tasks if name.startswith("for-loop")]
+    steps = [name for name in tasks if not name.startswith("for-loop")]
+    assert len(loops) == 3
+    assert {tasks[name]["iteratorPolicy"]["parallelismLimit"] for name in loops} == {4}
+    assert sorted(steps) == ["begin-tuning", "conclude-tuning", "halve-trials", "halve-trials-2"]
+    assert set(root["root"]["inputDefinitions"]["parameters"]) == {"line", *ERRANDS["tune"]}
+    inner = [
+        task
+        for one in root["components"].values()
+        for task in one.get("dag", {}).get("tasks", {}).values()
+    ]
+    assert not any(
+        t.get("cachingOptions", {}).get("enableCache") for t in [*tasks.values(), *inner]
+    )

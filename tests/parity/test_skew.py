@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -165,15 +166,14 @@ def life(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Life]:
     life.serve("raised online", 4)
 
     with pytest.MonkeyPatch.context() as patch:
-        whole = requests.transform
+        whole = requests.compute
 
-        def rounds(spec: LineSpec, table: pa.Table) -> pa.Table:
-            inputs = whole(spec, table)
-            place = inputs.schema.get_field_index("price_log")
-            single = inputs["price_log"].cast(pa.float32(), safe=False).cast(pa.float64())
-            return inputs.set_column(place, inputs.schema.field(place), single)
+        def rounds(spec: LineSpec, table: pa.Table, windows: dict[str, Any]) -> requests.Columns:
+            inputs = whole(spec, table, windows)
+            single = inputs["price_log"].astype(np.float32).astype(np.float64)
+            return inputs | {"price_log": single}
 
-        patch.setattr(requests, "transform", rounds)
+        patch.setattr(requests, "compute", rounds)
         life.tick(5)
         life.serve("rounded", 5)
 

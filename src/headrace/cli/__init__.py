@@ -157,10 +157,19 @@ def status(as_json: AsJson = False) -> None:
     if as_json:
         show(state)
         return
-    table = Table("service", "state", "pid", "address")
+    if not state["running"]:
+        out.print("nothing runs; start it with `headrace up`")
+        return
+    table = Table("service", "state", "since", "pid", "address")
+    columns = ("name", "state", "since", "pid", "url")
     for service in state["services"]:
-        table.add_row(*(str(service.get(key, "")) for key in ("name", "state", "pid", "url")))
+        table.add_row(*(str(service.get(key) or "") for key in columns))
     out.print(table)
+    if state.get("champion"):
+        told = f"{state['champion']}, whose newest event is {state['staleness_s']:.0f} s old"
+        out.print(f"{state['line']}: {told}", highlight=False)
+    else:
+        out.print(f"{state['line'] or 'no line'}: no champion yet", highlight=False)
 
 
 @app.command()

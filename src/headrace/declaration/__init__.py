@@ -23,6 +23,7 @@ from headrace.declaration.features import (
     WindowFeature,
 )
 from headrace.declaration.line import DelayedFeedback, LabelSpec, LineSpec, ModelGateSpec, ModelSpec
+from headrace.declaration.operations import ResourcesSpec, RollbackSpec, TuneSpec
 from headrace.declaration.source import (
     DelayDistribution,
     Explode,
@@ -62,9 +63,12 @@ __all__ = [
     "Outcomes",
     "Ratio",
     "RequestFeature",
+    "ResourcesSpec",
+    "RollbackSpec",
     "Since",
     "TimePart",
     "TimeSpec",
+    "TuneSpec",
     "WindowFeature",
     "in_words",
     "names_of",

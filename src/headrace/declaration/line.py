@@ -12,6 +12,7 @@ from headrace.declaration.conversion import CONVERSION_COLUMNS, ConversionSpec
 from headrace.declaration.delivery import DeliverySpec
 from headrace.declaration.duty import GuardSpec
 from headrace.declaration.features import RequestFeature, WindowFeature
+from headrace.declaration.operations import ResourcesSpec, RollbackSpec, TuneSpec
 from headrace.declaration.serving import ServingSpec
 from headrace.declaration.source import FileSource, LiveSource
 
@@ -224,12 +225,14 @@ class GateSpec(Declared):
 class CadenceSpec(Declared):
     """`tick`: micro-batch of features and samples; `incremental`, `full`: the two DAGs.
 
+    `on_samples`: so many new samples start an incremental cycle before its time is up.
     `learn`: how often a resident learner takes a step; `race`: how often the conductor of the
     line's races looks. With each, the stack starts one.
     """
 
     tick: DurationUs = 1_000_000
     incremental: DurationUs = 30_000_000
+    on_samples: int | None = Field(None, ge=1)
     full: DurationUs = 86_400_000_000
     learn: DurationUs | None = None
     race: DurationUs | None = None
@@ -259,6 +262,9 @@ class LineSpec(Declared):
     cadence: CadenceSpec = CadenceSpec()
     delivery: DeliverySpec = DeliverySpec()
     serving: ServingSpec = ServingSpec()
+    rollback: RollbackSpec = RollbackSpec()
+    tune: TuneSpec | None = None
+    resources: ResourcesSpec = ResourcesSpec()
 
     @field_validator("timezone")
     @classmethod

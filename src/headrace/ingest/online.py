@@ -9,8 +9,8 @@ from functools import partial
 from typing import Final, Protocol
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from headrace import parts
 from headrace.declaration import LineSpec
 from headrace.errors import EnvironmentFault
 from headrace.ingest.tick import Push, TickState
@@ -64,13 +64,13 @@ def catch_up(state: TickState, online: Online, parts_at_once: int = PARTS_AT_ONC
     """
     for view in state.spec.views:
         mark_us = online.mark_us(view)
-        parts = _parts_after(state, view, mark_us)
-        if parts is None:
+        lacking = _parts_after(state, view, mark_us)
+        if lacking is None:
             online.clear(view)
-            parts = _parts_after(state, view, None) or []
-        for start in range(0, len(parts), parts_at_once):
-            paths = [state.home / path for path in parts[start : start + parts_at_once]]
-            tables = [pq.read_table(path, partitioning=None) for path in paths]
+            lacking = _parts_after(state, view, None) or []
+        for start in range(0, len(lacking), parts_at_once):
+            paths = [state.home / path for path in lacking[start : start + parts_at_once]]
+            tables = [parts.read(path) for path in paths]
             online.push(view, _newest_of_keys(state.spec, view, pa.concat_tables(tables)))
 
 
@@ -108,15 +108,15 @@ def patient(
 
 def _parts_after(state: TickState, view: str, mark_us: int | None) -> list[str] | None:
     """Paths of the view's parts after the tick of that time, oldest first; None: no such tick."""
-    parts: list[str] = []
+    found: list[str] = []
     for tick in reversed(range(state.next_tick)):
         manifest = read_tick(state.home, tick)
         if view not in manifest.features:
             continue
         if mark_us is not None and manifest.at_us <= mark_us:
-            return parts[::-1] if manifest.at_us == mark_us else None
-        parts.append(manifest.features[view])
-    return parts[::-1] if mark_us is None else None
+            return found[::-1] if manifest.at_us == mark_us else None
+        found.append(manifest.features[view])
+    return found[::-1] if mark_us is None else None
 
 
 def _newest_of_keys(spec: LineSpec, view: str, rows: pa.Table) -> pa.Table:

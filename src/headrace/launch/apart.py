@@ -13,7 +13,8 @@ from dataclasses import replace
 from headrace import records
 from headrace.errors import HeadraceError
 from headrace.launch import cluster
-from headrace.launch.run import KIND_OF, compiled, title
+from headrace.launch.package import package_of
+from headrace.launch.run import KIND_OF, title
 from headrace.launch.waiting import Heard, find_there
 from headrace.settings import Settings, find_line
 
@@ -25,13 +26,13 @@ def submit_there(
 
     Raises as `run_pipeline` does for what cannot be submitted.
     """
-    spec, package, name = find_line(settings, line), compiled(pipeline), title(pipeline, line, run)
+    spec, name = find_line(settings, line), title(pipeline, line, run)
     found = asyncio.run(find_there(settings, name))
     if found is not None:
         return found
     arguments: dict[str, int | str] = {"line": spec.line, **options}
     arguments |= {"run": run} if pipeline in KIND_OF else {}
-    return cluster.submit(settings, package, arguments, name)[1]
+    return cluster.submit(settings, package_of(settings, spec, pipeline), arguments, name)[1]
 
 
 def settle_there(settings: Settings, pipeline: str, line: str, run: str, heard: Heard) -> None:

@@ -10,7 +10,8 @@ from headrace import records
 from headrace.errors import DeclarationError, HeadraceError
 from headrace.launch import cluster
 from headrace.launch.local import run_here
-from headrace.launch.run import compiled, title
+from headrace.launch.package import compiled, package_of
+from headrace.launch.run import title
 from headrace.settings import Settings, find_line
 
 ERRANDS: Final = {
@@ -64,17 +65,17 @@ def run_errand(
     if unknown:
         known = ", ".join(ERRANDS[pipeline])
         raise DeclarationError(f"{pipeline} takes no {unknown[0]!r}; use {known}")
-    spec, package, name = find_line(settings, line), compiled(pipeline), records.new_run()
+    spec, name = find_line(settings, line), records.new_run()
     arguments: dict[str, int | str] = {"line": spec.line, **options}
     if settings.kfp_endpoint is None:
         log = settings.home / "logs" / f"kfp-{name}.log"
-        problem = run_here(settings, package, name, arguments, log)
+        problem = run_here(settings, compiled(pipeline), name, arguments, log)
         if problem is not None:
             raise HeadraceError(f"{pipeline} {line}: {problem}")
         return ErrandResult(name, log=str(log))
     there = cluster.run_there(
         settings,
-        package,
+        package_of(settings, spec, pipeline),
         arguments,
         title(pipeline, line, name),
         timeout_s=timeout_s,

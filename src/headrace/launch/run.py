@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Final, Literal
 
 from headrace import records
 from headrace.declaration import LineSpec
-from headrace.errors import DeclarationError, EnvironmentFault
+from headrace.errors import DeclarationError
 from headrace.launch import cluster
 from headrace.launch.local import run_here
+from headrace.launch.package import compiled, package_of
 from headrace.records import Cycle, Outcome
-from headrace.settings import PROJECT, Settings, find_line
+from headrace.settings import Settings, find_line
 
 Pipeline = Literal["incremental_train", "full_train", "full_train_gpu"]
 
@@ -26,7 +26,6 @@ KIND_OF: Final = {
     "full_train": "full",
     "full_train_gpu": "full",
 }
-COMPILED: Final = PROJECT / "pipelines" / "compiled"
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def run_pipeline(
         return _result(settings, spec, began, problem, log=str(log))
     there = cluster.run_there(
         settings,
-        package,
+        package_of(settings, spec, pipeline),
         arguments,
         title(pipeline, line, name),
         timeout_s=timeout_s,
@@ -96,16 +95,6 @@ def run_pipeline(
         problem = f"run {there.run_id} ended {there.state} on the cluster"
         problem += f": {there.why}" if there.why else ""
     return _result(settings, spec, began, problem, endpoint_run=there.run_id)
-
-
-def compiled(pipeline: str) -> Path:
-    """The YAML of a pipeline. Raises `EnvironmentFault` where it is missing."""
-    package = COMPILED / f"{pipeline}.yaml"
-    if not package.exists():
-        raise EnvironmentFault(
-            f"{package} is missing; run python -m pipelines.{pipeline} --compile"
-        )
-    return package
 
 
 def title(pipeline: str, line: str, run: str) -> str:

@@ -9,9 +9,9 @@ raises its own indicator column.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -52,10 +52,22 @@ def mixed_keys(ids: Sequence[NDArray[np.int64]], salts: NDArray[np.uint64]) -> N
     return mixed
 
 
-def read_ids(table: pa.Table, names: Sequence[str]) -> list[NDArray[np.int64]]:
+Inputs: TypeAlias = pa.Table | Mapping[str, NDArray[np.int64] | NDArray[np.float64]]
+"""Rows by column: a table, or arrays (n,) of int64 ids and float64 numbers without nulls."""
+
+
+def rows_of(inputs: Inputs) -> int:
+    """How many rows there are."""
+    return inputs.num_rows if isinstance(inputs, pa.Table) else len(next(iter(inputs.values())))
+
+
+def read_ids(table: Inputs, names: Sequence[str]) -> list[NDArray[Any]]:
     """Id columns, each int64 (n,); null reads as -1. Raises `InputError` naming the field."""
     ids = []
     for name in names:
+        if not isinstance(table, pa.Table):
+            ids.append(_array(table, name, np.int64))
+            continue
         column = _column(table, name)
         if not pa.types.is_int64(column.type):
             raise InputError(
@@ -65,22 +77,32 @@ def read_ids(table: pa.Table, names: Sequence[str]) -> list[NDArray[np.int64]]:
     return ids
 
 
-def read_numbers(table: pa.Table, names: Sequence[str]) -> list[NDArray[np.float64]]:
+def read_numbers(table: Inputs, names: Sequence[str]) -> list[NDArray[Any]]:
     """Number columns, each float64 (n,), missing (null or NaN) as NaN.
 
     Raises `InputError` naming the field for an infinite value.
     """
-    numbers = []
-    for name in names:
-        values = _floats(table, name, pa.float64())
-        infinite = np.isinf(values)
-        if infinite.any():
-            row = int(np.argmax(infinite))
+    if isinstance(table, pa.Table):
+        numbers = [_floats(table, name, pa.float64()) for name in names]
+    else:
+        numbers = [_array(table, name, np.float64) for name in names]
+    for name, values in zip(names, numbers, strict=True):
+        if np.isinf(values).any():
+            row = int(np.argmax(np.isinf(values)))
             raise InputError(
                 f"{name}: {values[row]} in row {row}; send a finite number, or NaN for missing"
             )
-        numbers.append(values)
     return numbers
+
+
+def _array(
+    columns: Mapping[str, NDArray[np.int64] | NDArray[np.float64]], name: str, kind: type
+) -> NDArray[Any]:
+    values = columns.get(name)
+    if values is None or values.dtype != kind:
+        found = "missing" if values is None else f"of {values.dtype}"
+        raise InputError(f"{name}: column is {found}; got {sorted(columns)}")
+    return values
 
 
 def side_by_side(numbers: Sequence[NDArray[np.float64]], rows: slice) -> NDArray[np.float64]:

@@ -42,11 +42,13 @@ from headrace.declaration import DelayedFeedback, ModelSpec
 from headrace.errors import DeclarationError, IntegrityError
 from headrace.model.delta import State, apply
 from headrace.model.inputs import (
+    Inputs,
     Statistics,
     read_ids,
     read_numbers,
     read_times,
     read_weights,
+    rows_of,
     side_by_side,
 )
 from headrace.model.peers import Peers
@@ -55,7 +57,9 @@ from headrace.model.step import ADAM_DECAY, Graph, initial_arrays
 from headrace.model.tables import Columns, Tables
 from headrace.model.tasks import TwoTasks
 
-PREDICT_ROWS = 256  # one shape for every request and batch job, so that a row always scores alike
+# one shape for every request and batch job, so that a row always scores alike; a request of some
+# tens of candidates fits, and four calls of 64 rows cost a batch job little more than one of 256
+PREDICT_ROWS = 64
 LOGIT_LIMIT = 30.0  # keeps probabilities inside (0, 1) in float64
 
 
@@ -107,7 +111,7 @@ class Model:
         self._step = 0
         self.mark()
 
-    def predict(self, inputs: pa.Table) -> NDArray[np.float64]:
+    def predict(self, inputs: Inputs) -> NDArray[np.float64]:
         """Probabilities (n,) float64 of a click, of rows with the model's fields: ids int64,
         numbers float64.
 
@@ -117,7 +121,7 @@ class Model:
         logits = self._logits(inputs)
         return _probabilities(logits[:, 0] if self.conversion else logits)
 
-    def predict_tasks(self, inputs: pa.Table) -> dict[str, NDArray[np.float64]]:
+    def predict_tasks(self, inputs: Inputs) -> dict[str, NDArray[np.float64]]:
         """The same, by task: `click`, and with conversions `conversion` (given a click) and their
         product `click_and_conversion`.
         """
@@ -128,18 +132,20 @@ class Model:
         both: NDArray[np.float64] = click * conversion
         return {"click": click, "conversion": conversion, "click_and_conversion": both}
 
-    def _logits(self, inputs: pa.Table) -> NDArray[np.float64]:
+    def _logits(self, inputs: Inputs) -> NDArray[np.float64]:
         """Logits (n,), or (n, 2) of click and conversion."""
         ids, numbers = self._read(inputs)
         offset: Any = self._statistics.offset()
-        logits = np.empty(inputs.num_rows, np.float64)
+        size = rows_of(inputs)
+        logits = np.empty(size, np.float64)
         if self.conversion:
             offset = np.array([offset, self._statistics.conversion_offset()])
-            logits = np.empty((inputs.num_rows, 2), np.float64)
-        for part in _batches(inputs.num_rows, PREDICT_ROWS):
+            logits = np.empty((size, 2), np.float64)
+        for part in _batches(size, PREDICT_ROWS):
             columns = self._statistics.design(side_by_side(numbers, part))
-            batch = (_padded(a, PREDICT_ROWS) for a in (self._tables.rows(ids, part), columns))
-            logits[part] = self._graph.predict(*batch, offset).numpy()[: part.stop - part.start]
+            rows = _padded(self._tables.rows(ids, part), PREDICT_ROWS)
+            found = self._graph.predict(rows, _padded(columns, PREDICT_ROWS), offset)
+            logits[part] = found[: part.stop - part.start]
         return logits
 
     def learn(self, samples: pa.Table) -> LearnReport:
@@ -292,7 +298,7 @@ class Model:
         self._late = state.get("late", np.zeros(2)).copy()
         self.mark()
 
-    def _read(self, table: pa.Table) -> tuple[Columns, Columns]:
+    def _read(self, table: Inputs) -> tuple[Columns, Columns]:
         return read_ids(table, self._tables.fields), read_numbers(table, self.spec.numeric)
 
     def _check_shapes(self, state: State) -> None:

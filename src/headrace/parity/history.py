@@ -10,9 +10,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyarrow import dataset
 
-from headrace import requests
+from headrace import parts, requests
 from headrace.declaration import LineSpec
 from headrace.errors import IntegrityError
 from headrace.feature_rows import part_schema
@@ -70,14 +69,14 @@ class PartHistory:
     def rows(self, view: str, keys: pa.Table, at_us: Ints) -> pa.Table:
         """See `History`. Raises `IntegrityError` for a part that is torn."""
         features = self._spec.views[view]
-        parts = self._parts(view)
+        stored = self._parts(view)
         asked = pd.DataFrame({"key": key_hashes(keys, features[0].key), "at_us": at_us})
         asked["place"] = np.arange(len(asked))
         known = pd.DataFrame(
             {
-                "key": key_hashes(parts, features[0].key),
-                "at_us": parts[f"{view}__at"].to_numpy(),
-                "row": np.arange(parts.num_rows),
+                "key": key_hashes(stored, features[0].key),
+                "at_us": stored[f"{view}__at"].to_numpy(),
+                "row": np.arange(stored.num_rows),
             }
         )
         joined = pd.merge_asof(
@@ -89,7 +88,7 @@ class PartHistory:
         rows = pa.array(joined["row"].to_numpy(), pa.int64(), from_pandas=True)
         names = [f"{view}__at", *(feature.name for feature in features)]
         empty = [0, *(feature.empty for feature in features)]
-        found = parts.select(names).take(rows)
+        found = stored.select(names).take(rows)
         return pa.table(
             [pc.fill_null(found[name], value) for name, value in zip(names, empty, strict=True)],
             names=["at", *names[1:]],
@@ -98,11 +97,8 @@ class PartHistory:
     def _parts(self, view: str) -> pa.Table:
         schema = part_schema(self._spec, view)
         paths = [self._home / tick.features[view] for tick in self._ticks if view in tick.features]
-        there = [str(path) for path in paths if path.exists()]
-        if not there:
-            return schema.empty_table()
         try:
-            return dataset.dataset(there, schema=schema, format="parquet").to_table()
+            return parts.read_all([path for path in paths if parts.exists(path)], schema)
         except (pa.ArrowInvalid, OSError) as problem:
             raise IntegrityError(
                 f"{self._home / 'features' / view}: a part is not readable ({problem}); restore it"

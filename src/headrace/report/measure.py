@@ -16,9 +16,9 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from headrace import parts
 from headrace.account import account
 from headrace.cycle import Cycle, records
 from headrace.declaration import LineSpec
@@ -276,7 +276,7 @@ def _samples(
 ) -> list[tuple[int, pa.Table]]:
     columns = list(offset_columns(spec))
     return [
-        (manifest.tick, pq.read_table(home / path, columns=columns, partitioning=None))
+        (manifest.tick, parts.read(home / path, columns))
         for manifest in manifests
         if (path := manifest.samples) is not None
     ]

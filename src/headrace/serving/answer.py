@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import Counter
+import time
+from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 from headrace.declaration import LineSpec
 from headrace.errors import EnvironmentFault
 from headrace.events import DEFAULTS, PREVIOUS, PRIOR
+from headrace.model.inputs import rows_of
+from headrace.requests import Columns
 from headrace.serving.arms import Drawn
 from headrace.serving.features import Features
 from headrace.serving.loaded import Loaded
@@ -26,6 +29,8 @@ from headrace.serving.prior import Prior
 from headrace.serving.swap import Follower
 
 LOG = logging.getLogger(__name__)
+RECENT: Final = 4096
+RECENT_S: Final = 60.0
 Tasks = dict[str, NDArray[np.float64]]
 Use = Callable[[], AbstractContextManager[Loaded | Held]]
 
@@ -58,6 +63,7 @@ class Answers:
         self._pinned = pinned
         self._prior = prior
         self._counts: Counter[str] = Counter()
+        self._recent: deque[tuple[float, tuple[str, ...]]] = deque(maxlen=RECENT)
         self._counting = threading.Lock()
         self._told: set[str] = set()
 
@@ -69,7 +75,7 @@ class Answers:
             if DEFAULTS not in self._order and PRIOR not in self._order:
                 raise
 
-    def read(self, asked: pa.Table, pin: str | None) -> tuple[pa.Table, EnvironmentFault | None]:
+    def read(self, asked: pa.Table, pin: str | None) -> tuple[Columns, EnvironmentFault | None]:
         """Features of the requests, or defaults and why they are missing.
 
         Raises `EnvironmentFault` where nobody could answer without features.
@@ -82,28 +88,42 @@ class Answers:
             return self._features.defaults(asked), missing
 
     def give(
-        self, drawn: Drawn, pin: str | None, inputs: pa.Table, missing: EnvironmentFault | None
+        self,
+        drawn: Drawn,
+        pin: str | None,
+        inputs: Columns,
+        missing: EnvironmentFault | None,
+        requests: int = 1,
     ) -> Answer:
-        """Score these inputs. Raises `EnvironmentFault` where nobody can."""
+        """Score these inputs, of so many requests. Raises `EnvironmentFault` where nobody can."""
         answer = self._first(drawn, pin, inputs, missing)
         if answer.stand_ins:
             with self._counting:
-                self._counts.update(answer.stand_ins)
+                self._counts.update(answer.stand_ins * requests)
+                self._recent.extend([(time.monotonic(), answer.stand_ins)] * requests)
         return answer
 
     def about(self) -> dict[str, Any]:
-        """The declared order, the answers of each since the start, and what is missing now."""
+        """The declared order, the answers of each since the start and lately, what is missing now.
+
+        `recent`: of the last minute, 4,096 at most.
+        """
+        since = time.monotonic() - RECENT_S
         with self._counting:
             counts = {name: self._counts[name] for name in (DEFAULTS, PREVIOUS, PRIOR)}
+            lately = Counter(
+                who for at, stood_in in self._recent if at >= since for who in stood_in
+            )
         return {
             "order": list(self._order),
             "answers": counts,
+            "recent": {name: lately[name] for name in counts},
             "outages": self._features.outages,
             "missing": self._features.fault,
         }
 
     def _first(
-        self, drawn: Drawn, pin: str | None, inputs: pa.Table, missing: EnvironmentFault | None
+        self, drawn: Drawn, pin: str | None, inputs: Columns, missing: EnvironmentFault | None
     ) -> Answer:
         said = () if missing is None else (DEFAULTS,)
         problem = missing
@@ -128,11 +148,11 @@ class Answers:
         if rates is None:
             assert problem is not None
             raise problem
-        tasks = {task: np.full(inputs.num_rows, rate) for task, rate in rates.tasks.items()}
+        tasks = {task: np.full(rows_of(inputs), rate) for task, rate in rates.tasks.items()}
         return Answer(tasks, PRIOR, rates.watermark_us, (*said, PRIOR))
 
     def _of(
-        self, use: Use, inputs: pa.Table, said: tuple[str, ...], follower: Follower | None = None
+        self, use: Use, inputs: Columns, said: tuple[str, ...], follower: Follower | None = None
     ) -> Answer:
         with use() as loaded:
             version = loaded.version

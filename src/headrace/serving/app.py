@@ -8,6 +8,7 @@ import logging
 import socket
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 from importlib.metadata import version as package_version
 from typing import Any, Final
 
@@ -39,9 +40,10 @@ from headrace.serving.payload import MAX_BODY_BYTES, UnknownModel, WrongField, s
 from headrace.serving.pinned import Pinned
 from headrace.serving.prior import Prior
 from headrace.serving.routes import protocol_routes, score_routes
-from headrace.serving.scorer import Scorer
+from headrace.serving.scorer import Scorer, served_table
 from headrace.serving.served import ServedWriter
 from headrace.serving.swap import Follower
+from headrace.serving.together import Together
 from headrace.settings import Settings
 from headrace.store import Store
 
@@ -96,7 +98,7 @@ def _start(
     home = settings.line_home(spec.line)
     log = FileLog(home / "log" / "served", served_schema(spec), writer=True)
     ends.callback(log.close)
-    served = ServedWriter(log, policy=spec.serving.log_policy)
+    served = ServedWriter(log, policy=spec.serving.log_policy, to_table=partial(served_table, spec))
     lines = LineStore(settings.line_store_url(spec.line), spec.line)
     models = Follower(spec, lines)
     pinned = Pinned(spec, lines, models)
@@ -109,7 +111,8 @@ def _start(
     answers = Answers(spec, features, models, pinned, Prior(spec, lines))
     scorer = Scorer(spec, answers, served, arms=arms)
     about = About(spec, models, pinned)
-    app.state.models, app.state.served, app.state.scorer = models, served, scorer
+    app.state.models, app.state.served = models, served
+    app.state.scorer, app.state.together = scorer, Together(scorer)
     app.state.about, app.state.arms, app.state.answers = about, arms, answers
     features.start()
     ends.callback(features.stop)
@@ -125,7 +128,9 @@ def _start(
     lookout = Lookout(Chronicle(lines, home).look)
     ends.callback(lookout.stop)
     app.state.metrics = metrics
-    app.state.overview = Overview(spec, models, served, arms, metrics=metrics, lookout=lookout)
+    app.state.overview = Overview(
+        spec, models, served, arms, answers=answers, metrics=metrics, lookout=lookout
+    )
     return scorer
 
 

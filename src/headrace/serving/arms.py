@@ -27,6 +27,7 @@ from headrace.line.races import Races
 from headrace.model import State
 from headrace.race.arms import CHAMPION, Arm, Race, draw
 from headrace.race.thompson import odds
+from headrace.requests import Columns
 from headrace.serving.served import ServedWriter
 from headrace.serving.swap import Follower
 
@@ -116,7 +117,7 @@ class Arms:
         self._poll_s = poll_s
         self._runners: dict[str, tuple[Arm, ArmLine, Follower]] = {}
         self._field: Field | None = None
-        self._behind: queue.Queue[tuple[str, int, pa.Table]] = queue.Queue(waiting)
+        self._behind: queue.Queue[tuple[str, int, Columns]] = queue.Queue(waiting)
         self.shed = 0
         """Requests that shadows did not score for want of room."""
         self._stop = threading.Event()
@@ -146,7 +147,7 @@ class Arms:
         found = draw(field.race, entity, request_id, field.odds)
         return Drawn(found.arm, found.propensity, field.followers.get(found.arm))
 
-    def shadow(self, request_id: str, now_us: int, inputs: pa.Table) -> None:
+    def shadow(self, request_id: str, now_us: int, inputs: Columns) -> None:
         """Have the shadows score the inputs of a request, behind it; never waits."""
         field = self._field
         if field is None or not any(arm.mode == "shadow" for arm in field.race.arms):
@@ -246,7 +247,7 @@ class Arms:
                     self._shadow_one(arm.name, follower, request_id, now_us, inputs)
 
     def _shadow_one(
-        self, arm: str, follower: Follower, request_id: str, now_us: int, inputs: pa.Table
+        self, arm: str, follower: Follower, request_id: str, now_us: int, inputs: Columns
     ) -> None:
         try:
             with follower.use() as loaded:

@@ -19,8 +19,9 @@ import pyarrow as pa
 from headrace.declaration import LineSpec
 from headrace.errors import EnvironmentFault, InputError
 from headrace.events import ARROW_TYPES
+from headrace.requests import Columns
 from headrace.store import Store
-from headrace.store.latest import Found, assemble, found_none
+from headrace.store.latest import Found, columns_of, found_none
 
 LOG = logging.getLogger(__name__)
 LOST_US: Final = 60_000_000
@@ -69,9 +70,10 @@ class Features:
         """
         self.read(_blank(self._spec))
 
-    def read(self, asked: pa.Table) -> pa.Table:
-        """What `Store.read_online` gives. Raises `EnvironmentFault`, at once, while the store is
-        known to be away.
+    def read(self, asked: pa.Table) -> Columns:
+        """What `Store.read_online` gives, as arrays (`latest.columns_of`).
+
+        Raises `EnvironmentFault`, at once, while the store is known to be away.
         """
         if self._fault is not None:
             self._refuse()
@@ -85,11 +87,11 @@ class Features:
             except Exception as problem:  # whatever it was, the next request must not wait for it
                 self._open(problem)
                 raise EnvironmentFault(str(problem)) from problem
-        return assemble(self._spec, asked, found)
+        return columns_of(self._spec, asked, found)
 
-    def defaults(self, asked: pa.Table) -> pa.Table:
+    def defaults(self, asked: pa.Table) -> Columns:
         """The same columns as if no key had ever been seen; request-time features are computed."""
-        return assemble(self._spec, asked, found_none(self._spec, asked.num_rows))
+        return columns_of(self._spec, asked, found_none(self._spec, asked.num_rows))
 
     def _refuse(self) -> NoReturn:
         raise EnvironmentFault(f"{self._fault} (asked again every {self._retry_s:g} s)")

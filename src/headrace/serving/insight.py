@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import re
 from importlib.resources import files
 from typing import Any, Final
 
@@ -14,6 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from headrace.serving.openapi import guarded
 from headrace.serving.overview import Status
+from headrace.serving.policy import content_policy
 from headrace.serving.routes import LOCKED
 
 _FIGURES: Final[dict[int | str, dict[str, Any]]] = {
@@ -49,22 +47,3 @@ def inside_routes() -> APIRouter:
         return Response(request.app.state.metrics.page(), media_type=CONTENT_TYPE_LATEST)
 
     return router
-
-
-def content_policy(page: str) -> str:
-    """A policy under which the page's own script and style run, by their hashes, and nothing else.
-
-    https://www.w3.org/TR/CSP3/
-    """
-    script, style = (_hash(page, tag) for tag in ("script", "style"))
-    return (
-        f"default-src 'none'; script-src {script}; style-src {style}; connect-src 'self'; "
-        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
-        "require-trusted-types-for 'script'; trusted-types 'none'"
-    )
-
-
-def _hash(page: str, tag: str) -> str:
-    (content,) = re.findall(rf"<{tag}>(.*?)</{tag}>", page, flags=re.DOTALL)
-    digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
-    return f"'sha256-{digest}'"

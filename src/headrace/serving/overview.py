@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from headrace.declaration import LineSpec
+from headrace.serving.answer import Answers
 from headrace.serving.arms import Arms
 from headrace.serving.chronicle import Lookout
 from headrace.serving.loaded import Loaded
@@ -49,6 +50,20 @@ class ServedLog(BaseModel):
     fault: str | None
 
 
+class Fallback(BaseModel):
+    """Who stands in, in that order, where features or model are missing (docs/adr/0033).
+
+    `answers` since the start and `recent`, of the last minute, by who stood in. `missing`: why
+    features cannot be read now; `outages`: how often that began.
+    """
+
+    order: list[str]
+    answers: dict[str, int]
+    recent: dict[str, int]
+    outages: int
+    missing: str | None
+
+
 class LineStory(BaseModel):
     """What the line's store told at `read_at_us`; `problem` says why not since.
 
@@ -84,6 +99,7 @@ class Status(BaseModel):
     served_log: ServedLog
     race: dict[str, Any] | None
     delivery: dict[str, Any]
+    fallback: Fallback
     story: LineStory
 
 
@@ -97,12 +113,13 @@ class Overview:
         served: ServedWriter,
         arms: Arms,
         *,
+        answers: Answers,
         metrics: ServingMetrics,
         lookout: Lookout,
     ) -> None:
         self._spec = spec
         self._models, self._served, self._arms = models, served, arms
-        self._metrics, self._lookout = metrics, lookout
+        self._answers, self._metrics, self._lookout = answers, metrics, lookout
         self._started_us = _now_us()
 
     async def status(self) -> Status:
@@ -131,6 +148,7 @@ class Overview:
             ),
             race=self._arms.about(),
             delivery=self._models.delivery(),
+            fallback=Fallback(**self._answers.about()),
             story=story,
         )
 

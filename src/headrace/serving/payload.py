@@ -144,12 +144,16 @@ def score_request(spec: LineSpec) -> type[BaseModel]:
 def candidates_of(spec: LineSpec, body: Any) -> pa.Table:
     """The declared columns, one row a candidate; what it says goes before the context."""
     columns = {}
+    rows = [vars(row) for row in body.candidates]
+    said = [row.model_fields_set for row in body.candidates]
     for name, kind in spec.columns.items():
+        values = [row[name] for row in rows]
         shared = getattr(body.context, name)
-        values = [
-            getattr(row, name) if name in row.model_fields_set else shared
-            for row in body.candidates
-        ]
+        if shared is not None:
+            values = [
+                value if name in names else shared
+                for value, names in zip(values, said, strict=True)
+            ]
         columns[name] = pa.array(values, ARROW_TYPES[kind])
     return pa.table(columns)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Protocol
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from headrace.errors import EnvironmentFault
 from headrace.line import Version
 from headrace.model import Model
+from headrace.model.inputs import Inputs
 
 
 class Ready(Protocol):
@@ -23,7 +23,7 @@ class Ready(Protocol):
     def model(self) -> Model: ...
 
 
-def predict(ready: Ready, inputs: pa.Table) -> dict[str, NDArray[np.float64]]:
+def predict(ready: Ready, inputs: Inputs) -> dict[str, NDArray[np.float64]]:
     """Probabilities (n,) float64 by task of rows of `events.input_fields`, `click` first.
 
     A row's bits do not depend on the other rows. Raises `EnvironmentFault` for a version that gives

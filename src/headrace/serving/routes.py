@@ -1,17 +1,21 @@
 """The routes: `/v1/score` and `/v1/race` for people, Open Inference Protocol v2 for all else.
 
-Bodies are parsed where they are scored, in a thread of Starlette's pool: validation by pydantic's
-own JSON parser and binary tensors both start from the bytes. The OpenAPI document therefore
-names the bodies by hand (`openapi.describe`).
+Bodies are parsed on the event loop, where they are scored too, those that wait together
+(docs/adr/0036): validation by pydantic's own JSON parser and binary tensors both start from the
+bytes. The OpenAPI document therefore names the bodies by hand (`openapi.describe`). A request that
+pins a version may load a model, so it has a thread of Starlette's pool.
 """
 
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from typing import Any
 
+import pyarrow as pa
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
+from fastapi.routing import APIRoute
 from pydantic_core import to_json
 from starlette.concurrency import run_in_threadpool
 
@@ -21,7 +25,7 @@ from headrace.serving.oip import rest
 from headrace.serving.oip.about import SERVER, About
 from headrace.serving.oip.tensors import candidates_of
 from headrace.serving.openapi import body, guarded, pin_header
-from headrace.serving.scorer import Scorer
+from headrace.serving.scorer import Asked, Scored
 
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     422: {"model": payload.Refusal},
@@ -32,18 +36,19 @@ _OF_A_MODEL = _REFUSALS | {404: {"model": payload.Problem}}
 _READY: dict[int | str, dict[str, Any]] = {at: _OF_A_MODEL[at] for at in (404, 422, 503)}
 
 
+class Plain(APIRoute):
+    """A route whose function takes the request as it is: FastAPI only describes it."""
+
+    def get_route_handler(self) -> Callable[..., Any]:
+        return self.endpoint
+
+
 def score_routes(spec: LineSpec) -> APIRouter:
     """`/v1/score`, `/v1/race`."""
-    router = APIRouter(tags=["score"])
+    router, plain = APIRouter(tags=["score"]), APIRouter(route_class=Plain)
     body_type = payload.score_request(spec)
 
-    def answer(scorer: Scorer, raw: bytes, pin: str | None) -> bytes:
-        asked: Any = body_type.model_validate_json(raw)
-        candidates = payload.candidates_of(spec, asked)
-        scored = scorer.score(asked.request_id or uuid.uuid4().hex, candidates, pin)
-        return to_json(payload.score_answer(scored))
-
-    @router.post(
+    @plain.post(
         "/v1/score",
         response_model=payload.ScoreResponse,
         responses=_REFUSALS,
@@ -52,14 +57,17 @@ def score_routes(spec: LineSpec) -> APIRouter:
     async def score(request: Request) -> Response:
         """Score candidates; `context` holds what they share."""
         raw, pin = await request.body(), request.headers.get(payload.VERSION_HEADER)
-        content = await run_in_threadpool(answer, request.app.state.scorer, raw, pin)
-        return Response(content, media_type="application/json")
+        said: Any = body_type.model_validate_json(raw)
+        candidates = payload.candidates_of(spec, said)
+        scored = await _score(request, said.request_id, candidates, pin)
+        return Response(to_json(payload.score_answer(scored)), media_type="application/json")
 
     @router.get("/v1/race", responses=LOCKED, openapi_extra=guarded())
     def race(request: Request) -> dict[str, Any]:
         """Which arms race at this server, with shares and odds; null while none does."""
         return {"line": spec.line, "race": request.app.state.arms.about()}
 
+    router.include_router(plain)
     return router
 
 
@@ -112,22 +120,24 @@ def protocol_routes(spec: LineSpec) -> APIRouter:
         _about(request).check(line, None)
         length = request.headers.get(rest.JSON_LENGTH)
         raw = await request.body()
-        content, headers = await run_in_threadpool(
-            _infer, request.app.state.scorer, spec, raw, length, pin
-        )
+        asked, inputs = rest.read_request(raw, length)
+        wanted = rest.wanted_outputs(spec, asked)
+        scored = await _score(request, asked.id, candidates_of(spec, inputs), pin)
+        content, headers = rest.write_answer(spec, scored, wanted)
         return Response(content, headers=headers)
 
     return router
 
 
-def _infer(
-    scorer: Scorer, spec: LineSpec, raw: bytes, json_length: str | None, pin: str | None
-) -> tuple[bytes, dict[str, str]]:
-    asked, inputs = rest.read_request(raw, json_length)
-    wanted = rest.wanted_outputs(spec, asked)
-    candidates = candidates_of(spec, inputs)
-    scored = scorer.score(asked.id or uuid.uuid4().hex, candidates, pin)
-    return rest.write_answer(spec, scored, wanted)
+async def _score(
+    request: Request, request_id: str | None, candidates: pa.Table, pin: str | None
+) -> Scored:
+    """Beside those that wait too, or in a thread where a version may have to be loaded."""
+    state, name = request.app.state, request_id or uuid.uuid4().hex
+    if pin is not None:
+        return await run_in_threadpool(state.scorer.score, name, candidates, pin)
+    scored: Scored = await state.together.score(Asked(name, candidates))
+    return scored
 
 
 def _about(request: Request) -> About:

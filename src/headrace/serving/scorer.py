@@ -1,21 +1,26 @@
-"""One request: read features, score, hand the served rows to the log."""
+"""A request, or some at once: read features, score, hand the served rows to the log."""
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from headrace.declaration import LineSpec
-from headrace.events import CHAMPION_ARM, PINNED_ARM, TIME, input_fields, served_schema
-from headrace.serving.answer import Answers
+from headrace.errors import EnvironmentFault
+from headrace.events import CHAMPION_ARM, PINNED_ARM, served_schema
+from headrace.requests import Columns
+from headrace.serving.answer import Answer, Answers
 from headrace.serving.arms import Arms, Drawn
 from headrace.serving.served import ServedWriter
 
+LOG = logging.getLogger(__name__)
 NOBODY = "none"
 """`Scored.fallback` where nobody had to stand in."""
 
@@ -48,6 +53,14 @@ class Scored:
     fallback: str = NOBODY
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A request: its name, and its candidates as `Scorer.score` takes them."""
+
+    request_id: str
+    candidates: pa.Table
+
+
 class Scorer:
     """Scores candidates of one line with the arm that is drawn and logs every served vector."""
 
@@ -65,8 +78,7 @@ class Scorer:
         self._served = served
         self._clock_us = clock_us
         self._arms = arms
-        self._inputs = [field.name for field in input_fields(spec)]
-        self._schema = served_schema(spec)
+        self._inputs = [feature.name for feature in spec.request_features]
 
     def score(self, request_id: str, candidates: pa.Table, pin: str | None = None) -> Scored:
         """Score candidates: a table of the line's declared columns, null where missing.
@@ -78,50 +90,155 @@ class Scorer:
         `EnvironmentFault` when nobody can, or the served log has no room; `InputError` for an
         unknown `pin`.
         """
-        now_us = self._clock_us()
-        features, missing = self._answers.read(_at(candidates, now_us), pin)
-        inputs = features.select(self._inputs)
-        drawn = Drawn(PINNED_ARM, 1.0, None) if pin else self._arms.draw(request_id, candidates)
-        answer = self._answers.give(drawn, pin, inputs, missing)
-        watermark_us, tasks = answer.watermark_us, dict(answer.tasks)
-        scored = Scored(
-            request_id=request_id,
-            version=answer.version,
-            watermark_us=watermark_us,
-            staleness_s=None if watermark_us is None else (now_us - watermark_us) / 1e6,
-            impression_ids=[f"{request_id}:{i}" for i in range(candidates.num_rows)],
-            scores=tasks.pop("click"),
-            tasks=tasks,
-            arm=drawn.arm,
-            propensity=drawn.propensity,
-        )
-        if answer.stand_ins:
-            scored = replace(scored, fallback=",".join(answer.stand_ins))
-        self._served.put(self._served_rows(scored, candidates, features, now_us))
-        if not pin and missing is None:
-            self._arms.shadow(request_id, now_us, inputs)
-        return scored
+        (outcome,) = self._score([Asked(request_id, candidates)], pin)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
-    def _served_rows(
-        self, scored: Scored, candidates: pa.Table, features: pa.Table, now_us: int
-    ) -> pa.Table:
-        size = candidates.num_rows
-        given = {
-            "impression_id": pa.array(scored.impression_ids, pa.string()),
-            "request_id": pa.repeat(scored.request_id, size),
-            "served_at": pa.repeat(pa.scalar(now_us, TIME), size),
-            "version": pa.repeat(scored.version, size),
-            "score": pa.array(scored.scores, pa.float64()),
-            **{f"{task}_score": pa.array(values) for task, values in scored.tasks.items()},
-            "arm": pa.repeat(scored.arm, size),
-            "propensity": pa.repeat(scored.propensity, size),
-            "fallback": pa.nulls(size, pa.string())
-            if scored.fallback == NOBODY
-            else pa.repeat(scored.fallback, size),
-        }
-        for table in (candidates, features):
-            given.update(zip(table.column_names, table.columns, strict=True))
-        return pa.table([given[name] for name in self._schema.names], schema=self._schema)
+    def score_together(self, asked: Sequence[Asked]) -> list[Scored | Exception]:
+        """The same for requests that wait at the same moment, with one read and one prediction.
+
+        A row's bits do not depend on who is asked beside it. What cannot be answered is told in
+        the place of its answer; one request that fails fails no other.
+        """
+        try:
+            return self._score(asked, None)
+        except Exception as problem:
+            if len(asked) == 1:
+                return [problem]
+            if isinstance(problem, EnvironmentFault):
+                return [problem] * len(asked)
+            LOG.exception("requests that came together are scored one by one")
+            return [outcome for each in asked for outcome in self.score_together([each])]
+
+    def _score(self, asked: Sequence[Asked], pin: str | None) -> list[Scored | Exception]:
+        now_us = self._clock_us()
+        candidates = pa.concat_tables([each.candidates for each in asked])
+        features, missing = self._answers.read(_at(candidates, now_us), pin)
+        drawn = [
+            Drawn(PINNED_ARM, 1.0, None)
+            if pin
+            else self._arms.draw(each.request_id, each.candidates)
+            for each in asked
+        ]
+        ends = np.cumsum([each.candidates.num_rows for each in asked]).tolist()
+        of_each = [
+            {
+                name: values[end - each.candidates.num_rows : end]
+                for name, values in features.items()
+            }
+            for each, end in zip(asked, ends, strict=True)
+        ]
+        outcomes: dict[int, Scored | Exception] = {}
+        followers = {id(each.follower): each for each in drawn}
+        for key, of_them in followers.items():
+            places = [place for place, each in enumerate(drawn) if id(each.follower) == key]
+            inputs = self._inputs_of([of_each[place] for place in places])
+            try:
+                answer = self._answers.give(of_them, pin, inputs, missing, len(places))
+            except EnvironmentFault as fault:
+                outcomes |= dict.fromkeys(places, fault)
+                continue
+            start = 0
+            for place in places:
+                stop = start + asked[place].candidates.num_rows
+                scored = _scored(asked[place], drawn[place], answer, slice(start, stop), now_us)
+                outcomes[place], start = scored, stop
+        for place, each in enumerate(asked):
+            outcome = outcomes[place]
+            if isinstance(outcome, Exception):
+                continue
+            try:
+                self._served.put(ServedRows(outcome, now_us, each.candidates, of_each[place]))
+            except EnvironmentFault as fault:
+                outcomes[place] = fault
+                continue
+            if not pin and missing is None:
+                self._arms.shadow(each.request_id, now_us, self._inputs_of([of_each[place]]))
+        return [outcomes[place] for place in range(len(asked))]
+
+    def _inputs_of(self, features: Sequence[Columns]) -> Columns:
+        """The model inputs of some requests, one after the other."""
+        if len(features) == 1:
+            return {name: features[0][name] for name in self._inputs}
+        return {name: np.concatenate([each[name] for each in features]) for name in self._inputs}
+
+
+def _scored(asked: Asked, drawn: Drawn, answer: Answer, rows: slice, now_us: int) -> Scored:
+    """A request's part of an answer."""
+    tasks = {task: values[rows] for task, values in answer.tasks.items()}
+    watermark_us = answer.watermark_us
+    return Scored(
+        request_id=asked.request_id,
+        version=answer.version,
+        watermark_us=watermark_us,
+        staleness_s=None if watermark_us is None else (now_us - watermark_us) / 1e6,
+        impression_ids=[f"{asked.request_id}:{i}" for i in range(asked.candidates.num_rows)],
+        scores=tasks.pop("click"),
+        tasks=tasks,
+        arm=drawn.arm,
+        propensity=drawn.propensity,
+        fallback=",".join(answer.stand_ins) or NOBODY,
+    )
+
+
+@dataclass(frozen=True)
+class ServedRows:
+    """What was served to one request, until the log's writer makes a table of it."""
+
+    scored: Scored
+    now_us: int
+    candidates: pa.Table
+    features: Columns
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.scored.scores)
+
+
+def served_table(spec: LineSpec, requests: Sequence[ServedRows]) -> pa.Table:
+    """The rows of the served log of some requests, one after the other.
+
+    Made of all of them at once, behind the answers: a table has some seventy columns.
+    """
+    sizes = [each.num_rows for each in requests]
+    answers = [each.scored for each in requests]
+
+    def of_each(values: Sequence[Any]) -> NDArray[Any]:
+        return np.repeat(np.array(values), sizes)
+
+    columns: dict[str, Any] = {
+        "impression_id": [name for each in answers for name in each.impression_ids],
+        "request_id": of_each([each.request_id for each in answers]),
+        "served_at": of_each([each.now_us for each in requests]),
+        "version": of_each([each.version for each in answers]),
+        "score": np.concatenate([each.scores for each in answers]),
+        "arm": of_each([each.arm for each in answers]),
+        "propensity": of_each([each.propensity for each in answers]),
+        "fallback": of_each(
+            [None if each.fallback == NOBODY else each.fallback for each in answers]
+        ),
+    }
+    for task in answers[0].tasks:
+        columns[f"{task}_score"] = np.concatenate([each.tasks[task] for each in answers])
+    asked = pa.concat_tables([each.candidates for each in requests])
+    columns |= dict(zip(asked.column_names, asked.columns, strict=True))
+    arrays = []
+    schema = served_schema(spec)
+    for field in schema:
+        values = columns.get(field.name)
+        if values is None:
+            values = np.concatenate([each.features[field.name] for each in requests])
+        arrays.append(_column(field, values))
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _column(field: pa.Field, values: Any) -> pa.Array | pa.ChunkedArray:
+    if isinstance(values, pa.ChunkedArray):
+        return values
+    if pa.types.is_timestamp(field.type):  # a time of 0: the key had no row
+        return pa.array(values, pa.int64(), mask=values == 0).cast(field.type)
+    return pa.array(values, field.type)
 
 
 def _at(candidates: pa.Table, now_us: int) -> pa.Table:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 
@@ -21,8 +22,18 @@ from headrace.log.files import FileLog
 LOG = logging.getLogger(__name__)
 
 
+class Rows(Protocol):
+    """Rows on their way to the log."""
+
+    @property
+    def num_rows(self) -> int: ...
+
+
 class ServedWriter:
-    """Bounded queue and one thread that commits what has gathered, every `linger_s`."""
+    """Bounded queue and one thread that commits what has gathered, every `linger_s`.
+
+    `to_table` makes one table of what was put in since; tables themselves are joined.
+    """
 
     def __init__(
         self,
@@ -30,11 +41,13 @@ class ServedWriter:
         max_rows: int = 100_000,
         linger_s: float = 0.2,
         policy: Literal["refuse", "shed"] = "refuse",
+        to_table: Callable[[Sequence[Any]], pa.Table] = pa.concat_tables,
     ) -> None:
         self._log = log
         self._max_rows = max_rows
         self._linger_s = linger_s
-        self._waiting: deque[pa.Table] = deque()
+        self._to_table = to_table
+        self._waiting: deque[Rows] = deque()
         self._policy = policy
         self._rows = 0
         self._written_rows = 0
@@ -47,7 +60,7 @@ class ServedWriter:
     def start(self) -> None:
         self._thread.start()
 
-    def put(self, rows: pa.Table) -> None:
+    def put(self, rows: Rows) -> None:
         """Accept rows for the log, or shed them where that is the policy and there is no room.
 
         Raises `EnvironmentFault` without room under the policy `refuse`, and when stopping.
@@ -115,16 +128,16 @@ class ServedWriter:
         if not batch:
             return
         try:
-            self._log.append(pa.concat_tables(batch).combine_chunks())
+            self._log.append(self._to_table(batch).combine_chunks())
         except Exception as problem:  # noqa: BLE001 - kept, told and tried again, whatever it was
             LOG.error("served log: %s", problem)
             self._fault = str(problem)
             return
         with self._changed:
-            for table in batch:
+            for rows in batch:
                 self._waiting.popleft()
-                self._rows -= table.num_rows
-                self._written_rows += table.num_rows
+                self._rows -= rows.num_rows
+                self._written_rows += rows.num_rows
             self._fault = None
         try:
             self._log.join()

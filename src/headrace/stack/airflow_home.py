@@ -21,9 +21,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 from headrace.errors import EnvironmentFault
-from headrace.settings import Settings
+from headrace.settings import PROJECT, Settings
 
 USER = "admin"
+PLUGINS = PROJECT / "plugins"
 
 
 def airflow_folder(settings: Settings) -> Path:
@@ -106,6 +107,7 @@ def _options(
             "parallelism": 8,  # a worker can hold its slot 5 s longer than its task
             "mp_start_method": "fork",  # spawn doubles the CPU a task costs
             "dags_folder": dags,
+            "plugins_folder": PLUGINS,
             "load_examples": False,
             "dags_are_paused_at_creation": False,
             "simple_auth_manager_users": f"{USER}:admin",

@@ -99,8 +99,9 @@ def down(settings: Settings, *, say: Say = write_line) -> bool:
 
 
 def status(settings: Settings, *, service_list: ServiceList = services) -> dict[str, Any]:
-    """What runs: `running` (any process lives), `supervised`, `line`, `since`, `boot_s`, `urls`
-    and `services`, each with `name`, `state` (healthy, unhealthy, down), `pid`, `since`, `url`.
+    """What runs: `running` (any process lives), `supervised`, `line`, `since`, `boot_s`, `urls`,
+    `champion` with `staleness_s` (None before there is one), and `services`, each with `name`,
+    `state` (healthy, unhealthy, down), `pid`, `since`, `url`.
     """
     stack = record.read(settings)
     alive = bool(stack_processes(settings.home))
@@ -118,8 +119,22 @@ def status(settings: Settings, *, service_list: ServiceList = services) -> dict[
         "since": stack.started_at,
         "boot_s": stack.boot_s,
         "urls": stack.urls,
+        **_freshness(settings, stack.line),
         "services": [_service_status(service, pids.get(service.name)) for service in listed],
     }
+
+
+def _freshness(settings: Settings, line: str) -> dict[str, Any]:
+    """The champion, and how old the newest event is that it learned, in seconds."""
+    from headrace.line import LineStore  # asked for by people, not by those who start a stack
+
+    store = LineStore(settings.line_store_url(line), line)
+    champion = store.champion()
+    if champion is None:
+        return {"champion": None, "staleness_s": None}
+    watermark_us = store.get(champion.version).watermark_us
+    age_s = time.time() - watermark_us / 1e6
+    return {"champion": champion.version, "staleness_s": round(age_s, 1)}
 
 
 def _service_status(service: Service, pid: int | None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
 from feast import FeatureView
@@ -17,14 +17,26 @@ from feast.infra.key_encoding_utils import serialize_entity_key_prefix
 from feast.protos.feast.types.Value_pb2 import Value, ValueType
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from headrace.declaration import MISSING
+
 Encoded = TypeVar("Encoded")
 
 
 def entity_keys(view: FeatureView, rows: pa.Table) -> list[bytes]:
     """What Feast's `serialize_entity_key` (version 3) gives for each row's join keys."""
-    names = sorted(view.join_keys)
-    prefix = serialize_entity_key_prefix(names, entity_key_serialization_version=3)
-    parts = [by_value(rows[name], _key_part) for name in names]
+    names = tuple(sorted(view.join_keys))
+    return keys_of(names, [rows[name].to_pylist() for name in names])
+
+
+def keys_of(names: tuple[str, ...], columns: list[list[Any]]) -> list[bytes]:
+    """The same from the values (str or int) of sorted join keys."""
+    prefix = _prefix(names)
+    parts = []
+    for values in columns:
+        known = {value: _key_part(value) for value in set(values)}
+        parts.append([known[value] for value in values])
+    if len(parts) == 1:
+        return [prefix + part for part in parts[0]]
     return [b"".join((prefix, *row)) for row in zip(*parts, strict=True)]
 
 
@@ -34,9 +46,9 @@ def int_values(column: pa.ChunkedArray) -> list[bytes]:
 
 
 @lru_cache(maxsize=1 << 16)
-def int_of(encoded: bytes) -> int:
-    """The int64 of a serialised `Value`; counters repeat, so most are known."""
-    value: int = Value.FromString(encoded).int64_val
+def int_of(encoded: bytes | None) -> int:
+    """The int64 of a serialised `Value`, `MISSING` of none; counters repeat, so most are known."""
+    value: int = MISSING if encoded is None else Value.FromString(encoded).int64_val
     return value
 
 
@@ -50,6 +62,12 @@ def by_value(column: pa.ChunkedArray, encode: Callable[..., Encoded]) -> list[En
     encoded = column.combine_chunks().dictionary_encode()
     known = [encode(value) for value in encoded.dictionary.to_pylist()]
     return [known[place] for place in encoded.indices.to_pylist()]
+
+
+@lru_cache(maxsize=256)
+def _prefix(names: tuple[str, ...]) -> bytes:
+    prefix: bytes = serialize_entity_key_prefix(list(names), entity_key_serialization_version=3)
+    return prefix
 
 
 def _key_part(value: str | int) -> bytes:

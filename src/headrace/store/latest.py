@@ -2,7 +2,7 @@
 
 What Feast's `get_online_features` gives for the line's feature service, without a message for
 each value: each different key is read once, and the window values go from the store's bytes to
-NumPy and into `requests.transform`, the function that the on-demand view calls. A contract test
+NumPy and into `requests.compute`, the function that the on-demand view calls. A contract test
 holds both to the same bits.
 """
 
@@ -16,11 +16,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from headrace import requests
-from headrace.declaration import LineSpec
-from headrace.events import TIME
-from headrace.feature_rows import feature_schema
+from headrace.declaration import MISSING, LineSpec
+from headrace.feature_rows import feature_table
+from headrace.requests import Columns
 
-Row = tuple[int | None, ...]  # `<view>__at` and the window features, in the order of the view
 Ints = NDArray[np.int64]
 
 
@@ -34,54 +33,56 @@ class Keys:
     @classmethod
     def of(cls, keys: Sequence[bytes]) -> Keys:
         """From the key of each request."""
-        known: dict[bytes, int] = {}
-        places = [known.setdefault(key, len(known)) for key in keys]
-        return cls(list(known), np.array(places, np.int64))
+        known = dict.fromkeys(keys)
+        if len(known) == len(keys):
+            return cls(list(known), np.arange(len(keys)))
+        places = {key: place for place, key in enumerate(known)}
+        return cls(list(known), np.array([places[key] for key in keys], np.int64))
 
 
 @dataclass(frozen=True)
 class Found:
     """What the store holds for a batch: by view, its mark (us; None: nothing was ever written to
-    it) and the rows of its keys (None: no row).
+    it) and the rows of its keys, (keys, 1 + features): `<view>__at` and the window features in
+    the order of the view, `MISSING` where nothing is.
     """
 
     marks: dict[str, int | None]
-    rows: dict[str, tuple[Keys, Sequence[Row | None]]]
+    rows: dict[str, tuple[Keys, Ints]]
 
 
 def found_none(spec: LineSpec, count: int) -> Found:
     """What a store holds that knows none of so many requests' keys."""
     keys = Keys([b""], np.zeros(count, np.int64))
-    return Found({}, {view: (keys, [None]) for view in spec.views})
+    nothing = {
+        view: np.full((1, 1 + len(features)), MISSING) for view, features in spec.views.items()
+    }
+    return Found({}, {view: (keys, rows) for view, rows in nothing.items()})
 
 
 def assemble(spec: LineSpec, asked: pa.Table, found: Found) -> pa.Table:
+    """`columns_of` as a table of `feature_schema`."""
+    return feature_table(spec, columns_of(spec, asked, found))
+
+
+def columns_of(spec: LineSpec, asked: pa.Table, found: Found) -> Columns:
     """Columns of `feature_schema` for the requests asked, from what the store holds for them.
 
-    A row that is older than `feature_ttl` at its request counts as none.
+    Times are int64 us, 0 where a key has no row. A row that is older than `feature_ttl` at its
+    request counts as none.
     """
-    asked_us = asked["request_at"].to_numpy()
-    columns: dict[str, pa.Array] = {}
-    views = spec.views
-    for view, (keys, rows) in found.rows.items():
-        nothing = (0, *(feature.empty for feature in views[view]))
-        held = np.array([_filled(row, nothing) for row in rows], np.int64)[keys.places]
-        absent = held[:, 0] == 0
+    columns: dict[str, NDArray[np.int64] | NDArray[np.float64]] = {}
+    windows: dict[str, Ints] = {}
+    for view, features in spec.views.items():
+        keys, rows = found.rows[view]
+        held = rows.T.take(keys.places, axis=1)
+        absent = (held[0] == 0) | (held[0] == MISSING)
         if spec.feature_ttl is not None:
-            absent |= held[:, 0] < asked_us - spec.feature_ttl
-        held[absent] = nothing
-        columns[f"{view}__at"] = pa.array(held[:, 0], pa.int64(), mask=absent).cast(TIME)
-        for place, feature in enumerate(views[view], start=1):
-            columns[feature.name] = pa.array(np.ascontiguousarray(held[:, place]))
-    windows = {feature.name: columns[feature.name] for feature in spec.windows}
-    given = dict(zip(asked.column_names, asked.columns, strict=True))
-    inputs = requests.transform(spec, pa.table(given | windows))
-    columns |= dict(zip(inputs.column_names, inputs.columns, strict=True))
-    schema = feature_schema(spec)
-    return pa.table([columns[name] for name in schema.names], schema=schema)
-
-
-def _filled(row: Row | None, nothing: tuple[int, ...]) -> Sequence[int]:
-    if row is None:
-        return nothing
-    return [empty if value is None else value for value, empty in zip(row, nothing, strict=True)]
+            absent |= held[0] < asked["request_at"].to_numpy() - spec.feature_ttl
+        nothing = np.array([0, *(feature.empty for feature in features)])[:, None]
+        held = np.where(absent | (held == MISSING), nothing, held)
+        columns[f"{view}__at"] = held[0]
+        for feature, values in zip(features, held[1:], strict=True):
+            windows[feature.name] = values
+    inputs = requests.compute(spec, asked, windows)
+    return columns | {feature.name: windows[feature.name] for feature in spec.windows} | inputs

@@ -158,7 +158,7 @@ def _stored(session: SparkSession, view: AskedView, metadata: Any) -> DataFrame:
         )
     files = source.path and source.file_format == "parquet" and source.table_format is None
     if files:
-        rows = session.read.parquet(source.path)
+        rows = session.read.option("pathGlobFilter", "*.parquet").parquet(source.path)
         place = F.struct("_metadata.file_path", "_metadata.row_index")
     else:
         rows = session.sql(f"SELECT * FROM {source.get_table_query_string()}")

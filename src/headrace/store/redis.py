@@ -9,8 +9,10 @@ order and a kept Redis may hold the rows of another past.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, Final, Literal
 
+import numpy as np
 import pyarrow as pa
 from feast import FeatureView
 from feast.infra.online_stores.redis import RedisOnlineStore, RedisOnlineStoreConfig
@@ -25,7 +27,7 @@ from redis.retry import Retry
 
 from headrace.errors import EnvironmentFault
 from headrace.store.encode import entity_keys, int_of, int_values, timestamps
-from headrace.store.latest import Row
+from headrace.store.latest import Ints
 from headrace.store.marks import check_mark, newest_us
 from headrace.store.ttl import HonoursTtl
 
@@ -56,6 +58,10 @@ class HeadraceRedisOnlineStore(HonoursTtl, RedisOnlineStore):  # type: ignore[mi
 
     _client: Redis | None = None
     _client_async: redis_asyncio.Redis | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._commands: dict[tuple[str, tuple[str, ...]], tuple[bytes, bytes]] = {}
 
     def _get_client(self, online_store_config: HeadraceRedisOnlineStoreConfig) -> Redis:
         if self._client is None:
@@ -114,23 +120,60 @@ class HeadraceRedisOnlineStore(HonoursTtl, RedisOnlineStore):  # type: ignore[mi
 
     def read_rows(
         self, config: RepoConfig, asked: Sequence[tuple[FeatureView, Sequence[bytes]]]
-    ) -> tuple[list[int | None], list[list[Row | None]]]:
+    ) -> tuple[list[int | None], list[Ints]]:
         """Each view's mark, and the rows of its keys with features in the order of the view.
 
-        In one round trip, the marks first: all that was written until then is in the rows. None
-        stands where no row is. Safe beside any other call.
+        In one round trip, the marks first: all that was written until then is in the rows.
+        `MISSING` stands where nothing is. Safe beside any other call.
         """
         project = config.project.encode()
-        with self._get_client(config.online_store).pipeline(transaction=False) as pipe:
-            for view, _ in asked:
-                pipe.get(_mark_key(config, view.name))
-            for view, keys in asked:
-                fields = self._generate_hset_keys_for_features(view)[1][:-1]
-                for key in keys:
-                    pipe.execute_command("HMGET", key + project, *fields)
-            answers = iter(pipe.execute())
-        marks = [_mark(next(answers)) for _ in asked]
-        return marks, [[_row(next(answers)) for _ in keys] for _, keys in asked]
+        commands = [_packed(b"GET", _mark_key(config, view.name).encode()) for view, _ in asked]
+        for view, keys in asked:
+            around = self._around_key(view)
+            commands += [_of_key(around, key + project) for key in keys]
+        answers = self._answers(config.online_store, b"".join(commands), len(commands))
+        marks, at, rows = [_mark(held) for held in answers[: len(asked)]], len(asked), []
+        for view, keys in asked:
+            values = chain.from_iterable(answers[at : at + len(keys)])
+            held = np.fromiter(map(int_of, values), np.int64)
+            rows.append(held.reshape(len(keys), len(view.features)))
+            at += len(keys)
+        return marks, rows
+
+    def _around_key(self, view: FeatureView) -> tuple[bytes, bytes]:
+        """What stands before and behind the key in a view's HMGET; made once."""
+        named = (view.name, tuple(field.name for field in view.features))
+        if named not in self._commands:
+            fields = self._generate_hset_keys_for_features(view)[1][:-1]
+            before = b"*%d\r\n$5\r\nHMGET\r\n" % (2 + len(fields))
+            self._commands[named] = before, b"".join(map(_bulk, fields))
+        return self._commands[named]
+
+    def _answers(
+        self, online: HeadraceRedisOnlineStoreConfig, commands: bytes, count: int
+    ) -> list[Any]:
+        """The answers to so many packed commands, sent at once.
+
+        What a pipeline does, without its bookkeeping for each command, which costs more than
+        Redis needs to answer (docs/performance.md).
+        """
+        client = self._get_client(online)
+        connection = client.connection_pool.get_connection()
+
+        def ask() -> list[Any]:
+            connection.send_packed_command([commands])
+            return [connection.read_response() for _ in range(count)]
+
+        try:
+            found: list[Any] = connection.retry.call_with_retry(
+                ask, lambda _: connection.disconnect()
+            )
+            return found
+        except BaseException:
+            connection.disconnect()  # answers that were not read would be taken for the next ones
+            raise
+        finally:
+            client.connection_pool.release(connection)
 
     def clear(self, config: RepoConfig, view: FeatureView) -> None:
         """Delete a view's mark and rows; the mark first, so that a crash in between is seen."""
@@ -146,10 +189,17 @@ class HeadraceRedisOnlineStore(HonoursTtl, RedisOnlineStore):  # type: ignore[mi
         super().update(config, tables_to_delete, *rest, **named)
 
 
-def _row(values: Sequence[bytes | None]) -> Row | None:
-    if not any(values):
-        return None
-    return tuple(None if value is None else int_of(value) for value in values)
+def _bulk(part: bytes) -> bytes:
+    """One argument of a command (https://redis.io/docs/latest/develop/reference/protocol-spec)."""
+    return b"$%d\r\n%b\r\n" % (len(part), part)
+
+
+def _packed(*parts: bytes) -> bytes:
+    return b"*%d\r\n" % len(parts) + b"".join(map(_bulk, parts))
+
+
+def _of_key(around: tuple[bytes, bytes], key: bytes) -> bytes:
+    return b"%b$%d\r\n%b\r\n%b" % (around[0], len(key), key, around[1])
 
 
 def _url(config: HeadraceRedisOnlineStoreConfig) -> str:

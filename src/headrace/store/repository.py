@@ -27,7 +27,7 @@ from headrace.feature_rows import (
     entity_columns,
     feature_part,
     feature_schema,
-    key_columns,
+    key_values,
     line_tags,
     part_schema,
     typed,
@@ -135,14 +135,15 @@ class Store:
 
         Raises `EnvironmentFault` where the store does not answer or the line is not registered.
         """
-        columns = pa.table(key_columns(spec, asked))
+        columns = key_values(spec, asked)
         with self._lock, online_faults(self._settings):
             self._service(spec)  # registered from this declaration
-            from headrace.store.encode import entity_keys  # Feast is heavy; it is there by now
+            from headrace.store.encode import keys_of  # Feast is heavy; it is there by now
 
             names = list(spec.views)
             views = [self._view(name) for name in names]
-            keys = [Keys.of(entity_keys(view, columns)) for view in views]
+            parts = [tuple(sorted(features[0].key)) for features in spec.views.values()]
+            keys = [Keys.of(keys_of(each, [columns[name] for name in each])) for each in parts]
             wanted = [(view, held.different) for view, held in zip(views, keys, strict=True)]
             marks, rows = self._online().read_rows(self._store().config, wanted)
         return Found(

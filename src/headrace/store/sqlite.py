@@ -7,14 +7,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, Literal
 
+import numpy as np
 import pyarrow as pa
 from feast import FeatureView
 from feast.infra.online_stores.helpers import compute_table_id
 from feast.infra.online_stores.sqlite import SqliteOnlineStore, SqliteOnlineStoreConfig
 from feast.repo_config import RepoConfig
 
+from headrace.declaration import MISSING
 from headrace.store.encode import by_value, entity_keys, int_of, int_values
-from headrace.store.latest import Row
+from headrace.store.latest import Ints
 from headrace.store.marks import check_mark, newest_us
 from headrace.store.ttl import HonoursTtl
 
@@ -102,11 +104,11 @@ class HeadraceSqliteOnlineStore(HonoursTtl, SqliteOnlineStore):  # type: ignore[
 
     def read_rows(
         self, config: RepoConfig, asked: Sequence[tuple[FeatureView, Sequence[bytes]]]
-    ) -> tuple[list[int | None], list[list[Row | None]]]:
+    ) -> tuple[list[int | None], list[Ints]]:
         """Each view's mark, and the rows of its keys with features in the order of the view.
 
-        The marks are read first: all that was written until then is in the rows. None stands
-        where no row is.
+        The marks are read first: all that was written until then is in the rows. `MISSING` stands
+        where nothing is.
         """
         connection = self._get_conn(config)
         with self._or_anew(connection):
@@ -141,21 +143,18 @@ class HeadraceSqliteOnlineStore(HonoursTtl, SqliteOnlineStore):  # type: ignore[
 
 def _rows(
     connection: sqlite3.Connection, config: RepoConfig, view: FeatureView, keys: Sequence[bytes]
-) -> list[Row | None]:
-    held: dict[bytes, dict[str, int]] = {}
+) -> Ints:
+    held: dict[bytes, dict[str, int]] = {key: {} for key in keys}
     statement = (
         "SELECT entity_key, feature_name, value "
         f'FROM "{compute_table_id(config.project, view)}" '
         f"WHERE entity_key IN ({', '.join('?' * len(keys))})"
     )
     for key, name, value in connection.execute(statement, list(keys)):
-        held.setdefault(key, {})[name] = int_of(value)
+        held[key][name] = int_of(value)
     names = [field.name for field in view.features]
-    return [_row(names, held.get(key)) for key in keys]
-
-
-def _row(names: Sequence[str], values: dict[str, int] | None) -> Row | None:
-    return None if values is None else tuple(values.get(name) for name in names)
+    rows = [[held[key].get(name, MISSING) for name in names] for key in keys]
+    return np.array(rows, np.int64)
 
 
 def _statements(view: FeatureView, rows: pa.Table) -> Iterator[tuple[object, ...]]:
