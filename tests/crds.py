@@ -147,6 +147,7 @@ SCHEMAS = {
                 path=TEXT,
                 interval=TEXT,
                 authorization=of(type=TEXT, credentials=REFERENCE),
+                relabelings=many(targetLabel=TEXT, replacement=TEXT),
             ),
         )
     ),
@@ -156,7 +157,7 @@ SCHEMAS = {
             groups=many(
                 name=TEXT,
                 rules=many(
-                    **{"alert": TEXT, "expr": TEXT, "for": TEXT},
+                    **{"alert": TEXT, "record": TEXT, "expr": TEXT, "for": TEXT},
                     labels=LABELS,
                     annotations=LABELS,
                 ),

@@ -13,8 +13,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from headrace import guard
 from headrace.guard import Pass
+from headrace.ingest.collector import gauges
+from headrace.ingest.limits import Admission, Limits
 from headrace.ingest.metrics import IngestMetrics
 from headrace.learner.metrics import LearnerMetrics
+from headrace.log.stamp import EventWriter
 from headrace.serving.metrics import ServingMetrics
 from headrace.settings import PROJECT, load_line, load_settings
 from headrace.watch import Watched
@@ -45,7 +48,11 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     serving.follows(_Nobody(), _Nobody())  # type: ignore[arg-type]
     serving.ended("http", "answered", 0.01)
     ingest, learner = IngestMetrics(spec), LearnerMetrics(spec)
+    writer = EventWriter(home / "log" / "events", spec)
+    admission = Admission(Limits(), home, 0, lambda: 0)
+    ingest.observe(gauges(admission, writer, home))
     pages = [meters.page().decode() for meters in (serving, ingest, learner)]
+    writer.close()
     settings = load_settings({"HEADRACE_HOME": str(home)})
     seen = Watched(100, 400, 0.3, 1.0, 0.1, 0.0, (), rollback_helps=False)
     guard.write(settings, spec.line, Pass("v1", 1, 0, seen))

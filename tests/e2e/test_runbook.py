@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from tests.e2e.test_ingest_kill import prepare
 TEXT = (PROJECT / "docs" / "runbook.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL)
 HEADINGS = set(re.findall(r"^#+ (.+)$", TEXT, re.MULTILINE))
-RULES = PROJECT / "infra" / "prometheus" / "rules.yaml"
+RULES = PROJECT / "infra" / "prometheus" / "headrace.rules.yml"
 
 
 @pytest.fixture
@@ -68,13 +68,14 @@ def test_every_command_of_the_runbook_does_what_its_section_says(home: Path) -> 
     script = "\n".join(BLOCKS)
     assert "out/stack" in script
     script = script.replace("out/stack", str(home)).replace("PATH=$PWD/.venv/bin:$PATH\n", "")
+    verbs = Path(sys.executable).parent
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script],
         capture_output=True,
         text=True,
         check=False,
         cwd=PROJECT,
-        env=os.environ | {"COLUMNS": "200"},
+        env=os.environ | {"COLUMNS": "200", "PATH": f"{verbs}:{os.environ['PATH']}"},
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     store = LineStore(str(home / "lines" / "coupons"), "coupons")
@@ -105,44 +106,18 @@ def test_every_alarm_of_the_program_has_its_entry() -> None:
         for path in sources
         for kind in re.findall(r"raise_alarm\([^\"]*\"(\w+)\"", path.read_text(encoding="utf-8"))
     }
-    assert kinds == {"guard", "race"}
+    assert kinds == {"drift", "guard", "quarantine", "race", "source"}
     assert all(any(kind in heading for heading in HEADINGS) for kind in kinds)
 
 
-def test_every_alert_has_its_entry_and_asks_for_metrics_that_exist() -> None:
-    rules = yaml.safe_load(RULES.read_text(encoding="utf-8"))["groups"][0]["rules"]
-    names = {rule["alert"] for rule in rules}
-    assert names - HEADINGS == set()
-    parts = ("serving/metrics.py", "ingest/metrics.py", "ingest/collector.py")
-    parts = (*parts, "learner/metrics.py", "guard.py")
-    folder = PROJECT / "src" / "headrace"
-    told = "\n".join((folder / part).read_text(encoding="utf-8") for part in parts)
-    for rule in rules:
+def test_every_alert_has_its_entry_and_a_link_to_it() -> None:
+    groups = yaml.safe_load(RULES.read_text(encoding="utf-8"))["groups"]
+    alerts = [rule for group in groups for rule in group["rules"] if "alert" in rule]
+    assert {rule["alert"] for rule in alerts} - HEADINGS == set()
+    for rule in alerts:
         assert rule["annotations"]["runbook"] == f"docs/runbook.md#{rule['alert'].lower()}"
-        for metric in re.findall(r"headrace_[a-z]+_([a-z_]+)", rule["expr"]):
-            assert re.search(rf'["_]{metric.removesuffix("_total")}["_:]', told), metric
-
-
-def test_the_operators_rules_are_those_of_the_file() -> None:
-    monitoring = yaml.safe_load_all(
-        (PROJECT / "infra" / "k8s" / "base" / "monitoring.yaml").read_text(encoding="utf-8")
-    )
-    (held,) = (one["spec"] for one in monitoring if one["kind"] == "PrometheusRule")
-    assert held == yaml.safe_load(RULES.read_text(encoding="utf-8"))
-
-
-def test_the_rules_fire_when_they_should() -> None:
-    if shutil.which("promtool") is None:
-        pytest.skip("no promtool (apt-get install prometheus)")
-    for verb, name in (("check", "rules.yaml"), ("test", "rules_test.yaml")):
-        done = subprocess.run(
-            ["promtool", verb, "rules", name],
-            cwd=RULES.parent,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+    named = set(re.findall(r"^### (Headrace\w+)$", TEXT, re.MULTILINE))
+    assert named == {rule["alert"] for rule in alerts}
 
 
 def test_links_of_the_runbook_lead_somewhere() -> None:

@@ -56,7 +56,7 @@ class Collector:
         self._admission = admission
         intake = Intake(spec, admission.limits.body_events)
         events = EventsRoute(intake, admission, self._committer, self._side, metrics)
-        metrics.observe(_gauges(admission, writer, home))
+        metrics.observe(gauges(admission, writer, home))
         app = create_app(spec, home, writer, events, metrics)
         self._server = uvicorn.Server(
             uvicorn.Config(
@@ -199,9 +199,11 @@ def create_app(
     return app
 
 
-def _gauges(
+def gauges(
     admission: Admission, writer: EventWriter, home: Path
 ) -> dict[str, tuple[str, Callable[[], float]]]:
+    """What a collector is asked whenever its metrics are: name to help text and question."""
+
     def seconds_behind() -> float:
         start = writer.head - admission.behind()
         oldest = writer.read(start, start + 1)["arrival_at"].cast("int64").to_pylist()
