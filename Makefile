@@ -42,6 +42,7 @@ check: setup ## ruff, mypy, import-linter, known vulnerabilities of what is lock
 
 test-fast: setup ## Unit, contract, golden, parity and architecture tests (about two minutes)
 	@bash infra/setup/redis.sh
+	@bash infra/setup/prometheus.sh
 	@bash infra/setup/kubectl.sh
 	@$(PARALLEL) -m "not (slow or $(SLOW))"
 

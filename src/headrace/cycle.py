@@ -7,13 +7,16 @@ its end, leaves one record (see `headrace.records`), whose names are this module
 
 from __future__ import annotations
 
+import json
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from headrace import train, turns
+from headrace import alarms, train, turns
+from headrace.atomic import write_json
 from headrace.declaration import LineSpec
 from headrace.errors import InputError
 from headrace.line import LineStore
@@ -32,6 +35,9 @@ from headrace.settings import Settings
 from headrace.slices import even, without_short_end
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from headrace.baseline import Figures
     from headrace.quality import DataReport
 
 __all__ = [
@@ -87,18 +93,20 @@ def resumed(given: str, kind: str, stage: str, version: str | None = None) -> Cy
 
 def plan(settings: Settings, spec: LineSpec) -> Interval | None:
     """Ticks `[champion's end, head)`, or None while they hold under `gates.data.min_rows` samples,
-    or are a living learner's to learn.
+    or are a living learner's to learn, or the line is frozen.
 
-    Quarantined ticks inside are skipped by everything that reads the interval. Raises
-    `InputError` without a champion: the first version comes from a full training.
+    Quarantined ticks inside are skipped by everything that reads the interval. An alarm is raised
+    where the source has gone silent or odd, whatever there is to learn. Raises `InputError` without
+    a champion: the first version comes from a full training.
     """
     home = settings.line_home(spec.line)
     store = LineStore(settings.line_store_url(spec.line), spec.line)
     champion = store.champion()
     if champion is None:
         raise InputError(f"line {spec.line!r} has no champion to continue; run full_train first")
+    look_at_source(settings, spec)
     start, head = store.get(champion.version).to_tick, head_tick(home)
-    if start >= head or turns.alive(home):
+    if start >= head or turns.alive(home) or turns.frozen(home) is not None:
         return None
     window = train.window_samples(settings, spec, start, head)
     return Interval(start, head) if window.samples.num_rows >= spec.gates.data.min_rows else None
@@ -117,18 +125,62 @@ def check_data(
 
     `quarantine=False` leaves a failed window where it is (a full training reads all history). A
     window of more than `CHECK_ROWS` rows is checked part by part, so that memory is bounded.
+    A window is compared with the rows before it, a whole history with nothing. Where it continues
+    one that has passed, what is new is checked by itself too, and goes to quarantine alone. Rows
+    that broke a rule are kept beside the reasons, and an alarm is raised.
     """
-    from headrace import quality  # `plan`, the scheduled question, needs neither it nor pandas
+    from headrace import quality  # `plan`, the scheduled question, needs no pandas
 
     home = settings.line_home(spec.line)
+    new = quality.passed_until(home, from_tick, to_tick) if quarantine else from_tick
+    report, refused = _check(settings, spec, from_tick, to_tick), from_tick
+    if new > from_tick:  # else much that passed before would dilute what is bad and new
+        tail = _check(settings, spec, new, to_tick)
+        enough = tail.statistics["rows"] >= spec.gates.data.min_rows
+        if enough and not tail.passed:
+            report, refused = tail, new
+    excluded = train.quarantined(settings, spec, from_tick, to_tick)
+    quality.keep(home, from_tick, to_tick, excluded, report)
+    if not report.passed and quarantine:
+        Quarantine(home).add(refused, to_tick, report.reasons, report.failed_rows)
+        body = {"ticks": [refused, to_tick], "reasons": report.reasons}
+        alarms.raise_alarm(settings, spec.line, "quarantine", body)
+    return report
+
+
+def _check(settings: Settings, spec: LineSpec, from_tick: int, to_tick: int) -> DataReport:
+    """The data gate's report on the ticks; a whole history has nothing before it."""
+    from headrace import quality, recent
+
+    home = settings.line_home(spec.line)
+
+    def measure(part: pa.Table) -> Figures:
+        return recent.figures(spec, home, from_tick, to_tick, part) if from_tick else {}
+
     excluded = train.quarantined(settings, spec, from_tick, to_tick)
     samples = sample_parts(spec, home, from_tick, to_tick, excluded)
     parts = without_short_end(even(samples, CHECK_ROWS), CHECK_ROWS // 2)
-    report = quality.check_parts(spec, parts)
-    quality.keep(home, from_tick, to_tick, excluded, report)
-    if not report.passed and quarantine:
-        Quarantine(home).add(from_tick, to_tick, report.reasons)
-    return report
+    docs = home / "quarantine" / "docs" / f"{from_tick}-{to_tick}"
+    return quality.check_parts(spec, parts, measure, docs)
+
+
+def look_at_source(settings: Settings, spec: LineSpec) -> list[str]:
+    """Raise an alarm when the newest `cadence.incremental` of events is unlike the time before.
+
+    A volume that fell or rose, an event kind that stopped, many duplicates or refusals: the rows
+    may be sound, so nothing is held back. The same symptoms are told once until they end.
+    """
+    from headrace import recent
+
+    home = settings.line_home(spec.line)
+    told = recent.symptoms(spec, home, time.time_ns() // 1_000)
+    kinds, path = sorted({each.split(":", 1)[0] for each in told}), home / "guard" / "source.json"
+    before = json.loads(path.read_text(encoding="utf-8"))["kinds"] if path.is_file() else []
+    if kinds != before:
+        write_json(path, {"kinds": kinds, "symptoms": told})
+        if kinds:
+            alarms.raise_alarm(settings, spec.line, "source", {"symptoms": told})
+    return told
 
 
 def begin(settings: Settings, spec: LineSpec, cycle: Cycle) -> Cycle:
@@ -138,6 +190,8 @@ def begin(settings: Settings, spec: LineSpec, cycle: Cycle) -> Cycle:
         why = f"nothing to learn: fewer than {spec.gates.data.min_rows} new samples"
         if cycle.kind == "incremental" and turns.alive(settings.line_home(spec.line)):
             why = "the learner takes the new samples"
+        elif (frozen := turns.frozen(settings.line_home(spec.line))) is not None:
+            why = f"frozen: {frozen}"
         return record(settings, spec, replace(cycle, outcome="idle", reasons=(why,)))
     cycle = replace(cycle, interval=(interval.from_tick, interval.to_tick))
     report = check_data(

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from headrace import metrics, parity, quality, turns
+from headrace import metrics, parity, quality, recent, rules, suspicion, turns
 from headrace.declaration import LineSpec
 from headrace.events import served_schema
 from headrace.gates import PRIOR, Evidence, TaskEvidence
@@ -80,7 +80,14 @@ def evaluate(
     rival_version = None if champion is None else store.get(champion.version)
     start = max(version.to_tick, 0 if rival_version is None else rival_version.to_tick)
     later = _wait_for_rows(settings, spec, start, wait_s)
+    began = time.perf_counter()
     predicted = model.predict_tasks(later.rows)
+    took_us = 1e6 * (time.perf_counter() - began) / max(later.rows.num_rows, 1)
+    measured: dict[str, Any] = {
+        "importance": suspicion.importance(spec, later.rows, model.predict) if finite else None,
+        "predict_us": took_us,
+        "bytes": version.size,
+    }
     if shown is not None:
         shown(later.rows["label"].to_numpy(), predicted["click"])
     if rival_version is None:
@@ -98,6 +105,7 @@ def evaluate(
         later=later,
         predicted=predicted,
         rival=rival,
+        measured=measured,
     )
     store.put_evidence(candidate, evidence.to_dict())
     return evidence
@@ -188,7 +196,11 @@ def _evidence(
     later: _Later,
     predicted: Predicted,
     rival: Predicted,
+    measured: dict[str, Any],
 ) -> Evidence:
+    found = figures(spec, later.rows, predicted, rival)
+    if not _sound(settings, spec, later):
+        found["eval_rows_plausible"] = False
     served = served_rows(spec, later.rows, PARITY_ROWS)
     proof = parity.check(settings, spec, served, history="parts", shown=1)
     home = settings.line_home(spec.line)
@@ -202,7 +214,8 @@ def _evidence(
         champion_to_tick=0 if champion is None else champion.to_tick,
         eval_from_tick=later.from_tick,
         eval_to_tick=later.to_tick,
-        **figures(spec, later.rows, predicted, rival),
+        **found,
+        **measured,
         finite=finite,
         parity_rows=proof.rows,
         parity_expected=served.num_rows,
@@ -212,6 +225,20 @@ def _evidence(
         data_passed=quality.passed(home, version.from_tick, version.to_tick, version.excluded),
         made_at_us=time.time_ns() // 1_000,
     )
+
+
+def _sound(settings: Settings, spec: LineSpec, later: _Later) -> bool:
+    """Whether the data gate would take the evaluation rows: spoiled ones judge nobody."""
+    if later.rows.num_rows < spec.gates.data.min_rows:
+        return True  # too few for it; the model gate has its own bound
+    home = settings.line_home(spec.line)
+    measured = recent.figures(spec, home, later.from_tick, later.to_tick, later.rows)
+    place = later.rows.schema.get_field_index("revision")
+    first = pa.array(np.zeros(later.rows.num_rows, np.int32))  # each stands for its impression
+    rows = later.rows.set_column(place, later.rows.schema.field(place), first)
+    every = np.ones(rows.num_rows, np.bool_)
+    frame = rules.frame(spec, rows, every, measured)
+    return not rules.broken(frame, rules.declared(spec, measured))
 
 
 def _standard_error(loss: NDArray[np.float64]) -> float | None:
@@ -236,7 +263,16 @@ def figures(
     click = asdict(_of_task(spec, labels, predicted["click"], rival["click"]))
     del click["positives"]
     odd = metrics.implausible_stretches(labels, gate.label_rate, gate.min_rows)
+    confidence = spec.gates.model.confidence
+    own, other = predicted["click"], rival["click"]
+    _, auc_low, auc_high = metrics.auc_difference(labels, own, other, confidence)
     return click | {
+        "champion_auc": metrics.auc(labels, other),
+        "auc_diff_low": auc_low,
+        "auc_diff_high": auc_high,
+        "ks": metrics.ks(labels, own),
+        "score_shift": suspicion.shift(own, other),
+        "slices": suspicion.slices(spec, rows, own, other),
         "eval_rows_plausible": not odd,
         "candidate_logloss_error": _standard_error(metrics.row_losses(labels, predicted["click"])),
         "score_deciles": _deciles(predicted["click"]),

@@ -19,6 +19,14 @@ PRIOR: Final = "prior"
 
 Reason = str | None
 
+SUSPICIOUS: Final = 0.5
+"""Share of the label's entropy that one input may explain whatever the others do."""
+_BLAMES: Final = {
+    *("logloss_not_worse", "conversion_logloss_not_worse", "auc_not_worse"),
+    *("scores_near_champion", "no_slice_collapses", "importance_spread"),
+}
+"""Claims whose failure speaks against the window that was learned."""
+
 
 @dataclass(frozen=True)
 class TaskEvidence:
@@ -50,9 +58,10 @@ class Evidence:
     the mismatches by cause. `candidate_logloss_error` (standard error) and `score_deciles` (nine)
     are for the guard, which compares with them what the version does once it serves. `tasks`, where
     a line has conversions: of `click_and_conversion` over all rows, which the gate judges, and of
-    `conversion` over the clicked ones. The last three are of a learner's step: the norm of its
-    update by row, the median of the steps before, and when parity and data gate were last asked in
-    full.
+    `conversion` over the clicked ones. `score_shift`, `slices` and `importance` are those of
+    `suspicion`; `predict_us` a row takes, `bytes` the version. The last three are of a learner's
+    step: the norm of its update by row, the median of the steps before, and when parity and data
+    gate were last asked in full.
     """
 
     line: str | None = None
@@ -85,6 +94,15 @@ class Evidence:
     score_deciles: list[float] | None = None
     made_at_us: int | None = None
     tasks: dict[str, TaskEvidence] | None = None
+    champion_auc: float | None = None
+    auc_diff_low: float | None = None
+    auc_diff_high: float | None = None
+    ks: float | None = None
+    score_shift: float | None = None
+    slices: dict[str, dict[str, Any]] | None = None
+    importance: dict[str, float] | None = None
+    predict_us: float | None = None
+    bytes: int | None = None
     update_norm: float | None = None
     update_norm_usual: float | None = None
     audited_at_us: int | None = None
@@ -186,12 +204,12 @@ def enough_rows(evidence: Evidence, min_rows: int) -> Reason:
 
 
 def evaluation_rows_plausible(evidence: Evidence) -> Reason:
-    """The label rate of the evaluation rows fits the data gate: spoiled rows judge nobody."""
+    """The data gate would take the evaluation rows: spoiled ones judge nobody."""
     if evidence.eval_rows_plausible is True:
         return None
     return (
         f"evaluation_rows_plausible: {evidence.eval_rows_plausible}, must be True "
-        "(label rate of the later rows within gates.data.label_rate)"
+        "(the later rows within gates.data)"
     )
 
 
@@ -258,6 +276,87 @@ def calibration_within(evidence: Evidence, bounds: tuple[float, float]) -> Reaso
     )
 
 
+def auc_not_worse(evidence: Evidence, max_drop: float) -> Reason:
+    """The candidate does not surely rank worse than the champion: the upper end of the interval of
+    the difference (`metrics.auc_difference`) reaches -`max_drop`. `PRIOR` ranks nothing.
+    """
+    high = _number(evidence.auc_diff_high)
+    if evidence.champion == PRIOR or high >= -max_drop:
+        return None
+    return (
+        f"auc_not_worse: {_number(evidence.auc):.4f} against {_number(evidence.champion_auc):.4f} "
+        f"(difference at most {high:+.4f}), must be at least {-max_drop:+.4f}"
+    )
+
+
+def scores_near_champion(evidence: Evidence, max_shift: float) -> Reason:
+    """Candidate and champion score the same rows alike, as distributions. Not asked of `PRIOR`,
+    nor of a model that was trained anew and has no parent.
+    """
+    if evidence.champion == PRIOR or evidence.parent is None:
+        return None
+    if _number(evidence.score_shift) <= max_shift:
+        return None
+    return (
+        f"scores_near_champion: log odds moved by {_number(evidence.score_shift):.3f} on average, "
+        f"must be at most {max_shift}"
+    )
+
+
+def no_slice_collapses(evidence: Evidence, gate: ModelGateSpec) -> Reason:
+    """No declared slice is surely worse than the champion by more than its bound."""
+    if not gate.slices:
+        return None
+    if evidence.slices is None:
+        return "no_slice_collapses: no figures of slices, must be measured"
+    bound = gate.max_slice_logloss_increase
+    worse = {
+        name: each["logloss_diff_low"]
+        for name, each in evidence.slices.items()
+        if not _number(each["logloss_diff_low"]) <= bound
+    }
+    if not worse:
+        return None
+    name, low = max(worse.items(), key=lambda each: _number(each[1]))
+    return (
+        f"no_slice_collapses: {name} and {len(worse) - 1} more slices; its log loss rose by "
+        f"{_number(low):+.4f} at least, must be at most {bound:+.4f}"
+    )
+
+
+def importance_spread(evidence: Evidence, max_share: float) -> Reason:
+    """No input explains nearly all that the candidate explains, and most of the label too: one
+    that does may hold it.
+
+    A single strong feature is common (an item that is clicked or not); one that leaves less than
+    half of the label open is not.
+    """
+    if evidence.importance is None:
+        return "importance_spread: not measured, must be"
+    found = {name: _number(value) for name, value in evidence.importance.items()}
+    total = sum(found.values())
+    if not math.isfinite(total):
+        return "importance_spread: not finite, must be measured"
+    name, largest = max(found.items(), key=lambda each: each[1])
+    if len(found) < 2 or largest <= max_share * total or largest <= SUSPICIOUS:
+        return None
+    return (
+        f"importance_spread: {name} explains {largest / total:.0%} of what all inputs explain and "
+        f"{largest:.0%} of the label, must be at most {max_share:.0%}; does it hold the label?"
+    )
+
+
+def small_and_quick(evidence: Evidence, gate: ModelGateSpec) -> Reason:
+    """The candidate answers and is stored within what the line declares, if it does."""
+    for what, found, most in (
+        ("us a row", evidence.predict_us, gate.max_predict_time),
+        ("bytes", evidence.bytes, gate.max_bytes),
+    ):
+        if most is not None and not _number(found) <= most:
+            return f"small_and_quick: {found} {what}, must be at most {most}"
+    return None
+
+
 def update_norm_usual(evidence: Evidence, max_growth: float) -> Reason:
     """The step changed the model about as much as the steps before it."""
     norm, usual = _number(evidence.update_norm), _number(evidence.update_norm_usual)
@@ -301,6 +400,7 @@ def judge_step(
         candidate=str(evidence.candidate),
         champion=champion,
         converts=converts,
+        step=True,
     )
     unusual = update_norm_usual(evidence, gate.max_update_growth)
     more = [each for each in (unusual, audit_fresh(evidence, max_audit_age_us)) if each is not None]
@@ -339,10 +439,12 @@ def judge(
     candidate: str,
     champion: str,
     converts: bool = False,
+    step: bool = False,
 ) -> Verdict:
     """Put all claims to the evidence. `champion` is the version now, or `PRIOR` without one.
 
-    `converts`: the line has conversions, so there must be figures of them.
+    `converts`: the line has conversions, so there must be figures of them. `step`: a learner's,
+    too many a minute to measure importance, time and bytes of each.
     Rejects without evidence. The window is blamed where the model that learned it is broken or
     worse than the champion, not where evidence alone is lacking.
     """
@@ -360,7 +462,12 @@ def judge(
         parity_holds(evidence),
         logloss_not_worse(evidence, gate.max_logloss_increase),
         calibration_within(evidence, gate.calibration),
+        auc_not_worse(evidence, gate.max_auc_drop),
+        scores_near_champion(evidence, gate.max_score_shift),
+        no_slice_collapses(evidence, gate),
         *(conversions_hold(evidence, gate) if converts else ()),
+        *(() if step else (importance_spread(evidence, gate.max_importance),)),
+        *(() if step else (small_and_quick(evidence, gate),)),
     )
     reasons = tuple(reason for reason in claims if reason is not None)
     failed = tuple(reason.split(":", 1)[0] for reason in reasons)
@@ -386,7 +493,7 @@ def _blames_window(evidence: Evidence, failed: tuple[str, ...]) -> bool:
     # Without a positive row there is no calibration, and nothing that speaks against the window.
     off = "calibration_within" in failed and math.isfinite(_number(evidence.calibration))
     worse = off and evidence.logloss_diff > 0
-    return worse or bool({"logloss_not_worse", "conversion_logloss_not_worse"} & set(failed))
+    return worse or bool(_BLAMES & set(failed))
 
 
 def _json_ready(value: Any) -> Any:

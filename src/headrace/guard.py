@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -26,7 +26,7 @@ from headrace.atomic import write_json
 from headrace.declaration import LineSpec
 from headrace.errors import ConflictError, DeclarationError, HeadraceError, InputError
 from headrace.evaluate import first_seen
-from headrace.events import TIME, as_due, served_schema
+from headrace.events import PREVIOUS, PRIOR, TIME, as_due, served_schema
 from headrace.labels.revisions import unsettled
 from headrace.line import Champion, LineStore
 from headrace.log.files import FileLog
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 NEWEST_SERVED: Final = 10_000
 """So many of the newest served rows are read for the distribution of scores."""
+
+STOOD_IN: Final = 100
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,8 @@ class Guard:
         if evidence is not None and evidence.get("candidate") != champion.version:
             evidence = None
         watched = watch(self._spec.guard, self._spec.gates.model, evidence, live)
+        if (missed := self._missed(champion, since_us)) is not None:
+            watched = replace(watched, breaches=(*watched.breaches, missed))
         seen = Pass(champion.version, champion.generation, since_us, watched)
         return self._act(champion, seen, watched) if watched.breaches else seen
 
@@ -127,6 +131,27 @@ class Guard:
             scored=served["score"].to_numpy(),
             scored_requests=pc.count_distinct(served["request_id"]).as_py(),
             previous=self._predecessor(champion, rows),
+        )
+
+    def _missed(self, champion: Champion, since_us: int) -> str | None:
+        """Why the champion does not answer although it should: others stand in for it.
+
+        So it is where it cannot be loaded or its scores are not finite; what it says is then seen
+        by nobody. A hundred of the newest rows tell it.
+        """
+        log = FileLog(self._home / "log" / "served", served_schema(self._spec))
+        rows = log.read(max(log.head - NEWEST_SERVED, 0), log.head)
+        since = pa.scalar(max(since_us, champion.at_us), pa.int64()).cast(TIME)
+        rows = rows.filter(pc.greater_equal(rows["served_at"], since))
+        rows = rows.slice(max(rows.num_rows - STOOD_IN, 0))
+        words = pc.fill_null(rows["fallback"], "")
+        stood_in = pc.or_(pc.match_substring(words, PREVIOUS), pc.match_substring(words, PRIOR))
+        share = pc.mean(stood_in.cast(pa.float64())).as_py() if rows.num_rows == STOOD_IN else 0.0
+        if share < 0.5:
+            return None
+        return (
+            f"champion_answers: others stood in for {champion.version} in {share:.0%} of the "
+            f"newest {STOOD_IN} rows; it cannot be loaded, or its scores are not finite"
         )
 
     def _labelled(self, since_us: int) -> pa.Table:

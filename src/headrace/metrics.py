@@ -6,6 +6,8 @@ cannot give (no rows, one class only) is NaN, never a made-up number.
 
 from __future__ import annotations
 
+from statistics import NormalDist
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -126,14 +128,22 @@ def psi(reference: ArrayLike, actual: ArrayLike, bins: int = 10) -> float:
         np.unique(np.quantile(known, np.linspace(0, 1, bins + 1)[1:-1])) if known.size else a[:0]
     )
 
-    def shares(values: Floats) -> Floats:
+    def counts(values: Floats) -> NDArray[np.int64]:
         missing = np.isnan(values)
         index = np.where(missing, edges.size + 1, np.searchsorted(edges, values, side="right"))
-        counts = np.bincount(index, minlength=edges.size + 2)
-        counted: Floats = np.maximum(counts, 0.5) / values.size
-        return counted
+        return np.bincount(index, minlength=edges.size + 2)
 
-    p, q = shares(a), shares(b)
+    return psi_of_counts(counts(a), counts(b))
+
+
+def psi_of_counts(reference: ArrayLike, actual: ArrayLike) -> float:
+    """Population stability index of two histograms (bins,); an empty bin counts as half a row.
+    NaN when either holds nothing.
+    """
+    a, b = np.asarray(reference, dtype=np.float64), np.asarray(actual, dtype=np.float64)
+    if not a.sum() or not b.sum():
+        return float("nan")
+    p, q = np.maximum(a, 0.5) / a.sum(), np.maximum(b, 0.5) / b.sum()
     return float(((q - p) * np.log(q / p)).sum())
 
 
@@ -162,6 +172,46 @@ def paired_bootstrap(
     tail = (1.0 - confidence) / 2.0
     low, high = np.quantile(means, [tail, 1.0 - tail])
     return float(difference.mean()), float(low), float(high)
+
+
+def auc_difference(
+    labels: ArrayLike, left: ArrayLike, right: ArrayLike, confidence: float = 0.95
+) -> tuple[float, float, float]:
+    """AUC of `left` minus that of `right` on the same rows, and its interval, (mean, low, high).
+
+    The variance is that of DeLong, DeLong and Clarke-Pearson (1988), by mid-ranks as Sun and Xu
+    (2014) compute it. With fewer than two rows of a class the interval is all that can be, (-1, 1);
+    NaN with one class only or with a NaN prediction.
+    """
+    y, a = _pair(labels, left)
+    _, b = _pair(labels, right)
+    difference = auc(y, a) - auc(y, b)
+    m, n = int((y > 0).sum()), int((y <= 0).sum())
+    if not np.isfinite(difference):
+        return float("nan"), float("nan"), float("nan")
+    if min(m, n) < 2:
+        return difference, -1.0, 1.0
+    placements = [_placements(y > 0, scores) for scores in (a, b)]
+    positive = placements[0][0] - placements[1][0]
+    negative = placements[0][1] - placements[1][1]
+    error = float(np.sqrt(positive.var(ddof=1) / m + negative.var(ddof=1) / n))
+    reach = NormalDist().inv_cdf((1 + confidence) / 2) * error
+    return difference, difference - reach, difference + reach
+
+
+def _placements(positive: NDArray[np.bool_], scores: Floats) -> tuple[Floats, Floats]:
+    """For each positive the share of negatives below it, for each negative that of positives
+    above; ties count one half.
+    """
+
+    def below(of: Floats, among: Floats) -> Floats:
+        among = np.sort(among)
+        sides = [np.searchsorted(among, of, side) for side in ("left", "right")]
+        share: Floats = (sides[0] + sides[1]) / (2 * among.size)
+        return share
+
+    high, low = scores[positive], scores[~positive]
+    return below(high, low), 1.0 - below(low, high)
 
 
 def _pair(left: ArrayLike, right: ArrayLike) -> tuple[Floats, Floats]:

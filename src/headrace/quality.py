@@ -9,13 +9,16 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +26,7 @@ from numpy.typing import NDArray
 
 from headrace import rules
 from headrace.atomic import write_json
+from headrace.baseline import Figures
 from headrace.declaration import LineSpec
 from headrace.events import sample_schema
 from headrace.rules import FIRST_LABEL, Rule, Seen, name_of, sentence
@@ -33,19 +37,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DataReport:
-    """Outcome of the data gate: `reasons` are sentences with the observed values."""
+    """Outcome of the data gate: `reasons` are sentences with the observed values.
+
+    `failed_rows`: some of the rows that broke a rule, each with that rule (`rules.failing`).
+    """
 
     passed: bool
     reasons: list[str]
     statistics: dict[str, Any] = field(default_factory=dict)
+    failed_rows: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return asdict(self)
+        """JSON-ready, without the rows."""
+        body = asdict(self)
+        del body["failed_rows"]
+        return body
 
 
 def check(
-    spec: LineSpec, samples: pa.Table, settled: NDArray[np.bool_] | None = None
+    spec: LineSpec,
+    samples: pa.Table,
+    settled: NDArray[np.bool_] | None = None,
+    figures: Figures | None = None,
+    docs: Path | None = None,
 ) -> DataReport:
     """Check a window of samples (`events.sample_schema`, stream order) against the declaration.
 
@@ -54,20 +68,30 @@ def check(
     window and over each stretch of `min_rows` of them, so that a burst of wrong labels does not
     hide in the mean. Impressions too young to be judged (`labels.revisions.unsettled`) are left
     out of it, and so are rows that a given `settled` (rows,) leaves out. Everything else is over
-    all rows. An expectation that cannot be evaluated fails the window.
+    all rows. `figures` compare the window with the line's past. An expectation that cannot be
+    evaluated fails the window. Of a window that fails, Data Docs are written to the folder `docs`.
     """
-    window, demands = rules.frame(spec, samples, settled), rules.declared(spec)
+    window = rules.frame(spec, samples, settled, figures)
+    demands = rules.declared(spec, figures)
     statistics = _statistics(spec, window)
+    statistics["figures"] = {name: each.value for name, each in (figures or {}).items()}
     if not len(window):
         need = spec.gates.data.min_rows
         return DataReport(False, [f"row count is 0, must be at least {need}"], statistics)
-    results = _run(spec, window, demands)
+    results = _run(spec, window, demands, docs)
     reasons = [_sentence(demands, result) for result in results if not result.success]
-    return DataReport(not reasons, reasons, statistics)
+    failed = rules.failing(window, demands) if reasons else []
+    return DataReport(not reasons, reasons, statistics, failed)
 
 
-def check_parts(spec: LineSpec, parts: Iterable[pa.Table]) -> DataReport:
-    """Check a history too long for one frame: each of its parts as `check` does, in order.
+def check_parts(
+    spec: LineSpec,
+    parts: Iterable[pa.Table],
+    measure: Callable[[pa.Table], Figures] = lambda _window: {},
+    docs: Path | None = None,
+) -> DataReport:
+    """Check a history too long for one frame: each of its parts as `check` does, in order, with
+    the figures that `measure` finds in it.
 
     One part gives the report of `check`. Of several each must pass by itself, so the gate is no
     milder; a label whose correction lies in the next part counts as it stood. Statistics are
@@ -76,7 +100,7 @@ def check_parts(spec: LineSpec, parts: Iterable[pa.Table]) -> DataReport:
     reports = []
     first = 0
     for part in parts:
-        report = check(spec, part)
+        report = check(spec, part, figures=measure(part), docs=docs)
         last = first + part.num_rows
         reports.append((f"rows {first} to {last}: ", report))
         first = last
@@ -85,7 +109,9 @@ def check_parts(spec: LineSpec, parts: Iterable[pa.Table]) -> DataReport:
     if len(reports) == 1:
         return reports[0][1]
     reasons = [where + reason for where, report in reports for reason in report.reasons]
-    return DataReport(not reasons, reasons, _together([r.statistics for _, r in reports]))
+    together = _together([report.statistics for _, report in reports])
+    failed = [row for _, report in reports for row in report.failed_rows]
+    return DataReport(not reasons, reasons, together, failed)
 
 
 def _together(parts: list[dict[str, Any]]) -> dict[str, Any]:
@@ -157,7 +183,9 @@ def _main_has_a_file() -> Iterator[None]:
             del main.__file__
 
 
-def _run(spec: LineSpec, frame: pd.DataFrame, demands: Sequence[Rule]) -> list[Any]:
+def _run(
+    spec: LineSpec, frame: pd.DataFrame, demands: Sequence[Rule], docs: Path | None
+) -> list[Any]:
     os.environ["GX_ANALYTICS_ENABLED"] = "False"  # read once, when GX is imported
     logging.getLogger("great_expectations").setLevel(logging.WARNING)  # else 500 lines a start
     with warnings.catch_warnings(), _main_has_a_file():
@@ -189,6 +217,11 @@ def _run(spec: LineSpec, frame: pd.DataFrame, demands: Sequence[Rule]) -> list[A
         )
     )
     outcome = checkpoint.run(batch_parameters={"dataframe": frame})
+    if docs is not None and not outcome.success:
+        context.build_data_docs()
+        (site,) = context.get_docs_sites_urls()
+        built = Path(url2pathname(urlsplit(site["site_url"]).path)).parent
+        shutil.copytree(built, docs, dirs_exist_ok=True)
     return [result for run in outcome.run_results.values() for result in run.results]
 
 
@@ -203,6 +236,8 @@ def _sentence(demands: Sequence[Rule], result: Any) -> str:
         value = seen.get("observed_value")  # of no values there is none
         return sentence(rule, Seen(value=float("nan") if value is None else value))
     examples = seen.get("partial_unexpected_list") or []
+    if rule.kind == "figure" and examples:
+        return sentence(rule, Seen(value=float(examples[0])))
     return sentence(rule, Seen(count=int(seen.get("unexpected_count") or 0), examples=examples))
 
 
@@ -225,6 +260,18 @@ def passed(
     if stored["excluded"] != [list(interval) for interval in excluded]:
         return None
     return bool(stored["passed"])
+
+
+def passed_until(home: Path, from_tick: int, to_tick: int) -> int:
+    """How much of `[from_tick, to_tick)` has passed as an earlier, shorter window: the tick where
+    the longest one ended, `from_tick` without any.
+    """
+    until = from_tick
+    for path in (home / "gates").glob(f"data-{from_tick:08d}-*.json"):
+        end = int(path.stem.rpartition("-")[2])
+        if until < end < to_tick and json.loads(path.read_text(encoding="utf-8"))["passed"]:
+            until = end
+    return until
 
 
 def _path(home: Path, from_tick: int, to_tick: int) -> Path:

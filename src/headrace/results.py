@@ -27,6 +27,7 @@ def write(document: Path, out: Path) -> list[str]:
     sources: dict[str, tuple[list[Path], Callable[[Sequence[Path]], str]]] = {
         "demo": (sorted(out.glob("demo*/report.json")), _demos),
         "replay": (sorted(out.glob("replay/*.json")), _replay),
+        "drills": (sorted(out.glob("drills/*.json")), _drills),
         "bench": (sorted(out.glob("bench/*.json")), _bench),
         "faults": (sorted(out.glob("faults/*.json")), _faults),
     }
@@ -136,6 +137,51 @@ def _bench(files: Sequence[Path]) -> str:
     heads = ["benchmark", "claim", "value", "goal", "holds"]
     claims = replay_results.table(heads, rows)
     return "\n".join(["## Benchmarks", "", "`make bench`", "", *claims, *tables])
+
+
+def _drills(files: Sequence[Path]) -> str:
+    parts = ["## Poison drills", "", "`headrace drill`, on simulated time; [gates](gates.md)."]
+    for told in map(_read, files):
+        parts += ["", *_drilled(told)]
+        if "clean" in told:
+            clean, alarms = told["clean"], told["clean"]["false_alarms"]
+            shown = ", ".join(f"{gate} {count}" for gate, count in alarms.items())
+            parts += [
+                "",
+                f"Clean traffic: {clean['windows']} windows, of which "
+                f"{clean['windows_with_alarm']} with an alarm ({clean['false_alarm_share']:.1%}; "
+                f"{shown}), {clean['promoted_share']:.1%} of {clean['judged']} candidates "
+                "promoted.",
+            ]
+    return "\n".join(parts)
+
+
+def _drilled(told: dict[str, Any]) -> list[str]:
+    """The table of one line's drills: how each was met, and what it does without gates."""
+    found = {(each["drill"], each["defence"]): each for each in told["drills"]}
+    usual = told["clean_minutes"]
+    rows = []
+    for name, what in told["what"].items():
+        full, half, none = (found[name, each] for each in ("all", "no data gate", "none"))
+        caught = full["caught_by"] or "nobody"
+        after = "" if full["seconds"] is None else f"{full['seconds']} s, {full['rows']:,} rows"
+        harm = [
+            f"{each['logloss'] - usual[way]['logloss']:+.4f}, "
+            f"{each['click_rate'] - usual[way]['click_rate']:+.4f}"
+            for way, each in (("all", full), ("none", none))
+        ]
+        learned = full["through"] - full["undone"]
+        alone = half["caught_by"] or "nobody"
+        rows.append([f"{name}: {what}", caught, after, str(learned), alone, *harm])
+    span = told["poisoned_windows"] * told["window_s"]
+    heads = ["drill", "caught by", "after", "windows learned", "without the data gate by"]
+    heads += ["log loss and click rate, gates on", "gates off"]
+    note = (
+        f"Line `{told['line']}`, seed {told['seed']}: {span} s of poison in windows of "
+        f"{told['window_s']} s, then {told['after_windows']} clean windows. Log loss and click "
+        "rate are of both together, over what humans did, against the same minutes without poison."
+    )
+    return [note, "", *replay_results.table(heads, rows)]
 
 
 def _faults(files: Sequence[Path]) -> str:

@@ -16,6 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from headrace import metrics
+from headrace.baseline import Figures
 from headrace.declaration import LineSpec
 from headrace.events import task_scores
 from headrace.labels.revisions import unsettled
@@ -30,14 +31,15 @@ ODD_STRETCH: Final = "label_rate_of_odd_stretch"
 UNCLICKED: Final = "conversion_less_click"
 EXAMPLES: Final = 3
 
-Kind = Literal["rows", "present", "one_of", "unique", "mean", "between"]
+Kind = Literal["rows", "present", "one_of", "unique", "mean", "between", "figure"]
 
 
 @dataclass(frozen=True)
 class Rule:
     """One demand on a column (`rows`: on the number of rows); bounds are closed, None is open.
 
-    A missing value (None, NaN) is passed over by every kind but `present`.
+    A missing value (None, NaN) is passed over by every kind but `present`. A `figure` is one value
+    of the whole window (`baseline.figures`), which stands in the column's first row.
     """
 
     kind: Kind
@@ -57,7 +59,10 @@ class Seen:
 
 
 def frame(
-    spec: LineSpec, samples: pa.Table, settled: NDArray[np.bool_] | None = None
+    spec: LineSpec,
+    samples: pa.Table,
+    settled: NDArray[np.bool_] | None = None,
+    figures: Figures | None = None,
 ) -> pd.DataFrame:
     """One row for each sample: keys, label, score, model inputs, indicators of what is missing.
 
@@ -81,11 +86,13 @@ def frame(
         made[f"{name}__missing"] = (made[name] == -1).astype("float64")
     for name in spec.model.numeric:
         made[f"{name}__missing"] = made[name].isna().astype("float64")
+    for name, figure in (figures or {}).items():
+        made[name] = np.where(np.arange(len(made)) == 0, figure.value, np.nan)
     return made
 
 
-def declared(spec: LineSpec) -> list[Rule]:
-    """The rules of a line, in the order in which they are told."""
+def declared(spec: LineSpec, figures: Figures | None = None) -> list[Rule]:
+    """The rules of a line, in the order in which they are told, and those of a window's figures."""
     gate = spec.gates.data
     low, high = gate.label_rate
     rules = [
@@ -110,7 +117,13 @@ def declared(spec: LineSpec) -> list[Rule]:
         Rule("mean", f"{name}__missing", 0.0, gate.max_missing_share)
         for name in (*spec.model.categorical, *spec.model.numeric)
     ]
-    return rules
+    for own in gate.expectations:
+        rules = [rule for rule in rules if (rule.kind, rule.column) != (own.kind, own.column)]
+        if not own.drop:
+            rules.append(Rule(own.kind, own.column, own.low, own.high, own.values))
+    return rules + [
+        Rule("figure", name, high=figure.limit) for name, figure in (figures or {}).items()
+    ]
 
 
 def broken(window: pd.DataFrame, rules: Sequence[Rule]) -> list[str]:
@@ -157,7 +170,7 @@ def _bounds(rule: Rule) -> str:
     if rule.high == LARGEST:
         return "finite"
     if rule.low is None:
-        return f"at most {rule.high}"
+        return f"at most {rule.high:.4g}" if rule.kind == "figure" else f"at most {rule.high}"
     return f"at least {rule.low}" if rule.high is None else f"between {rule.low} and {rule.high}"
 
 
@@ -169,6 +182,28 @@ def _asked(window: pd.DataFrame, rule: Rule) -> Seen | None:
     if rule.kind == "mean":
         value = float(column.mean())
         return None if _inside(value, rule) else Seen(value=value)
+    wrong = _wrong(column, rule)
+    if not wrong.any():
+        return None
+    if rule.kind == "figure":
+        return Seen(value=float(column[wrong].iloc[0]))
+    examples = [] if rule.kind == "present" else column[wrong].head(EXAMPLES).tolist()
+    return Seen(count=int(wrong.sum()), examples=examples)
+
+
+def failing(window: pd.DataFrame, demands: Sequence[Rule], most: int = 20) -> list[dict[str, Any]]:
+    """Rows that break a rule by themselves, `most` of each rule: `{"rule": ..., column: value}`."""
+    found: list[dict[str, Any]] = []
+    for rule in demands:
+        if rule.kind in ("rows", "mean", "figure"):
+            continue
+        for _, row in window[_wrong(window[rule.column], rule)].head(most).iterrows():
+            found.append({"rule": name_of(rule), **{str(n): v for n, v in row.items()}})
+    return found
+
+
+def _wrong(column: pd.Series[Any], rule: Rule) -> NDArray[np.bool_]:
+    """Which values break a rule that each is asked by itself, (rows,)."""
     missing = column.isna().to_numpy()
     if rule.kind == "present":
         wrong = missing
@@ -181,10 +216,8 @@ def _asked(window: pd.DataFrame, rule: Rule) -> Seen | None:
         low = -np.inf if rule.low is None else rule.low
         high = np.inf if rule.high is None else rule.high
         wrong = ~((values >= low) & (values <= high)) & ~missing
-    if not wrong.any():
-        return None
-    examples = [] if rule.kind == "present" else column[wrong].head(EXAMPLES).tolist()
-    return Seen(count=int(wrong.sum()), examples=examples)
+    found: NDArray[np.bool_] = np.asarray(wrong, dtype=np.bool_)
+    return found
 
 
 def _inside(value: float, rule: Rule) -> bool:

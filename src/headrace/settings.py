@@ -308,9 +308,37 @@ def java_command(environ: Mapping[str, str] | None = None) -> str:
 
 
 def load_line(path: Path) -> LineSpec:
-    """Parse one line's YAML. Raises `DeclarationError` listing every wrong key."""
+    """Parse one line's YAML. Raises `DeclarationError` listing every wrong key.
+
+    The lists in `<name>/expectations/*.yaml` beside it join `gates.data.expectations`.
+    """
+    raw = _mapping(path)
+    for file in sorted((path.with_suffix("") / "expectations").glob("*.yaml")):
+        own = _parsed(file)
+        if not isinstance(own, list):
+            raise DeclarationError(f"{file}: not a list of expectations; start each with `- `")
+        gates = raw.setdefault("gates", {})
+        data = gates.setdefault("data", {}) if isinstance(gates, dict) else None
+        if not isinstance(data, dict):
+            raise DeclarationError(f"{path}: gates.data: not a mapping; correct it")
+        data["expectations"] = [*data.get("expectations", []), *own]
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return LineSpec.model_validate(raw)
+    except ValidationError as problem:
+        raise DeclarationError(_explain(path, problem)) from None
+
+
+def _mapping(path: Path) -> dict[str, object]:
+    raw = _parsed(path)
+    if not isinstance(raw, dict):
+        raise DeclarationError(f"{path}: a line is a mapping of keys; start with `line: <name>`")
+    return raw
+
+
+def _parsed(path: Path) -> object:
+    """What a YAML file holds."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DeclarationError(f"{path}: no such line file; {_known(path.parent)}") from None
     except IsADirectoryError:
@@ -328,12 +356,6 @@ def load_line(path: Path) -> LineSpec:
         raise DeclarationError(
             f"{path}: not readable: {problem.strerror}; give the YAML file of a line"
         ) from None
-    if not isinstance(raw, dict):
-        raise DeclarationError(f"{path}: a line is a mapping of keys; start with `line: <name>`")
-    try:
-        return LineSpec.model_validate(raw)
-    except ValidationError as problem:
-        raise DeclarationError(_explain(path, problem)) from None
 
 
 def load_lines(folder: Path) -> dict[str, LineSpec]:

@@ -67,8 +67,26 @@ def release(home: Path) -> None:
 
 def held(home: Path) -> str | None:
     """Why the learner has to wait, None when it need not."""
+    if (why := frozen(home)) is not None:
+        return why
     body = _read(home / "learner" / "hold.json")
     return str(body["why"]) if body is not None and _now_us() < body["until_us"] else None
+
+
+def freeze(home: Path, why: str) -> None:
+    """Let nothing be learned into the line until somebody thaws it."""
+    write_json(home / "learner" / "frozen.json", {"why": why, "at_us": _now_us()})
+
+
+def frozen(home: Path) -> str | None:
+    """Why the line is frozen, None when it is not."""
+    body = _read(home / "learner" / "frozen.json")
+    return None if body is None else str(body["why"])
+
+
+def thaw(home: Path) -> None:
+    """Let the line learn again."""
+    (home / "learner" / "frozen.json").unlink(missing_ok=True)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

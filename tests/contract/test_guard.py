@@ -92,6 +92,18 @@ def test_a_champion_is_not_blamed_for_answers_in_which_others_stood_in(line: Ser
     assert seen.watched.score_shift is None
 
 
+def test_a_champion_that_never_answers_is_told_of_once(line: ServedLine) -> None:
+    line.crown(line.train(30), "force")
+    line.fallback = "previous"
+    line.tick(6, version="v000001")
+    watching = guard.Guard(line.settings, line.spec)
+    for _ in range(2):
+        assert watching.once().action == "alarm"
+    (alarm,) = alarms.alarms(line.settings, "tiny")
+    (breach,) = alarm["watched"]["breaches"]
+    assert breach.startswith("champion_answers: others stood in for v000002 in 100%")
+
+
 def test_what_a_bad_increment_learned_goes_to_quarantine(line: ServedLine) -> None:
     line.tick(20, click=np.logical_not, version="v000001")
     bad = train.incremental(line.settings, line.spec, 30, 50)

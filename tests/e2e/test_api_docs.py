@@ -159,7 +159,7 @@ def test_the_server_tells_of_itself(said):
 
 def test_a_run_is_triggered_and_its_state_read(said):
     assert block(said, "state incremental_train_coupons") == "success\n"
-    tasks = answer(said, "/taskInstances")["task_instances"]
+    tasks = answer(said, '/taskInstances"')["task_instances"]
     assert {task["task_id"]: task["state"] for task in tasks} == {
         "plan": "success",
         "run_pipeline": "skipped",
@@ -173,6 +173,7 @@ def test_the_rollback_moves_the_champion(said, stack):
     assert champion is not None
     assert (champion.version, champion.action) == ("v000001", "rollback")
     assert champion.reason == "by REST"
+    assert answer(said, "hitlDetails")["chosen_options"] == ["Approve"]
 
 
 def test_parity_is_watched_and_features_are_backfilled(said):

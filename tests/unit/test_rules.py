@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,8 @@ import pytest
 
 from headrace import quality, rules
 from headrace.declaration import LineSpec
+from headrace.errors import DeclarationError
+from headrace.settings import PROJECT, load_line
 from tests.unit.test_quality import ROWS, spec, window
 
 __all__ = ["spec"]
@@ -56,3 +60,29 @@ def test_only_settled_rows_tell_the_label_rate(spec: LineSpec) -> None:
     assert said(spec, samples)[0].startswith("label rate over impressions is 0.55")
     assert said(spec, samples, settled=settled) == []
     assert quality.check(spec, samples, settled).passed
+
+
+OWN = """
+- {kind: between, column: item_ctr_1m, high: 0.5}   # in place of: finite
+- {kind: between, column: score, drop: true}
+- {kind: mean, column: item_ctr_10m, low: 0.7}      # beside the generated ones
+"""
+
+
+def test_expectations_beside_the_line_replace_drop_and_add(tmp_path: Path) -> None:
+    shutil.copy(PROJECT / "lines" / "coupons.yaml", tmp_path)
+    folder = tmp_path / "coupons" / "expectations"
+    folder.mkdir(parents=True)
+    (folder / "own.yaml").write_text(OWN, encoding="utf-8")
+    line = load_line(tmp_path / "coupons.yaml")
+    samples = window(line, score=np.full(ROWS, 1.5))
+    said = rules.broken(rules.frame(line, samples), rules.declared(line))
+    assert sorted(said) == sorted(quality.check(line, samples).reasons)
+    assert [reason.split()[0] for reason in said] == ["item_ctr_1m:", "item_ctr_10m"]
+    assert "are not at most 0.5" in said[0]
+    (folder / "own.yaml").write_text("- {kind: between, column: itme, low: 1}", encoding="utf-8")
+    with pytest.raises(DeclarationError, match="between of column 'itme'; name an input"):
+        load_line(tmp_path / "coupons.yaml")
+    (folder / "own.yaml").write_text("kind: between", encoding="utf-8")
+    with pytest.raises(DeclarationError, match=r"own\.yaml: not a list of expectations"):
+        load_line(tmp_path / "coupons.yaml")

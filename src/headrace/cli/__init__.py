@@ -18,6 +18,8 @@ import typer
 from rich.table import Table
 
 from headrace.cli.chaos import chaos
+from headrace.cli.drift import drift
+from headrace.cli.drill import drill
 from headrace.cli.export import export
 from headrace.cli.features import features_app
 from headrace.cli.guard import guard
@@ -34,6 +36,7 @@ from headrace.cli.options import (
 )
 from headrace.cli.proof import parity
 from headrace.cli.race import race_app
+from headrace.cli.report import report
 from headrace.cli.score import score_batch, score_log
 from headrace.cli.spark import backfill, stream
 from headrace.cli.train import train_app
@@ -49,6 +52,9 @@ app = typer.Typer(
 )
 app.command()(parity)
 app.command()(guard)
+app.command()(drill)
+app.command()(drift)
+app.command()(report)
 app.add_typer(train_app, name="train")
 app.add_typer(line_app, name="line")
 app.add_typer(quarantine_app, name="quarantine")
@@ -325,6 +331,22 @@ def lines(as_json: AsJson = False) -> None:
             str(len(spec.windows)), spec.model.family,
         )  # fmt: skip
     out.print(table)
+
+
+@app.command()
+def expectations(line: LineName = "coupons") -> None:
+    """Print the data gate's demands on a window, as lines/LINE/expectations/ may hold them."""
+    import yaml
+
+    from headrace import rules
+
+    _, spec = open_line(line)
+    for rule in rules.declared(spec):
+        told = {"kind": rule.kind, "column": rule.column, "low": rule.low, "high": rule.high}
+        shown: dict[str, Any] = {n: value for n, value in told.items() if value not in (None, "")}
+        shown |= {"values": list(rule.values)} if rule.values else {}
+        text = yaml.safe_dump([shown], default_flow_style=True, sort_keys=False, width=1000)
+        typer.echo(f"- {text.strip()[1:-1]}")
 
 
 def _counted(counts: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from headrace.settings import Settings
 
 if TYPE_CHECKING:
     from headrace.line import Champion, LineStore
+    from headrace.sample import Quarantine
 
 line_app = typer.Typer(no_args_is_help=True, help="Versions of a line and its champion.")
 quarantine_app = typer.Typer(no_args_is_help=True, help="Windows that a gate refused.")
@@ -180,22 +181,39 @@ def line_upkeep(
 @quarantine_app.command("list")
 def quarantine_list(line: LineName = "coupons") -> None:
     """List refused windows with their reasons (JSON)."""
-    from headrace.sample import Quarantine
+    show(_quarantine(line).intervals())
 
-    settings, spec = open_line(line)
-    show(Quarantine(settings.line_home(spec.line)).intervals())
+
+@quarantine_app.command("show")
+def quarantine_show(interval: str, line: LineName = "coupons") -> None:
+    """Show a refused window (`FROM-TO`, in ticks) with rows that broke a rule (JSON)."""
+    show(_quarantine(line).show(*_interval(interval)))
 
 
 @quarantine_app.command("release")
 def quarantine_release(interval: str, line: LineName = "coupons") -> None:
     """Let a refused window (`FROM-TO`, in ticks) be learned after all."""
+    _quarantine(line).release(*_interval(interval))
+
+
+@quarantine_app.command("drop")
+def quarantine_drop(interval: str, line: LineName = "coupons") -> None:
+    """Give a refused window (`FROM-TO`, in ticks) up for good."""
+    _quarantine(line).drop(*_interval(interval))
+
+
+def _quarantine(line: str) -> Quarantine:
     from headrace.sample import Quarantine
 
     settings, spec = open_line(line)
-    first, dash, last = interval.partition("-")
+    return Quarantine(settings.line_home(spec.line))
+
+
+def _interval(text: str) -> tuple[int, int]:
+    first, dash, last = text.partition("-")
     if not (dash and first.isdecimal() and last.isdecimal()):
-        raise DeclarationError(f"{interval!r} is not an interval; write FROM-TO, such as 120-151")
-    Quarantine(settings.line_home(spec.line)).release(int(first), int(last))
+        raise DeclarationError(f"{text!r} is not an interval; write FROM-TO, such as 120-151")
+    return int(first), int(last)
 
 
 def lines_store(line: str) -> tuple[Settings, LineStore]:

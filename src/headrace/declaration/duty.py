@@ -1,6 +1,8 @@
-"""What the guard asks of a champion that serves."""
+"""What the guard asks of a champion that serves, and what drift leads to."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 from pydantic import Field
 
@@ -24,3 +26,23 @@ class GuardSpec(Declared):
     max_score_shift: float = Field(0.3, gt=0, le=1)
     calibration: tuple[float, float] = (0.5, 2.0)
     rollback: bool = True
+
+
+Outcome = Literal["alarm", "retrain", "freeze"]
+
+
+class DriftSpec(Declared):
+    """What `headrace drift` holds the newest `window` against, and what follows (docs/adr/0044).
+
+    `max_shift`: population stability index of an input, of scores and of the label delay that is
+    drift, unless the past moves as much. `max_false_alarms`: of the test of the loss, a day.
+    `inputs`, `score`, `delay`, `concept`: what each kind of drift leads to.
+    """
+
+    window: DurationUs = 600_000_000
+    max_shift: float = Field(0.25, gt=0)
+    max_false_alarms: float = Field(0.1, gt=0)
+    inputs: Outcome = "alarm"
+    score: Outcome = "alarm"
+    delay: Outcome = "alarm"
+    concept: Outcome = "alarm"

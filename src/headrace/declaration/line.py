@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from headrace.declaration.base import ColumnType, Declared, DurationUs, Name
 from headrace.declaration.conversion import CONVERSION_COLUMNS, ConversionSpec
 from headrace.declaration.delivery import DeliverySpec
-from headrace.declaration.duty import GuardSpec
+from headrace.declaration.duty import DriftSpec, GuardSpec
 from headrace.declaration.features import RequestFeature, WindowFeature
 from headrace.declaration.operations import ResourcesSpec, RollbackSpec, TuneSpec
 from headrace.declaration.serving import ServingSpec
@@ -31,6 +31,11 @@ RESERVED = frozenset(
     }
 )
 
+
+_OF_A_SAMPLE = (
+    *("impression_id", "request_id", "label", "revision", "score", "sample_key"),
+    *("label_of_impression", "label_rate_of_odd_stretch"),
+)
 
 DelayedFeedback = Literal["correct", "naive", "wait", "fnw", "esdfm"]
 
@@ -192,18 +197,49 @@ class ModelSpec(Declared):
         return tuple(name for name in self.categorical if name not in self.wide)
 
 
+class ExpectationSpec(Declared):
+    """One demand on a column of a window, in place of the generated one of that kind, or beside
+    all. `drop`: the generated one is not asked.
+    """
+
+    column: str = ""
+    kind: Literal["rows", "present", "one_of", "unique", "mean", "between"]
+    low: float | None = None
+    high: float | None = None
+    values: tuple[int, ...] = ()
+    drop: bool = False
+
+
 class DataGateSpec(Declared):
-    """What a window of samples must look like to be learned."""
+    """What a window of samples must look like to be learned.
+
+    `reference_rows` of the newest accepted rows before it are its reference. `max_drift`: of each
+    input and of the label delay, as population stability index. `max_information`: share of the
+    label's entropy that one input may tell. `key_label_rate`: categorical
+    input to the label rate that no single id of it may surely exceed. `max_lost_labels`: share of
+    engagements that found no impression in time. `expectations` may also stand in the files
+    `<line>/expectations/*.yaml` beside the line's.
+    """
 
     min_rows: int = Field(50, ge=1)
     label_rate: tuple[float, float] = (0.0, 1.0)
     max_missing_share: float = Field(0.5, ge=0, le=1)
+    reference_rows: int = Field(10_000, ge=0)
+    max_drift: float = Field(1.0, gt=0)
+    max_information: float = Field(0.3, gt=0, le=1)
+    max_lost_labels: float = Field(0.5, ge=0, le=1)
+    key_label_rate: dict[str, float] = Field(default_factory=dict)
+    expectations: tuple[ExpectationSpec, ...] = ()
 
 
 class ModelGateSpec(Declared):
     """What a candidate must show against the champion on identical later rows.
 
     `max_update_growth`: of a learner's step, its norm over the median of the steps before.
+    `max_score_shift`: of the distribution of scores from the champion's, in log odds.
+    `slices`: categorical inputs whose commonest values are judged by themselves.
+    `max_importance`: share of what all inputs explain that one may explain alone.
+    `max_predict_time`, `max_bytes`: of a row and of the version, asked only where declared.
     """
 
     min_rows: int = Field(100, ge=1)
@@ -213,6 +249,13 @@ class ModelGateSpec(Declared):
     min_conversions: int = Field(20, ge=1)
     max_evidence_age: DurationUs = 600_000_000
     max_update_growth: float = Field(10.0, gt=1)
+    max_auc_drop: float = Field(0.02, ge=0)
+    max_score_shift: float = Field(1.0, gt=0)
+    slices: tuple[str, ...] = ()
+    max_slice_logloss_increase: float = Field(0.1, ge=0)
+    max_importance: float = Field(0.9, gt=0, le=1)
+    max_predict_time: DurationUs | None = None
+    max_bytes: int | None = Field(None, ge=1)
 
 
 class GateSpec(Declared):
@@ -259,6 +302,7 @@ class LineSpec(Declared):
     model: ModelSpec
     gates: GateSpec = GateSpec()
     guard: GuardSpec = GuardSpec()
+    drift: DriftSpec = DriftSpec()
     cadence: CadenceSpec = CadenceSpec()
     delivery: DeliverySpec = DeliverySpec()
     serving: ServingSpec = ServingSpec()
@@ -302,6 +346,33 @@ class LineSpec(Declared):
                 f"model.replay_share: {policy} weighs a stream in which late positives were "
                 "negatives first, and settled rows are none; use delayed_feedback: correct or wait"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _gates_name_inputs(self) -> Self:
+        named = {
+            "gates.data.key_label_rate": self.gates.data.key_label_rate,
+            "gates.model.slices": self.gates.model.slices,
+        }
+        for key, name in ((key, name) for key, names in named.items() for name in names):
+            if name not in self.model.categorical:
+                raise ValueError(
+                    f"{key}: {name!r} is not in model.categorical; name one of "
+                    f"{', '.join(self.model.categorical) or 'those that you add there'}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _expectations_name_columns(self) -> Self:
+        inputs = (*self.model.categorical, *self.model.numeric)
+        known = {"", *_OF_A_SAMPLE, *inputs, *(f"{name}__missing" for name in inputs)}
+        for each in self.gates.data.expectations:
+            if each.column not in known or (each.kind == "rows") != (not each.column):
+                raise ValueError(
+                    f"gates.data.expectations: {each.kind} of column {each.column!r}; name an "
+                    f"input of the model, <input>__missing or one of {', '.join(_OF_A_SAMPLE)}, "
+                    "and no column for rows"
+                )
         return self
 
     @model_validator(mode="after")

@@ -15,6 +15,19 @@ _INK: Final = "#123456"
 # Mid-tones with enough contrast on white and on black; styles differ too, not only colours.
 BLUE, ORANGE, GREEN, RED = "#4f7fd6", "#d07a1e", "#2b9a66", "#d1495b"
 
+STYLE: Final = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    **{f"{part}.color": _INK for part in ("text", "xtick", "ytick", "grid")},
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "grid.alpha": 0.15,
+}
+
 Champions = Sequence[Mapping[str, Any]]
 Cycles = Sequence[Mapping[str, Any]]
 
@@ -39,19 +52,7 @@ def charts(series: Mapping[str, list[float]], cycles: Cycles, marks: Marks) -> d
     """SVG text by name: staleness, logloss, clicks, gates."""
     import matplotlib as mpl
 
-    style = {
-        "svg.fonttype": "none",
-        "font.family": "sans-serif",
-        "font.size": 10,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "legend.frameon": False,
-        **{f"{part}.color": _INK for part in ("text", "xtick", "ytick", "grid")},
-        "axes.edgecolor": _INK,
-        "axes.labelcolor": _INK,
-        "grid.alpha": 0.15,
-    }
-    with mpl.rc_context(style):
+    with mpl.rc_context(STYLE):
         return {
             "staleness": _staleness(series, marks),
             "logloss": _lines(series, marks, "loss", "log loss (nats)"),
@@ -73,7 +74,7 @@ def _staleness(series: Mapping[str, list[float]], marks: Marks) -> str:
     axes.set_ylim(0, top * 1.08)
     _finish(axes, marks)
     _legend(axes)
-    return _svg(figure, "staleness")
+    return svg(figure, "staleness")
 
 
 def _lines(series: Mapping[str, list[float]], marks: Marks, prefix: str, label: str) -> str:
@@ -92,7 +93,7 @@ def _lines(series: Mapping[str, list[float]], marks: Marks, prefix: str, label: 
     axes.set_ylabel(label)
     _finish(axes, marks, promotions=False)
     _legend(axes)
-    return _svg(figure, prefix)
+    return svg(figure, prefix)
 
 
 def _gates(cycles: Cycles, marks: Marks) -> str:
@@ -113,7 +114,7 @@ def _gates(cycles: Cycles, marks: Marks) -> str:
     axes.set_ylim(-0.6, len(rows) - 0.2)
     _finish(axes, marks, promotions=False, grid="x")
     _top_labels(axes, marks)
-    return _svg(figure, "gates")
+    return svg(figure, "gates")
 
 
 def _finish(
@@ -158,7 +159,8 @@ def _top_labels(axes: Axes, marks: Marks) -> None:
         axes.annotate(word, (at, height), xycoords=("data", "axes fraction"), ha=side, fontsize=8)
 
 
-def _svg(figure: Any, salt: str) -> str:
+def svg(figure: Any, salt: str) -> str:
+    """The figure as inline SVG; `salt` keeps its ids apart from those of other figures."""
     import matplotlib as mpl
 
     target = io.StringIO()

@@ -1,0 +1,46 @@
+"""`headrace report`: what a line did over an interval, as one page."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from headrace.cli.options import AsJson, LineName, open_line, out, show
+
+
+def report(
+    since: Annotated[
+        str | None, typer.Option("--from", help="Start, ISO 8601; default: an hour before the end.")
+    ] = None,
+    until: Annotated[str | None, typer.Option("--to", help="End; default: now.")] = None,
+    file: Annotated[
+        Path | None, typer.Option("--output", help="Default: report.html in the line's home.")
+    ] = None,
+    line: LineName = "coupons",
+    as_json: AsJson = False,
+) -> None:
+    """Write one self-contained page: staleness, quality, gates, alarms, drift, parity, cost."""
+    from headrace import parity
+    from headrace.atomic import check_writable, write_text
+    from headrace.events import moment
+    from headrace.report import interval
+    from headrace.report.line_page import page
+
+    settings, spec = open_line(line)
+    path = file or settings.line_home(spec.line) / "report.html"
+    check_writable(path)
+    to_us = time.time_ns() // 1_000 if until is None else moment("--to", until)
+    from_us = to_us - 3_600_000_000 if since is None else moment("--from", since)
+    told = interval.measure(settings, spec, from_us, to_us)
+    start = parity.offset_of_last(settings, spec, 2_000)
+    proof = parity.check(settings, spec, from_offset=start, history="parts")
+    told["parity"] = {"rows": proof.rows, "mismatches": proof.mismatches}
+    write_text(path, page(told))
+    if as_json:
+        show(json.loads(json.dumps(told, default=str)))
+    else:
+        out.print(f"report: {path}", highlight=False, soft_wrap=True)

@@ -1,0 +1,77 @@
+"""A refused window: only what is new is refused, its rows are kept, a person can decide."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from headrace import alarms, cycle, recent
+from headrace.atomic import write_json
+from headrace.errors import InputError
+from headrace.sample import Quarantine, read_tick
+from tests.contract.test_cycle import Line, bootstrapped, opened
+
+__all__ = ["bootstrapped"]
+
+
+@pytest.fixture
+def line(bootstrapped: Path, tmp_path: Path) -> Line:
+    shutil.copytree(bootstrapped, tmp_path / "copy")
+    return opened(tmp_path / "copy")
+
+
+def test_only_what_is_new_is_refused_and_the_rest_is_learned_later(line: Line) -> None:
+    line.tick(4, version="v000001")
+    assert cycle.check_data(line.settings, line.spec, 34, 44).passed
+    line.tick(3, click=np.ones_like, version="v000001")
+    report = cycle.check_data(line.settings, line.spec, 34, 47)
+    assert not report.passed
+    (refused,) = Quarantine(line.home).intervals()
+    assert (refused["from"], refused["to"]) == (44, 47)
+    (alarm,) = alarms.alarms(line.settings, "tiny")
+    assert (alarm["kind"], alarm["ticks"]) == ("quarantine", [44, 47])
+    assert cycle.check_data(line.settings, line.spec, 34, 47).passed
+
+
+def test_rows_and_page_of_a_refused_window_are_kept(line: Line) -> None:
+    line.tick(6, click=np.ones_like, version="v000001")
+    report = cycle.check_data(line.settings, line.spec, 34, 46)
+    quarantine = Quarantine(line.home)
+    shown = quarantine.show(34, 46)
+    assert shown["reasons"] == report.reasons
+    assert {row["rule"] for row in shown["rows"]} == {"label rate of a stretch of impressions"}
+    assert "label rate" in str(report.reasons)
+    assert Path(shown["docs"]).is_file()
+    assert list(Path(shown["docs"]).parent.rglob("validations/**/*.html"))
+    quarantine.drop(34, 46)
+    assert "dropped_at" in quarantine.show(34, 46)
+    assert quarantine.show(34, 46)["rows"] == []
+    with pytest.raises(InputError, match="34-46: was dropped, which is for good"):
+        quarantine.release(34, 46)
+    assert len(quarantine.intervals()) == 1
+    with pytest.raises(InputError, match="quarantine 1-2: no such interval; quarantined are"):
+        quarantine.show(1, 2)
+
+
+def test_a_source_that_falls_silent_is_told_of_once(line: Line) -> None:
+    for tick in range(20, 40):  # a lively past; the manifests say how many events each had
+        body = {**read_tick(line.home, tick).to_json()}
+        body["counts"] = {"events": 400, "positives": 40, "samples": 50}
+        write_json(line.home / "ticks" / f"{tick:08d}.json", body)
+    at_us = read_tick(line.home, 39).at_us
+    spec = line.spec.model_copy(
+        update={"cadence": line.spec.cadence.model_copy(update={"incremental": 4_000_000})}
+    )
+    assert recent.symptoms(spec, line.home, at_us) == []
+    for silent_us in (10_000_000, 86_400_000_000):
+        told = recent.symptoms(spec, line.home, at_us + silent_us)
+        assert [each.split(":")[0] for each in told] == ["volume", "volume"]
+    for _ in range(2):  # the ticks lie years back
+        assert cycle.look_at_source(line.settings, spec)
+    (alarm,) = alarms.alarms(line.settings, "tiny")
+    assert alarm["kind"] == "source"
+    assert recent.vitals(spec, line.home, 36, 40).events == 1_600
+    assert recent.rows_before(spec, line.home, 30).num_rows == 30 * 50
