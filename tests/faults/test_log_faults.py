@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.faults, pytest.mark.timeout(1500)]
 
 SCHEMA = pa.schema([pa.field("n", pa.int64(), nullable=False), pa.field("text", pa.string())])
 TOTAL = 6_000
-AT_ONCE = 60
+AT_ONCE = 20
 KILLS = 20
 MOVED = 8
 TEST = "tests/faults/test_log_faults.py"
@@ -46,7 +46,7 @@ def rows(start: int, stop: int) -> pa.Table:
 
 
 def opened(folder: Path, address: str, name: str) -> KafkaLog:
-    return KafkaLog(folder, SCHEMA, address, name, writer=True, timeout_s=10)
+    return KafkaLog(folder, SCHEMA, address, name, writer=True, timeout_s=30)
 
 
 def live(folder: str, address: str, name: str) -> None:
@@ -78,18 +78,15 @@ def test_a_killed_writer_leaves_each_record_once_and_its_copy_whole(
     with Lives("tests.faults.test_log_faults:live", ("headrace.log.kafka",)) as lives:
         calm = lives.live(str(tmp_path / "calm"), server.address, uuid.uuid4().hex)
         assert calm.code == 0
-        reach_s = calm.lived_s
         while kills < KILLS or moved < MOVED:  # a run through all records, as many as are needed
             name, folder, ended, runs = uuid.uuid4().hex, tmp_path / f"log{runs}", False, runs + 1
             while not ended:
                 before = FileLog(folder, SCHEMA).head
-                after_s = dice.uniform(0, reach_s)
-                life = lives.live(str(folder), server.address, name, kill_after_s=after_s)
+                life = lives.live(
+                    str(folder), server.address, name, kill_after_s=dice.uniform(0, calm.lived_s)
+                )
                 kills, ended = kills + life.killed, not life.killed
-                came_further = FileLog(folder, SCHEMA).head > before
-                moved += life.killed and came_further
-                if not came_further:  # died in its start: the machine may be busier than before
-                    reach_s = min(1.25 * reach_s, 4 * calm.lived_s)
+                moved += life.killed and FileLog(folder, SCHEMA).head > before
                 assert life.killed or life.code == 0
             counts = same_everywhere(folder, server.address, name)
     tell(

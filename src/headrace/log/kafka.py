@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +29,7 @@ LOG: Final = logging.getLogger(__name__)
 CHUNK_BYTES: Final = 2**19
 _LARGEST: Final = 2**24  # bytes of a message: a record is far smaller, a body is 1 MiB
 _SCRAPE_S: Final = 1.0  # a scrape of the metrics waits no longer
+_PAUSE_S: Final = 0.2
 _POSITION: Final = "kafka.json"
 _FENCED: Final = (
     KafkaError._FENCED,
@@ -197,10 +199,16 @@ class KafkaLog:
                 "linger.ms": 0,
             }
         )
-        try:
-            producer.init_transactions(self._timeout_s)
-        except KafkaException as problem:
-            raise self._away(problem) from problem
+        deadline = time.monotonic() + self._timeout_s
+        while True:
+            try:
+                producer.init_transactions(self._timeout_s)
+                break
+            except KafkaException as problem:
+                # a broker that has just started coordinates nothing yet, and says so
+                if not problem.args[0].retriable() or time.monotonic() > deadline:
+                    raise self._away(problem) from problem
+            time.sleep(_PAUSE_S)
         self._fetch()
         self._producer = producer
 
