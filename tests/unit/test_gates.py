@@ -12,7 +12,7 @@ import pytest
 
 from headrace import gates, metrics
 from headrace.declaration import ModelGateSpec
-from headrace.gates import Evidence, TaskEvidence, Verdict
+from headrace.gates import Evidence, TaskEvidence, Verdict, claims
 
 NOW_US = 1_000_000_000_000
 GATE = ModelGateSpec(min_rows=100, max_logloss_increase=0.02, calibration=(0.5, 2.0))
@@ -265,8 +265,8 @@ def test_few_hundred_rows_let_good_candidates_through_and_stop_flipped_ones() ->
         champion = np.clip(truth * generator.lognormal(0, 0.30, 300), 0.005, 0.95)
         candidate = np.clip(truth * generator.lognormal(0, 0.25, 300), 0.005, 0.95)
         poisoned = np.clip(champion + 0.25 * (1 - 2 * champion), 0.005, 0.95)
-        good += gates.logloss_not_worse(measured(labels, candidate, champion), 0.02) is None
-        flipped += gates.logloss_not_worse(measured(labels, poisoned, champion), 0.02) is None
+        good += claims.logloss_not_worse(measured(labels, candidate, champion), 0.02) is None
+        flipped += claims.logloss_not_worse(measured(labels, poisoned, champion), 0.02) is None
     assert good >= 95
     assert flipped == 0
 

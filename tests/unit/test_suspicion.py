@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from headrace import gates, metrics, suspicion
+from headrace import metrics, suspicion
 from headrace.declaration import LineSpec, ModelGateSpec
+from headrace.gates import claims
 from tests.unit.test_gates import GATE, GOOD, judged
 from tests.unit.test_quality import ROWS, spec, window
 
@@ -36,14 +37,14 @@ def test_a_slice_that_collapses_is_found_behind_a_good_mean(spec: LineSpec) -> N
     assert found["item_category=2"]["rows"] == 100
     evidence = replace(GOOD, slices=found)
     gate = ModelGateSpec(slices=("item_category",))
-    reason = gates.no_slice_collapses(evidence, gate)
+    reason = claims.no_slice_collapses(evidence, gate)
     assert reason is not None
     assert reason.startswith("no_slice_collapses: item_category=2 and 0 more")
     sound = suspicion.slices(line, rows, HONEST, HONEST)
-    assert gates.no_slice_collapses(replace(GOOD, slices=sound), gate) is None
-    assert gates.no_slice_collapses(GOOD, gate) is not None
+    assert claims.no_slice_collapses(replace(GOOD, slices=sound), gate) is None
+    assert claims.no_slice_collapses(GOOD, gate) is not None
     lost = {"item_category=2": {**found["item_category=2"], "logloss_diff_low": None}}
-    assert gates.no_slice_collapses(replace(GOOD, slices=lost), gate) is not None
+    assert claims.no_slice_collapses(replace(GOOD, slices=lost), gate) is not None
 
 
 def test_an_input_that_holds_the_label_explains_all(spec: LineSpec) -> None:
@@ -84,10 +85,10 @@ def test_a_candidate_that_surely_ranks_worse_is_refused() -> None:
 def test_time_and_bytes_are_asked_where_they_are_declared() -> None:
     gate = GATE.model_copy(update={"max_predict_time": 50, "max_bytes": 1_000})
     ok = replace(GOOD, predict_us=49.0, bytes=1_000)
-    assert gates.small_and_quick(ok, gate) is None
+    assert claims.small_and_quick(ok, gate) is None
     for change in ({"predict_us": 51.0}, {"bytes": 1_001}, {"bytes": None}, {"predict_us": None}):
-        assert gates.small_and_quick(replace(ok, **change), gate) is not None
-    assert gates.small_and_quick(GOOD, GATE) is None
+        assert claims.small_and_quick(replace(ok, **change), gate) is not None
+    assert claims.small_and_quick(GOOD, GATE) is None
 
 
 def naive(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

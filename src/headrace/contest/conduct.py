@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 import pyarrow as pa
 
-from headrace import alarms, gates, metrics, train
+from headrace import alarms, metrics, train
 from headrace.contest.entry import arm_of, entered_us, make_race, variant
 from headrace.contest.look import (
     Floats,
@@ -36,7 +36,7 @@ from headrace.errors import (
     InputError,
 )
 from headrace.events import sample_schema
-from headrace.gates import Evidence
+from headrace.gates import Evidence, claims
 from headrace.labels.revisions import once
 from headrace.line import Champion, LineStore
 from headrace.line.races import Raced, Races
@@ -262,7 +262,7 @@ class Contest:
     def _win(self, look: Look, decision: Decision) -> None:
         figure, low, high = look.calibrations[decision.arm]
         evidence = Evidence(calibration=figure, calibration_low=low, calibration_high=high)
-        off = gates.calibration_within(evidence, self._spec.gates.model.calibration)
+        off = claims.calibration_within(evidence, self._spec.gates.model.calibration)
         if off is not None:
             raise GateRejected(off)
         self.promote(decision.arm, decision.reason)
