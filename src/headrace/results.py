@@ -124,7 +124,7 @@ def _bench(files: Sequence[Path]) -> str:
     rows, tables = [], []
     for path in files:
         result = _read(path)
-        if "table" in result:
+        if result.get("table"):
             shown = replay_results.table(result["table"]["heads"], result["table"]["rows"])
             tables += ["", f"### {result['what']}", "", *shown]
         if "plot" in result:

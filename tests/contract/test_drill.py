@@ -24,7 +24,7 @@ def test_poison_is_met_and_told(tmp_path: Path) -> None:
     assert (broken["caught_by"], broken["through"]) == ("model gate", 0)
     assert "weights_finite" in broken["reason"]
     stopped = found["clicks stop", "all"]
-    assert (stopped["caught_by"], stopped["through"]) == ("vitals", 0)
+    assert (stopped["caught_by"], stopped["through"]) == ("data gate", 0)
     assert found["clicks stop", "none"]["through"] == drills.POISONED
     assert found["clicks stop", "none"]["caught_by"] == "vitals"
     assert told["clean"]["windows"] == 4

@@ -134,7 +134,7 @@ class Scorer(tf.Module):  # type: ignore[misc]
         layout = self._layout
         ids, wide = tf.split(rows, [layout.fields, layout.wide], axis=1)
         ids = tf.reshape(ids, [-1])
-        logit = self.held["offset"].read_value() + tf.zeros([PREDICT_ROWS, *self._of_tasks])
+        logit = tf.zeros([PREDICT_ROWS, *self._of_tasks])
         if layout.linear:
             by_id, dense = self._by_row("by_id", ids), self.held["linear"].read_value()
             if self._of_tasks:
@@ -145,7 +145,7 @@ class Scorer(tf.Module):  # type: ignore[misc]
             logit += self._by_row("wide", tf.reshape(wide, [-1]))
         if layout.deep:
             logit += self._deep(self._embedded(ids), columns)
-        return logit
+        return logit + self.held["offset"].read_value()
 
     def _deep(self, embedding: Tensor, columns: Tensor) -> Tensor:
         sizes = [network.size for network in self._networks]

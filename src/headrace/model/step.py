@@ -197,7 +197,7 @@ class Graph:
     def _predict(self, ids: Tensor, columns: Tensor, offset: Tensor) -> Tensor:
         ids, wide = tf.split(ids, [self._layout.fields, self._layout.wide], axis=1)
         rows = self.variables["table"].sparse_read(tf.reshape(ids, [-1]))
-        logit = offset + tf.zeros_like(columns[:, 0])
+        logit = tf.zeros_like(columns[:, 0])
         if self._layout.linear:
             logit += self._linear_logit(self._ftrl_weight(rows), columns)
         if self._layout.wide:
@@ -207,7 +207,8 @@ class Graph:
             parameters = self._network.split(self.variables["dense"].read_value())
             embedding = self._side_by_side(rows[:, self._layout.weights], columns)
             logit += self._network.logit(parameters, embedding, columns)
-        return logit
+        # last, where optimizers of graphs, which differ by the way of a call, put it too
+        return logit + offset
 
     def _learn(self, ids: Tensor, columns: Tensor, weights: Tensor, scalars: Tensor) -> Tensor:
         """One step; returns the sum of the batch's losses before it.

@@ -55,7 +55,7 @@ class TwoTasks(Graph):
         layout = self._layout
         ids, wide = tf.split(ids, [layout.fields, layout.wide], axis=1)
         rows = self.variables["table"].sparse_read(tf.reshape(ids, [-1]))
-        logits = offset + tf.zeros([columns.shape[0], 2])
+        logits = tf.zeros([columns.shape[0], 2])
         if layout.linear:
             logits += self._sums(self._ftrl_weights(rows), columns, layout.fields)
             logits += tf.matmul(columns, self._ftrl_weights(self.variables["linear"].read_value()))
@@ -65,7 +65,7 @@ class TwoTasks(Graph):
         if layout.deep:
             embedding = self._side_by_side(rows[:, layout.weights], columns)
             logits += self._towers(self._parameters(), embedding, columns)
-        return logits
+        return logits + offset  # last, as in `Graph`
 
     def _learn(self, ids: Tensor, columns: Tensor, weights: Tensor, scalars: Tensor) -> Tensor:
         """One step; returns the sum of the batch's losses before it, of both tasks.
