@@ -40,10 +40,12 @@ DAY = {"from": "2026-05-01T00:00:00Z", "to": "2026-05-02T00:00:00Z"}
 
 
 def deferred(airflow: AirflowClient, remote: Cluster) -> str:
-    """A run whose pipeline goes on on the cluster, with nobody waiting for it."""
+    """A run whose pipeline goes on on the cluster, which the triggerer alone asks for."""
     remote.states, remote.run = ["RUNNING"], None
     run = airflow.trigger("batch_score_coupons", DAY)
     until(lambda: airflow.task_states("batch_score_coupons", run).get("score_rows") == "deferred")
+    before = len(remote.requests)
+    until(lambda: any(RUN_ID in path for _, path in remote.requests[before:]))
     return run
 
 
