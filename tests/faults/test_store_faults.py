@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ import pytest
 from headrace import tracking
 from headrace.errors import ConflictError, EnvironmentFault
 from headrace.line import LineStore
-from headrace.settings import find_line, load_settings
+from headrace.settings import PROJECT, find_line, load_settings
 from tests.campaign import free_port
 from tests.contract.test_line import publish, state
 from tests.contract.test_tracking import promoted
@@ -275,9 +276,10 @@ def test_of_two_writers_of_one_line_one_wins_each_generation(tmp_path: Path) -> 
         "print(lost)\n"
     )
     command: Callable[[str], list[str]] = lambda who: [  # noqa: E731
-        *("python", "-c", code, root, str(rounds), who)
+        *(sys.executable, "-c", code, root, str(rounds), who)
     ]
-    both = [subprocess.Popen(command(who), stdout=subprocess.PIPE, text=True) for who in "ab"]
+    pipe = subprocess.PIPE
+    both = [subprocess.Popen(command(who), stdout=pipe, text=True, cwd=PROJECT) for who in "ab"]
     lost = [int(one.communicate(timeout=300)[0]) for one in both]
     assert [one.returncode for one in both] == [0, 0]
     store = LineStore(root, "x")
