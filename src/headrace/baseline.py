@@ -32,6 +32,8 @@ COMMON: Final = 20
 BINS: Final = 10
 DEVIATIONS: Final = 5.0
 _MANY_POSITIVES: Final = 30
+_SLACK_OF_WINDOWS: Final = 5.0
+_SLACK_OF_DELAY: Final = 2.0
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,10 @@ def figures(
     if past is not None and past.num_rows and rows.num_rows:
         reference = Reference(spec, past)
         drifted = reference.drift(rows, spec.gates.data.max_drift)
-        found |= {f"drift of {name}": drifted[name] for name in drifted if name != SCORE}
+        for name, each in drifted.items():
+            if name != SCORE:
+                least = _slack(spec, name) * spec.gates.data.max_drift
+                found[f"drift of {name}"] = Figure(each.value, max(each.limit, least))
         told = reference.told(rows)
         found |= {f"share of the label that {name} tells": each for name, each in told.items()}
         held = dict(columns(spec, rows))
@@ -182,6 +187,19 @@ def figures(
         figure = Figure(vitals.lost_share, spec.gates.data.max_lost_labels)
         found["share of engagements without an impression in time"] = figure
     return found | dict(_key_rates(spec, rows, past))
+
+
+def _slack(spec: LineSpec, name: str) -> float:
+    """How much more than an input that an application sends may this one move before a gate stops
+    the line: what windows count moves with the traffic, and how late labels come with its pace.
+    """
+    if name == DELAY:
+        return _SLACK_OF_DELAY
+    made = {feature.name for feature in spec.windows}
+    for feature in spec.request_features:  # each may use those above it
+        if made.intersection(feature.inputs):
+            made.add(feature.name)
+    return _SLACK_OF_WINDOWS if name in made else 1.0
 
 
 def symptoms(now: Vitals, before: Vitals, expected: tuple[float, float] = (0.25, 4.0)) -> list[str]:
