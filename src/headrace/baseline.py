@@ -32,7 +32,7 @@ COMMON: Final = 20
 BINS: Final = 10
 DEVIATIONS: Final = 5.0
 _MANY_POSITIVES: Final = 30
-_SLACK_OF_WINDOWS: Final = 5.0
+_SLACK_OF_WINDOWS: Final = 10.0
 _SLACK_OF_DELAY: Final = 2.0
 
 
