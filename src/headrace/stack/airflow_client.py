@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,6 +15,8 @@ from headrace.settings import Settings
 from headrace.stack.airflow_home import USER, password
 
 FINAL = frozenset({"success", "failed"})
+# Airflow answers 500 when its database was busy for too long; each call may be made again
+AGAIN_AFTER_S = (1.0, 4.0)
 
 
 class AirflowClient:
@@ -23,7 +26,7 @@ class AirflowClient:
     cannot be reached.
     """
 
-    def __init__(self, settings: Settings, timeout_s: float = 30.0):
+    def __init__(self, settings: Settings, timeout_s: float = 60.0):
         self._settings = settings
         # trust_env: a proxy of the machine must not see loopback calls
         self._http = httpx.Client(base_url=settings.airflow_url, timeout=timeout_s, trust_env=False)
@@ -45,9 +48,14 @@ class AirflowClient:
         self._http.close()
 
     def trigger(self, dag_id: str, conf: Mapping[str, Any] | None = None) -> str:
-        """Start a run with these params now; returns its `dag_run_id`."""
-        body = {"logical_date": None, "conf": dict(conf or {})}
-        return str(self._call("POST", f"/api/v2/dags/{dag_id}/dagRuns", body)["dag_run_id"])
+        """Start a run with these params now; returns its `dag_run_id`.
+
+        The run is named here, so that a call made again starts no second one.
+        """
+        run_id = f"manual__{datetime.now(UTC).isoformat()}"
+        body = {"dag_run_id": run_id, "logical_date": None, "conf": dict(conf or {})}
+        self._call("POST", f"/api/v2/dags/{dag_id}/dagRuns", body)
+        return run_id
 
     def run_state(self, dag_id: str, run_id: str) -> str:
         """`queued`, `running`, `success` or `failed`."""
@@ -99,6 +107,13 @@ class AirflowClient:
         answer = self._send(method, path, body, self._token or self._sign_in())
         if answer.status_code == httpx.codes.UNAUTHORIZED:
             answer = self._send(method, path, body, self._sign_in())
+        for wait_s in AGAIN_AFTER_S:
+            if not answer.is_server_error:
+                break
+            time.sleep(wait_s)
+            answer = self._send(method, path, body, self._token or self._sign_in())
+            if method == "POST" and answer.status_code == httpx.codes.CONFLICT:
+                return None  # the call that seemed to fail had started the run
         if answer.is_error:
             raise EnvironmentFault(
                 f"Airflow answered {answer.status_code} to {method} {path}: {answer.text[:500]}"

@@ -145,7 +145,8 @@ def _connections(settings: Settings) -> dict[str, object]:
     """Airflow's database; psycopg serves both kinds of connection."""
     url = settings.airflow_database
     if url is None:
-        return {"sql_alchemy_conn": f"sqlite:///{_database(airflow_folder(settings))}"}
+        # SQLite has one writer: the others wait for it longer than the 5 s of its default
+        return {"sql_alchemy_conn": f"sqlite:///{_database(airflow_folder(settings))}?timeout=30"}
     return {"sql_alchemy_conn": url, "sql_alchemy_conn_async": url}
 
 
