@@ -154,11 +154,7 @@ class Reference:
 
     def varied(self) -> list[str]:
         """Inputs that were not constant: a constant in a window is a stuck one."""
-        return [
-            name
-            for name, column in self._columns.items()
-            if name in _inputs(self._spec) and _commonest(column) < 0.9
-        ]
+        return [name for name in _inputs(self._spec) if _commonest(self._columns[name]) < 0.9]
 
 
 def figures(
@@ -172,10 +168,10 @@ def figures(
     found: dict[str, Figure] = {}
     if past is not None and past.num_rows and rows.num_rows:
         reference = Reference(spec, past)
-        drifted = reference.drift(rows, spec.gates.data.max_drift)
+        drifted, slack = reference.drift(rows, spec.gates.data.max_drift), _slack(spec)
         for name, each in drifted.items():
             if name != SCORE:
-                least = _slack(spec, name) * spec.gates.data.max_drift
+                least = slack.get(name, 1.0) * spec.gates.data.max_drift
                 found[f"drift of {name}"] = Figure(each.value, max(each.limit, least))
         told = reference.told(rows)
         found |= {f"share of the label that {name} tells": each for name, each in told.items()}
@@ -189,17 +185,15 @@ def figures(
     return found | dict(_key_rates(spec, rows, past))
 
 
-def _slack(spec: LineSpec, name: str) -> float:
-    """How much more than an input that an application sends may this one move before a gate stops
-    the line: what windows count moves with the traffic, and how late labels come with its pace.
+def _slack(spec: LineSpec) -> dict[str, float]:
+    """How much more than what an application sends others may move before a gate stops the line:
+    what windows count moves with the traffic, and how late labels come with its pace.
     """
-    if name == DELAY:
-        return _SLACK_OF_DELAY
     made = {feature.name for feature in spec.windows}
     for feature in spec.request_features:  # each may use those above it
         if made.intersection(feature.inputs):
             made.add(feature.name)
-    return _SLACK_OF_WINDOWS if name in made else 1.0
+    return {**dict.fromkeys(made, _SLACK_OF_WINDOWS), DELAY: _SLACK_OF_DELAY}
 
 
 def symptoms(now: Vitals, before: Vitals, expected: tuple[float, float] = (0.25, 4.0)) -> list[str]:

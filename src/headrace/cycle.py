@@ -30,11 +30,13 @@ from headrace.records import (
     records,
     started,
 )
-from headrace.sample import Quarantine, head_tick, sample_parts
+from headrace.sample import Quarantine, head_tick, read_tick, sample_parts
 from headrace.settings import Settings
 from headrace.slices import even, without_short_end
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pyarrow as pa
 
     from headrace.baseline import Figures
@@ -121,31 +123,53 @@ def plan_full(settings: Settings, spec: LineSpec) -> Interval | None:
 def check_data(
     settings: Settings, spec: LineSpec, from_tick: int, to_tick: int, quarantine: bool = True
 ) -> DataReport:
-    """Put the window through the data gate, store the report, and quarantine a window that fails.
+    """Put the window through the data gate, store the report, and quarantine what fails.
 
     `quarantine=False` leaves a failed window where it is (a full training reads all history). A
     window of more than `CHECK_ROWS` rows is checked part by part, so that memory is bounded.
     A window is compared with the rows before it, a whole history with nothing. Where it continues
-    one that has passed, what is new is checked by itself too, and goes to quarantine alone. Rows
-    that broke a rule are kept beside the reasons, and an alarm is raised.
+    one that has passed, what is new is checked by itself: if that fails, it goes to quarantine
+    alone, with the rows before it in which the gate could not have seen the same yet, and the
+    report is on what is left, unless that is too little to learn. Rows that broke a rule are kept
+    beside the reasons, and an alarm is raised.
     """
     from headrace import quality  # `plan`, the scheduled question, needs no pandas
 
-    home = settings.line_home(spec.line)
+    home, least = settings.line_home(spec.line), spec.gates.data.min_rows
     new = quality.passed_until(home, from_tick, to_tick) if quarantine else from_tick
-    report, refused = _check(settings, spec, from_tick, to_tick), from_tick
-    if new > from_tick:  # else much that passed before would dilute what is bad and new
-        tail = _check(settings, spec, new, to_tick)
-        enough = tail.statistics["rows"] >= spec.gates.data.min_rows
-        if enough and not tail.passed:
-            report, refused = tail, new
+    # what passed before would dilute what is bad and new
+    tail = _check(settings, spec, new, to_tick) if new > from_tick else None
+    held_back = tail is not None and not tail.passed and tail.statistics["rows"] >= least
+    if tail is not None and held_back:
+        _refuse(settings, spec, _doubtful_from(home, from_tick, new, least), to_tick, tail)
+    report = _check(settings, spec, from_tick, to_tick)
+    if tail is not None and held_back and report.statistics["rows"] < least:
+        report = tail
     excluded = train.quarantined(settings, spec, from_tick, to_tick)
     quality.keep(home, from_tick, to_tick, excluded, report)
-    if not report.passed and quarantine:
-        Quarantine(home).add(refused, to_tick, report.reasons, report.failed_rows)
-        body = {"ticks": [refused, to_tick], "reasons": report.reasons}
-        alarms.raise_alarm(settings, spec.line, "quarantine", body)
+    if not report.passed and quarantine and report is not tail:
+        _refuse(settings, spec, from_tick, to_tick, report)
     return report
+
+
+def _refuse(
+    settings: Settings, spec: LineSpec, from_tick: int, to_tick: int, report: DataReport
+) -> None:
+    Quarantine(settings.line_home(spec.line)).add(
+        from_tick, to_tick, report.reasons, report.failed_rows
+    )
+    body = {"ticks": [from_tick, to_tick], "reasons": report.reasons}
+    alarms.raise_alarm(settings, spec.line, "quarantine", body)
+
+
+def _doubtful_from(home: Path, from_tick: int, refused: int, rows: int) -> int:
+    """The tick, from `from_tick` on, after which at most so many rows came before the refused one:
+    fewer than the gate needs to see anything.
+    """
+    while refused > from_tick and rows > 0:
+        refused -= 1
+        rows -= read_tick(home, refused).counts.get("samples", 0)
+    return refused
 
 
 def _check(settings: Settings, spec: LineSpec, from_tick: int, to_tick: int) -> DataReport:
@@ -153,11 +177,13 @@ def _check(settings: Settings, spec: LineSpec, from_tick: int, to_tick: int) -> 
     from headrace import quality, recent
 
     home = settings.line_home(spec.line)
+    excluded = train.quarantined(settings, spec, from_tick, to_tick)
 
     def measure(part: pa.Table) -> Figures:
-        return recent.figures(spec, home, from_tick, to_tick, part) if from_tick else {}
+        if not from_tick:
+            return {}
+        return recent.figures(spec, home, from_tick, to_tick, part, exclude=excluded)
 
-    excluded = train.quarantined(settings, spec, from_tick, to_tick)
     samples = sample_parts(spec, home, from_tick, to_tick, excluded)
     parts = without_short_end(even(samples, CHECK_ROWS), CHECK_ROWS // 2)
     docs = home / "quarantine" / "docs" / f"{from_tick}-{to_tick}"

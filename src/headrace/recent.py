@@ -17,7 +17,14 @@ from headrace import baseline
 from headrace.baseline import Figure, Vitals
 from headrace.declaration import LineSpec
 from headrace.quarantine import Quarantine
-from headrace.sample import TickManifest, head_tick, read_samples, read_tick, ticks
+from headrace.sample import (
+    TickManifest,
+    head_tick,
+    read_samples,
+    read_tick,
+    tick_as_of,
+    ticks,
+)
 
 MOST_TICKS: Final = 3_000
 """So far back the reference reaches at most: its parts are many small files."""
@@ -39,12 +46,23 @@ def rows_before(spec: LineSpec, home: Path, tick: int) -> pa.Table:
     return samples.slice(max(samples.num_rows - wanted, 0))
 
 
-def vitals(spec: LineSpec, home: Path, from_tick: int, to_tick: int) -> Vitals:
-    """What came in during the ticks `[from_tick, to_tick)`.
+def vitals(
+    spec: LineSpec,
+    home: Path,
+    from_tick: int,
+    to_tick: int,
+    exclude: Sequence[tuple[int, int]] = (),
+) -> Vitals:
+    """What came in during the ticks `[from_tick, to_tick)`, without those in `exclude`.
 
-    Engagements are those that became a label and those that ended otherwise.
+    Engagements are those that became a label and those that ended otherwise; `seconds` and
+    refusals are of all the ticks.
     """
-    told = ticks(home, from_tick, to_tick)
+    told = [
+        manifest
+        for manifest in ticks(home, from_tick, to_tick)
+        if not any(start <= manifest.tick < stop for start, stop in exclude)
+    ]
     if not told:
         return Vitals(0.0, 0, 0)
     began_us = read_tick(home, from_tick - 1).at_us if from_tick else told[0].at_us
@@ -52,11 +70,18 @@ def vitals(spec: LineSpec, home: Path, from_tick: int, to_tick: int) -> Vitals:
 
 
 def figures(
-    spec: LineSpec, home: Path, from_tick: int, to_tick: int, window: pa.Table
+    spec: LineSpec,
+    home: Path,
+    from_tick: int,
+    to_tick: int,
+    window: pa.Table,
+    *,
+    exclude: Sequence[tuple[int, int]] = (),
 ) -> dict[str, Figure]:
     """All figures of a window's samples, against the rows before it (`baseline.figures`)."""
     before = rows_before(spec, home, from_tick)
-    return baseline.figures(spec, window, before, vitals(spec, home, from_tick, to_tick))
+    came = vitals(spec, home, from_tick, to_tick, exclude)
+    return baseline.figures(spec, window, before, came)
 
 
 def _of_ticks(told: Sequence[TickManifest], began_us: int, refused: int) -> Vitals:
@@ -99,19 +124,12 @@ def symptoms(spec: LineSpec, home: Path, until_us: int) -> list[str]:
     """
     length_us = spec.cadence.incremental
     head = head_tick(home)
-    first = _after(home, head, until_us - length_us)
+    first = tick_as_of(home, until_us - length_us)
     if not first:
         return []
     found = vitals(spec, home, first, head)
     now = Vitals(length_us / 1e6, found.events, found.engagements, found.refused, found.fates)
     ended_us = read_tick(home, first - 1).at_us
     reach_us = max(int(EXPECTED_S * 1e6), EXPECTED * length_us)
-    before = vitals(spec, home, max(_after(home, first, ended_us - reach_us), 1), first)
+    before = vitals(spec, home, max(tick_as_of(home, ended_us - reach_us), 1), first)
     return baseline.symptoms(now, before) if before.seconds >= 2 * now.seconds else []
-
-
-def _after(home: Path, head: int, at_us: int) -> int:
-    """The first tick of those before `head` that is later than a moment."""
-    while head > 0 and read_tick(home, head - 1).at_us > at_us:
-        head -= 1
-    return head

@@ -132,7 +132,7 @@ class Line:
         (self.home / "samples").mkdir(parents=True, exist_ok=True)
         pq.write_table(samples, self.home / path)
         at_us = START_US + tick * 1_000_000 + 2_000
-        manifest = TickManifest(tick, at_us, events, (0, 0), path, None, {}, {})
+        manifest = TickManifest(tick, at_us, events, (0, 0), path, None, {}, {"samples": ROWS})
         write_json(self.home / "ticks" / f"{tick:08d}.json", manifest.to_json())
 
     def _log(

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from headrace import alarms, cycle, recent
+from headrace import alarms, cycle, quality, recent
 from headrace.atomic import write_json
 from headrace.errors import InputError
 from headrace.sample import Quarantine, read_tick
@@ -23,17 +23,29 @@ def line(bootstrapped: Path, tmp_path: Path) -> Line:
     return opened(tmp_path / "copy")
 
 
-def test_only_what_is_new_is_refused_and_the_rest_is_learned_later(line: Line) -> None:
-    line.tick(4, version="v000001")
-    assert cycle.check_data(line.settings, line.spec, 34, 44).passed
+def test_only_what_is_new_is_refused_and_the_rest_is_learned_at_once(line: Line) -> None:
+    line.tick(6, version="v000001")
+    assert cycle.check_data(line.settings, line.spec, 34, 46).passed
     line.tick(3, click=np.ones_like, version="v000001")
-    report = cycle.check_data(line.settings, line.spec, 34, 47)
-    assert not report.passed
-    (refused,) = Quarantine(line.home).intervals()
-    assert (refused["from"], refused["to"]) == (44, 47)
+    report = cycle.check_data(line.settings, line.spec, 34, 49)
+    quarantine = Quarantine(line.home)
+    (refused,) = quarantine.intervals()
+    # the gate sees nothing in fewer than 100 rows: two ticks of 50 go with what is odd
+    assert (refused["from"], refused["to"]) == (44, 49)
+    assert "label rate" in str(refused["reasons"])
     (alarm,) = alarms.alarms(line.settings, "tiny")
-    assert (alarm["kind"], alarm["ticks"]) == ("quarantine", [44, 47])
-    assert cycle.check_data(line.settings, line.spec, 34, 47).passed
+    assert (alarm["kind"], alarm["ticks"]) == ("quarantine", [44, 49])
+    assert (report.passed, report.statistics["rows"]) == (True, 10 * 50)
+    assert quality.passed(line.home, 34, 49, [[44, 49]])
+
+
+def test_what_is_left_of_a_refused_window_waits_where_it_is_too_little(line: Line) -> None:
+    assert cycle.check_data(line.settings, line.spec, 37, 40).passed
+    line.tick(3, click=np.ones_like, version="v000001")
+    report = cycle.check_data(line.settings, line.spec, 37, 43)
+    assert "label rate" in str(report.reasons)
+    (refused,) = Quarantine(line.home).intervals()
+    assert (refused["from"], refused["to"]) == (38, 43)
 
 
 def test_rows_and_page_of_a_refused_window_are_kept(line: Line) -> None:

@@ -18,6 +18,7 @@ from headrace.atomic import write_json
 from headrace.declaration import LineSpec
 from headrace.errors import ConflictError, EnvironmentFault
 from headrace.line import Champion, LineStore
+from headrace.sample import Quarantine, read_tick
 from headrace.settings import Settings
 from headrace.simulate.campaign import flip_switch
 from headrace.simulate.outbox import now_us
@@ -125,8 +126,10 @@ class Drills:
         self.say(f"labels are flipped for {POISON_US / 1e6:.0f} s")
 
     def _refused_since_poison(self) -> bool:
-        began_us = self.record["poison"]["from_us"]
-        return any(
+        """Whether a whole window was refused, or a part of one went to quarantine."""
+        began_us, home = self.record["poison"]["from_us"], self.settings.line_home(self.spec.line)
+        refused = [q["to"] for q in Quarantine(home).intervals()]
+        return any(read_tick(home, tick - 1).at_us > began_us for tick in refused) or any(
             record.outcome == "rejected" and record.ended_us > began_us
             for record in cycle.records(self.settings, self.spec)
         )

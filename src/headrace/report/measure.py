@@ -219,8 +219,8 @@ def _serving(requests: pa.Table) -> dict[str, Any]:
 def _poison(found: Artifacts) -> dict[str, Any] | None:
     """What became of the flipped impressions: their windows, and how many the champion learned.
 
-    `rejected` holds when refused windows had at least four fifths of those sampled, and the
-    champion at the end has learned at most a fifth.
+    `rejected` holds when refused windows, or the parts of windows that went to quarantine, had
+    at least four fifths of those sampled, and the champion at the end has learned at most a fifth.
     """
     shown = pc.greater_equal(found.truth["position"], 0)
     ids = found.truth.filter(pc.and_(found.truth["flipped"], shown))["impression_id"]
@@ -231,8 +231,14 @@ def _poison(found: Artifacts) -> dict[str, Any] | None:
     flipped = np.asarray(pc.and_(shown_then, is_impression), dtype=bool)
     tick = found.tick_of[flipped]
     tick = tick[tick >= 0]
-    refused = [c for c in found.cycles if c.outcome == "rejected" and c.interval is not None]
-    guilty = [cycle for cycle in refused if _inside(tick, [cycle]).any()]
+    refused = [
+        (*c.interval, c.reasons)
+        for c in found.cycles
+        if c.outcome == "rejected" and c.interval is not None
+    ]
+    quarantined = Quarantine(found.home).intervals()
+    refused += [(q["from"], q["to"], q["reasons"]) for q in quarantined]
+    guilty = [window for window in refused if _inside(tick, [window]).any()]
     learned = 0
     if found.champions:
         name = found.champions[-1].version
@@ -243,17 +249,16 @@ def _poison(found: Artifacts) -> dict[str, Any] | None:
         "impressions": len(ids),
         "learned": learned,
         "rejected": caught and learned <= 0.2 * len(ids),
-        "windows": [cycle.interval for cycle in guilty],
-        "reasons": [reason for cycle in guilty for reason in cycle.reasons],
-        "quarantined": Quarantine(found.home).intervals(),
+        "windows": sorted({(start, stop) for start, stop, _ in guilty}),
+        "reasons": list(dict.fromkeys(reason for *_, reasons in guilty for reason in reasons)),
+        "quarantined": quarantined,
     }
 
 
-def _inside(tick: Ints, cycles: Sequence[Cycle]) -> NDArray[np.bool_]:
-    """Which of the ticks lie in the window of any of the cycles."""
+def _inside(tick: Ints, windows: Sequence[tuple[int, int, Any]]) -> NDArray[np.bool_]:
+    """Which of the ticks lie in any of the windows `(from, to, …)`."""
     inside = np.zeros(len(tick), dtype=bool)
-    for cycle in cycles:
-        start, stop = cycle.interval or (0, 0)
+    for start, stop, _ in windows:
         inside |= (tick >= start) & (tick < stop)
     return inside
 
