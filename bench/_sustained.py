@@ -1,8 +1,9 @@
 """An hour of `make up` at the default cadence: what the cycles came to, how stale, at what cost.
 
-`python -m bench._sustained --minutes 60` starts a stack of its own below `out/sustained` from
-simulated history, with traffic, and writes `out/bench/sustained.json`. It is no part of
-`make bench`, which takes less than an hour. The ports are those of the settings.
+`python -m bench._sustained --minutes 60 --drills` starts a stack of its own below `out/sustained`
+from simulated history, with traffic, which each ten minutes is poisoned for 20 s, and writes
+`out/bench/sustained.json`. It is no part of `make bench`, which takes less than an hour. The ports
+are those of the settings.
 """
 
 from __future__ import annotations
@@ -20,12 +21,17 @@ from typing import Any, Final
 
 import numpy as np
 
-from bench._measure import at_most, equality
+from bench._drilled import LASTED_S, Drilled, Drilling, what_became
+from bench._drilled import minutes as chain
+from bench._measure import at_least, at_most, equality
 from bench._process import TICKS_A_S
 from headrace import records, stack
 from headrace.demo.bootstrap import Bootstrap
 from headrace.line import LineStore
+from headrace.parity import check
+from headrace.report.measure import read_artifacts
 from headrace.settings import PROJECT, Settings, find_line, load_settings
+from headrace.simulate.poison import PoisonSwitch
 from headrace.stack import supervisor
 
 LINE: Final = "coupons"
@@ -48,10 +54,12 @@ class Observed:
     runs: dict[str, dict[str, Any]] = field(default_factory=dict)
     cpu_s: dict[str, list[float]] = field(default_factory=dict)
     memory_mib: dict[str, list[float]] = field(default_factory=dict)
+    drills: list[dict[str, Any]] = field(default_factory=list)
 
 
-def observe(settings: Settings, minutes: float) -> Observed:
+def observe(settings: Settings, minutes: float, drills: bool) -> Observed:
     """Run the stack under traffic for so long and watch it."""
+    drilling = Drilling(PoisonSwitch(settings, LINE))
     spec = find_line(settings, LINE)
     service_list = Bootstrap(spec, stack.write_line, traffic=True)
     with stack.running(settings, LINE, service_list=service_list) as started:
@@ -60,6 +68,8 @@ def observe(settings: Settings, minutes: float) -> Observed:
         with stack.AirflowClient(settings) as airflow:
             ends, asked = time.monotonic() + minutes * 60, 0.0
             while time.monotonic() < ends:
+                if drills:
+                    drilling.step()
                 champion = store.champion()
                 if champion is not None:
                     watermark_us = store.get(champion.version).watermark_us
@@ -68,8 +78,10 @@ def observe(settings: Settings, minutes: float) -> Observed:
                     asked = time.monotonic()
                     _look(seen, airflow, started.endpoint, started.services)
                 time.sleep(SAMPLE_S)
+            drilling.end()
             _look(seen, airflow, started.endpoint, started.services)
         seen.ended_us = time.time_ns() // 1_000
+        seen.drills = drilling.done
     return seen
 
 
@@ -102,7 +114,7 @@ def figures(
     }
 
 
-def result(minutes: float, found: Mapping[str, Any]) -> dict[str, Any]:
+def result(minutes: float, found: Mapping[str, Any], drilled: Sequence[Drilled] = ()) -> Any:
     """As the other benchmarks write theirs."""
     cycles, stale, waits = found["cycles"], found["staleness_s"], found["trigger_to_served_s"]
     rows = [
@@ -110,10 +122,25 @@ def result(minutes: float, found: Mapping[str, Any]) -> dict[str, Any]:
          ", ".join(str(cycles[name]) for name in ("run", "promoted", "rejected", "failed"))],
         ["runs of Airflow, late", f"{cycles['runs']}, {cycles['late']}"],
         ["staleness p50, p95, p99", ", ".join(f"{stale[f'p{q}']:.1f}" for q in (50, 95, 99))],
+        *(drill.row() for drill in drilled),
         *([f"{name}: cores, MiB", f"{one['cpu_share']:.2f}, {one['memory_mib']:.0f}"]
           for name, one in found["services"].items()),
     ]  # fmt: skip
+    objective = []
+    if "chain" in found:
+        told = found["chain"]
+        bad = len(told["bad"])
+        rows.append(["minutes, of which some answer was two minutes old or failed",
+                     f"{told['minutes']}, {bad}"])  # fmt: skip
+        rows.append(["rows recomputed, mismatches", f"{told['rows']:,}, {told['mismatches']}"])
+        share = 1 - bad / max(told["minutes"], 1)
+        objective = [
+            at_least("minutes in which the chain kept its objective", share, "share", 0.999),
+            equality("rows served as learned", told["mismatches"] == 0),
+        ]
     what = f"{minutes:g} minutes of `make up` at the default cadence"
+    if drilled:
+        what += f", poisoned {len(drilled)} times for {LASTED_S:.0f} s"
     return {
         "what": what,
         "peers": {},
@@ -121,6 +148,7 @@ def result(minutes: float, found: Mapping[str, Any]) -> dict[str, Any]:
         "table": {"heads": ["figure", "value"], "rows": rows},
         "claims": [
             equality("no cycle failed", cycles["failed"] == 0),
+            *objective,
             at_most("trigger to served, median", waits["p50"], "s", GOAL_S),
             at_most("runs that began late", cycles["late"] / max(1, cycles["runs"]), "share", 0.05),
         ],
@@ -191,16 +219,23 @@ def main() -> None:
     """Observe, and write what was seen."""
     parser = argparse.ArgumentParser(prog="python -m bench._sustained", description=__doc__)
     parser.add_argument("--minutes", type=float, default=60.0)
-    minutes = parser.parse_args().minutes
+    parser.add_argument("--drills", action="store_true", help="poison the traffic now and then")
+    asked = parser.parse_args()
+    minutes = asked.minutes
     settings = replace(load_settings(), home=PROJECT / "out" / "sustained" / "stack")
     if not stack.status(settings)["running"]:
         shutil.rmtree(settings.home, ignore_errors=True)
     spec = find_line(settings, LINE)
-    seen = observe(settings, minutes)
+    seen = observe(settings, minutes, asked.drills)
     store = LineStore(settings.line_store_url(LINE), LINE)
     served = [(c.version, c.at_us) for c in store.history() if c.action == "promote"]
     cycles = records.records(settings, spec)
-    told = result(minutes, figures(seen, cycles, served, spec.cadence.incremental / 1e6))
+    found = figures(seen, cycles, served, spec.cadence.incremental / 1e6)
+    artifacts = read_artifacts(settings, spec)
+    found["chain"] = chain(artifacts.requests, seen.began_us, seen.ended_us)
+    parity = check(settings, spec, shown=5)
+    found["chain"] |= {"rows": parity.rows, "mismatches": parity.mismatches}
+    told = result(minutes, found, what_became(artifacts, seen.drills))
     path = PROJECT / "out" / "bench" / "sustained.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")

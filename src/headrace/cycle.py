@@ -30,7 +30,7 @@ from headrace.records import (
     records,
     started,
 )
-from headrace.sample import Quarantine, head_tick, read_tick, sample_parts
+from headrace.sample import Quarantine, head_tick, read_tick, sample_parts, tick_as_of
 from headrace.settings import Settings
 from headrace.slices import even, without_short_end
 
@@ -141,7 +141,7 @@ def check_data(
     tail = _check(settings, spec, new, to_tick) if new > from_tick else None
     held_back = tail is not None and not tail.passed and tail.statistics["rows"] >= least
     if tail is not None and held_back:
-        _refuse(settings, spec, _doubtful_from(home, from_tick, new, least), to_tick, tail)
+        _refuse(settings, spec, _doubtful_from(spec, home, from_tick, new), to_tick, tail)
     report = _check(settings, spec, from_tick, to_tick)
     if tail is not None and held_back and report.statistics["rows"] < least:
         report = tail
@@ -162,14 +162,16 @@ def _refuse(
     alarms.raise_alarm(settings, spec.line, "quarantine", body)
 
 
-def _doubtful_from(home: Path, from_tick: int, refused: int, rows: int) -> int:
-    """The tick, from `from_tick` on, after which at most so many rows came before the refused one:
-    fewer than the gate needs to see anything.
+def _doubtful_from(spec: LineSpec, home: Path, from_tick: int, refused: int) -> int:
+    """The tick, from `from_tick` on, from which on the gate could not have seen yet what it then
+    refused: fewer rows than it needs, or labels of which only the clicks had come.
     """
-    while refused > from_tick and rows > 0:
-        refused -= 1
-        rows -= read_tick(home, refused).counts.get("samples", 0)
-    return refused
+    young_us = read_tick(home, refused - 1).at_us - (spec.label.provisional_after or 0)
+    first, rows = refused, spec.gates.data.min_rows
+    while first > from_tick and rows > 0:
+        first -= 1
+        rows -= read_tick(home, first).counts.get("samples", 0)
+    return max(min(first, tick_as_of(home, young_us)), from_tick)
 
 
 def _check(settings: Settings, spec: LineSpec, from_tick: int, to_tick: int) -> DataReport:

@@ -30,13 +30,13 @@ def test_only_what_is_new_is_refused_and_the_rest_is_learned_at_once(line: Line)
     report = cycle.check_data(line.settings, line.spec, 34, 49)
     quarantine = Quarantine(line.home)
     (refused,) = quarantine.intervals()
-    # the gate sees nothing in fewer than 100 rows: two ticks of 50 go with what is odd
-    assert (refused["from"], refused["to"]) == (44, 49)
+    # of the last 10 s before, only clicks had come
+    assert (refused["from"], refused["to"]) == (36, 49)
     assert "label rate" in str(refused["reasons"])
     (alarm,) = alarms.alarms(line.settings, "tiny")
-    assert (alarm["kind"], alarm["ticks"]) == ("quarantine", [44, 49])
-    assert (report.passed, report.statistics["rows"]) == (True, 10 * 50)
-    assert quality.passed(line.home, 34, 49, [[44, 49]])
+    assert (alarm["kind"], alarm["ticks"]) == ("quarantine", [36, 49])
+    assert (report.passed, report.statistics["rows"]) == (True, 2 * 50)
+    assert quality.passed(line.home, 34, 49, [[36, 49]])
 
 
 def test_what_is_left_of_a_refused_window_waits_where_it_is_too_little(line: Line) -> None:
@@ -45,7 +45,7 @@ def test_what_is_left_of_a_refused_window_waits_where_it_is_too_little(line: Lin
     report = cycle.check_data(line.settings, line.spec, 37, 43)
     assert "label rate" in str(report.reasons)
     (refused,) = Quarantine(line.home).intervals()
-    assert (refused["from"], refused["to"]) == (38, 43)
+    assert (refused["from"], refused["to"]) == (37, 43)
 
 
 def test_rows_and_page_of_a_refused_window_are_kept(line: Line) -> None:

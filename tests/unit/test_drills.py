@@ -10,8 +10,8 @@ import pytest
 from headrace.declaration import LineSpec
 from headrace.demo.drills import POISON_US, Drills
 from headrace.settings import PROJECT, load_line, load_settings
-from headrace.simulate.campaign import flip_switch
 from headrace.simulate.outbox import now_us
+from headrace.simulate.poison import PoisonSwitch
 from headrace.simulate.truth import read_json
 
 S = 1_000_000
@@ -52,7 +52,7 @@ def _write_tick(home: Path, tick: int, at_us: int) -> None:
 
 
 def _flipped(drills: Drills) -> bool:
-    return flip_switch(drills.settings, drills.spec.line).exists()
+    return PoisonSwitch(drills.settings, drills.spec.line).read() is not None
 
 
 def test_the_poison_waits_for_two_promotions(drills: Drills) -> None:

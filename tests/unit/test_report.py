@@ -104,7 +104,7 @@ def _rows(**changed: Any) -> ranking.Scored:
         "p_item": np.array([0.1, 0.2, 0.4, 0.3, 0.1, 0.2]),
         "p_click": np.array([0.1, 0.2 * EXAMINATION[1], np.nan, 0.3 * EXAMINATION[1], np.nan, 0.2]),
         "clicked": np.array([True, False, False, False, False, True]),
-        "flipped": np.zeros(6, dtype=bool),
+        "poisoned": np.zeros(6, dtype=bool),
         "sent_us": np.array([1, 1, 1, 2, 2, 2]) * S,
         "served": np.array([0.3, 0.2, 0.1, 0.3, 0.1, 0.2]),
         "frozen": np.full(6, 0.5),
@@ -233,7 +233,7 @@ def _tell_truth(home: Path, served: pa.Table, end_us: int) -> None:
         truth.add("candidates", {
             "impression_id": name, "request_id": name.split(":")[0], "position": index % 4,
             "p_item": 0.2, "p_click": 0.2 * EXAMINATION[index % 4], "clicked": index % 5 == 0,
-            "flipped": index < 8, "sent_at": at_us,
+            "poisoned": index < 8, "sent_at": at_us,
         })  # fmt: skip
         truth.add("sent", {
             "event": "impression", "impression_id": name, "malformed": False,

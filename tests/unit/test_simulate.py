@@ -14,10 +14,11 @@ import pyarrow.compute as pc
 import pytest
 
 from headrace.declaration import LineSpec
-from headrace.errors import DeclarationError
+from headrace.errors import DeclarationError, InputError
 from headrace.events import event_schema
 from headrace.settings import PROJECT, Settings, load_line, load_settings
-from headrace.simulate.campaign import SimulatorConfig, World, flip_switch, history, run, spoil
+from headrace.simulate.campaign import SimulatorConfig, World, history, run, spoil
+from headrace.simulate.poison import DUPLICATE, FLIPPED, STOP, UNIT, PoisonSwitch
 from headrace.simulate.truth import read_json, read_truth
 from headrace.simulate.world import EXAMINATION, MINUTE_US
 
@@ -227,16 +228,36 @@ def test_flipped_labels_engage_exactly_what_was_not_clicked(
     spec: LineSpec, service: tuple[Settings, type[_Service]]
 ) -> None:
     settings, handler = service
-    flip_switch(settings, spec.line).parent.mkdir(parents=True)
-    flip_switch(settings, spec.line).touch()
+    PoisonSwitch(settings, spec.line).on(FLIPPED)
     _run_for(settings, spec, replace(HASTY, malformed=0.0), 1.0)
     truth = read_truth(settings.line_home(spec.line), "candidates")
-    assert all(truth["flipped"].to_pylist())
+    assert all(truth["poisoned"].to_pylist())
     clicked = set(truth.filter(truth["clicked"])["impression_id"].to_pylist())
     engaged = {e["impression_id"] for e in handler.posted if e["event"] == "click"}
     assert engaged
     assert clicked
     assert not engaged & clicked
+
+
+def test_a_poison_spoils_what_is_sent_while_it_is_on(
+    spec: LineSpec, service: tuple[Settings, type[_Service]]
+) -> None:
+    settings, handler = service
+    switch, calm = PoisonSwitch(settings, spec.line), replace(HASTY, malformed=0.0, duplicated=0.0)
+    sent = {}
+    for poison in (DUPLICATE, UNIT, STOP):
+        switch.on(poison)
+        handler.posted.clear()
+        _run_for(settings, spec, calm, 1.0)
+        sent[poison] = [e for e in handler.posted if e["event"] == "impression"]
+    ids = [event["impression_id"] for event in sent[DUPLICATE]]
+    assert len(ids) == 4 * len(set(ids)) > 0
+    assert min(event["discount"] for event in sent[UNIT]) >= 5
+    assert sent[STOP] == []
+    switch.off()
+    assert switch.read() is None
+    with pytest.raises(InputError, match="'flood': no such poison; there are: flipped labels"):
+        switch.on("flood")
 
 
 def test_errors_of_the_services_are_counted_and_nothing_crashes(

@@ -20,8 +20,8 @@ from headrace.errors import ConflictError, EnvironmentFault
 from headrace.line import Champion, LineStore
 from headrace.sample import Quarantine, read_tick
 from headrace.settings import Settings
-from headrace.simulate.campaign import flip_switch
 from headrace.simulate.outbox import now_us
+from headrace.simulate.poison import FLIPPED, PoisonSwitch
 from headrace.simulate.truth import read_json
 
 SECOND_US: Final = 1_000_000
@@ -77,7 +77,7 @@ class Drills:
 
     def end_poison(self) -> None:
         """Send true labels again; harmless when nothing is poisoned."""
-        flip_switch(self.settings, self.spec.line).unlink(missing_ok=True)
+        PoisonSwitch(self.settings, self.spec.line).off()
         if self._poison_end_us:
             self._poison_end_us = 0
             self._note("poison", {**self.record["poison"], "to_us": now_us()})
@@ -119,7 +119,7 @@ class Drills:
         """Flip labels for a while once two cycles were promoted."""
         if len(self.promotions()) < 2:
             return
-        flip_switch(self.settings, self.spec.line).touch()
+        PoisonSwitch(self.settings, self.spec.line).on(FLIPPED)
         at_us = now_us()
         self._poison_end_us = at_us + POISON_US
         self._note("poison", {"from_us": at_us, "to_us": self._poison_end_us})

@@ -217,19 +217,19 @@ def _serving(requests: pa.Table) -> dict[str, Any]:
 
 
 def _poison(found: Artifacts) -> dict[str, Any] | None:
-    """What became of the flipped impressions: their windows, and how many the champion learned.
+    """What became of the poisoned impressions: their windows, and how many the champion learned.
 
     `rejected` holds when refused windows, or the parts of windows that went to quarantine, had
     at least four fifths of those sampled, and the champion at the end has learned at most a fifth.
     """
     shown = pc.greater_equal(found.truth["position"], 0)
-    ids = found.truth.filter(pc.and_(found.truth["flipped"], shown))["impression_id"]
+    ids = found.truth.filter(pc.and_(found.truth["poisoned"], shown))["impression_id"]
     if not len(ids):
         return None
     shown_then = pc.is_in(found.events["impression_id"], value_set=ids.combine_chunks())
     is_impression = pc.equal(found.events["event"], IMPRESSION)
-    flipped = np.asarray(pc.and_(shown_then, is_impression), dtype=bool)
-    tick = found.tick_of[flipped]
+    poisoned = np.asarray(pc.and_(shown_then, is_impression), dtype=bool)
+    tick = found.tick_of[poisoned]
     tick = tick[tick >= 0]
     refused = [
         (*c.interval, c.reasons)

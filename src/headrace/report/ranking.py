@@ -32,7 +32,7 @@ class Scored:
     p_item: Floats
     p_click: Floats
     clicked: NDArray[np.bool_]
-    flipped: NDArray[np.bool_]
+    poisoned: NDArray[np.bool_]
     sent_us: Ints
     served: Floats
     frozen: Floats
@@ -64,7 +64,7 @@ def scored_rows(truth: pa.Table, served: pa.Table, frozen: Floats) -> Scored:
         p_item=truth["p_item"].to_numpy(),
         p_click=pc.fill_null(truth["p_click"], float("nan")).to_numpy(),
         clicked=np.asarray(truth["clicked"], dtype=bool),
-        flipped=np.asarray(truth["flipped"], dtype=bool),
+        poisoned=np.asarray(truth["poisoned"], dtype=bool),
         sent_us=micros(truth["sent_at"]),
         served=served["score"].to_numpy(),
         frozen=frozen,

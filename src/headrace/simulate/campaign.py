@@ -2,8 +2,8 @@
 
 About six times a second a user asks the scoring server for a ranking of twelve coupons, is shown
 the best few (with a little exploration), and the impressions and, after their delays, the clicks go
-to the collector. Errors of either service are counted and never end the run. While the file
-`<line home>/truth/flip` exists, labels are flipped: clicks are sent for what was not clicked.
+to the collector. Errors of either service are counted and never end the run. A `PoisonSwitch`
+spoils the traffic while it is on.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import threading
 import time
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import httpx
@@ -22,6 +21,7 @@ from headrace.declaration import LineSpec
 from headrace.events import IMPRESSION
 from headrace.settings import Settings
 from headrace.simulate.outbox import Event, Outbox, now_us
+from headrace.simulate.poison import FLIPPED, PoisonSwitch, copies, spoil_candidate
 from headrace.simulate.truth import TruthLog
 from headrace.simulate.world import (
     CATEGORIES,
@@ -34,15 +34,10 @@ from headrace.simulate.world import (
     require_campaign_columns,
 )
 
-__all__ = ["SimulatorConfig", "World", "flip_switch", "history", "run"]
+__all__ = ["SimulatorConfig", "World", "history", "run"]
 
 FLUSH_US: Final = 5 * SECOND_US
 BACKLOG_US: Final = 2 * SECOND_US
-
-
-def flip_switch(settings: Settings, line: str) -> Path:
-    """The file whose existence flips labels (the poison of the demo)."""
-    return settings.line_home(line) / "truth" / "flip"
 
 
 def run(
@@ -103,7 +98,8 @@ class Traffic:
         self._config, self._spec, self._outbox, self._truth = config, spec, outbox, truth
         self._url = f"{settings.server_url}/v1/score"
         self._headers = settings.score_headers
-        self._flip = flip_switch(settings, spec.line)
+        self._switch = PoisonSwitch(settings, spec.line)
+        self._poison: str | None = None
         self._rng = np.random.default_rng([config.seed, 2])
         self._run = f"s{now_us():x}"
 
@@ -126,6 +122,7 @@ class Traffic:
     def ask(self, client: httpx.Client) -> None:
         """One request: choose a user and candidates, score them, show the best."""
         config, rng, at_us = self._config, self._rng, now_us()
+        self._poison = self._switch.read()
         self.counts["asked"] += 1
         request_id = f"{self._run}-{self.counts['asked']:06d}"
         user = int(rng.choice(config.users, p=self.world.activity))
@@ -147,10 +144,11 @@ class Traffic:
         names = self.world.item_id(slot, generation)
         kinds = self.world.slot_category[slot].tolist()
         discounts = self.world.discount(slot, generation).tolist()
-        return [
+        told = [
             {"item_id": name, "category": CATEGORIES[kind], "discount": discount}
             for name, kind, discount in zip(names, kinds, discounts, strict=True)
         ]
+        return [spoil_candidate(candidate, self._poison) for candidate in told]
 
     def _score(self, client: httpx.Client, asked: Asked) -> dict[str, Any] | None:
         """Call the server; None after an error, which is counted and logged with the request."""
@@ -190,8 +188,7 @@ class Traffic:
         p_item: Floats = self.world.p_item(who, slot, when)
         p_click = self.world.p_click(who, slot, np.maximum(position, 0), when)
         clicked = (self._rng.random(len(slot)) < p_click) & shown
-        flipped = self._flip.exists()
-        engaged = (~clicked & shown) if flipped else clicked
+        engaged = (~clicked & shown) if self._poison == FLIPPED else clicked
         window_us = self._spec.label.attribution_window
         delay = self.world.delays_us(self._rng, len(slot), window_us)
         bought = self._bought(who, slot, when)
@@ -221,7 +218,7 @@ class Traffic:
                     "p_item": float(p_item[i]),
                     "p_click": float(p_click[i]) if shown[i] else None,
                     "clicked": bool(clicked[i]),
-                    "flipped": flipped,
+                    "poisoned": self._poison is not None,
                     "sent_at": at_us,
                 }
                 for i in range(len(slot))
@@ -242,7 +239,8 @@ class Traffic:
         late, twice, spoiled = self._rng.random(3)
         if late < self._config.reordered:
             due_us += int(self._rng.integers(SECOND_US, 5 * SECOND_US))
-        self._outbox.put(due_us, event)
+        for _ in range(copies(self._poison)):
+            self._outbox.put(due_us, event)
         if twice < self._config.duplicated:
             self._outbox.put(due_us + int(self._rng.integers(50_000, 3 * SECOND_US)), event)
         if spoiled < self._config.malformed:

@@ -29,7 +29,7 @@ SCHEMAS: Final[dict[str, pa.Schema]] = {
             pa.field("p_item", pa.float64(), nullable=False),
             pa.field("p_click", pa.float64()),
             pa.field("clicked", pa.bool_(), nullable=False),
-            pa.field("flipped", pa.bool_(), nullable=False),
+            pa.field("poisoned", pa.bool_(), nullable=False),
             pa.field("sent_at", TIME, nullable=False),
         ]
     ),
