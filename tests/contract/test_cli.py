@@ -157,7 +157,7 @@ def place(
     made = Place(tmp_path, capsys)
     monkeypatch.setenv("HEADRACE_HOME", str(made.home))
     monkeypatch.setenv("HEADRACE_LINES_DIR", str(made.lines))
-    for name in ("SERVER", "COLLECTOR", "AIRFLOW"):
+    for name in ("SERVER", "GRPC", "COLLECTOR", "LEARNER", "AIRFLOW"):
         monkeypatch.setenv(f"HEADRACE_{name}_PORT", str(free_port()))
     return made
 
@@ -511,5 +511,5 @@ def test_the_exit_code_of_a_verb_is_that_of_the_command(
     def fail(_folder: Path) -> None:
         raise raised
 
-    monkeypatch.setattr(cli, "load_lines", fail)
+    monkeypatch.setattr("headrace.cli.declared.load_lines", fail)
     assert place.headrace("lines").code == code
