@@ -14,6 +14,7 @@ from headrace.declaration import LineSpec
 from headrace.settings import PROJECT, Settings, find_line, load_settings
 from headrace.store import Store
 from tests.campaign import free_port
+from tests.contract.written_line import Line, bootstrap, opened
 from tests.s3_server import s3_bucket
 from tests.spark import broker
 
@@ -123,3 +124,18 @@ def bucket() -> Iterator[str]:
     """A bucket of its own for a module's tests, on a real S3 API."""
     with s3_bucket(f"headrace-{uuid.uuid4().hex}") as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def bootstrapped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A line that has a champion; what a test changes, it changes in a copy."""
+    root = tmp_path_factory.mktemp("bootstrapped")
+    bootstrap(root)
+    return root
+
+
+@pytest.fixture
+def line(bootstrapped: Path, tmp_path: Path) -> Line:
+    """A copy of that line, in the folder `copy`."""
+    shutil.copytree(bootstrapped, tmp_path / "copy")
+    return opened(tmp_path / "copy")
