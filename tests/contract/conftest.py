@@ -14,6 +14,7 @@ from headrace.declaration import LineSpec
 from headrace.settings import PROJECT, Settings, find_line, load_settings
 from headrace.store import Store
 from tests.campaign import free_port
+from tests.contract.command_line import Place
 from tests.contract.written_line import Line, bootstrap, opened
 from tests.s3_server import s3_bucket
 from tests.spark import broker
@@ -139,3 +140,15 @@ def line(bootstrapped: Path, tmp_path: Path) -> Line:
     """A copy of that line, in the folder `copy`."""
     shutil.copytree(bootstrapped, tmp_path / "copy")
     return opened(tmp_path / "copy")
+
+
+@pytest.fixture
+def place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Place:
+    made = Place(tmp_path, capsys)
+    monkeypatch.setenv("HEADRACE_HOME", str(made.home))
+    monkeypatch.setenv("HEADRACE_LINES_DIR", str(made.lines))
+    for name in ("SERVER", "GRPC", "COLLECTOR", "LEARNER", "AIRFLOW"):
+        monkeypatch.setenv(f"HEADRACE_{name}_PORT", str(free_port()))
+    return made
