@@ -66,6 +66,7 @@ def observe(settings: Settings, minutes: float, drills: bool) -> Observed:
         store = LineStore(settings.line_store_url(LINE), LINE)
         seen = Observed(time.time_ns() // 1_000)
         with stack.AirflowClient(settings) as airflow:
+            airflow.wait_for_dags({DAG})
             ends, asked = time.monotonic() + minutes * 60, 0.0
             while time.monotonic() < ends:
                 if drills:
