@@ -84,6 +84,10 @@ def test_the_page_stands_alone(
     assert [address for address in parsed.asked if not address.startswith("#")] == []
     assert "label rate over impressions is 0.9" in text
     assert "no mismatch" in text
+    worst = told["cases"]["all"]
+    assert [case["label"] for case in worst].count(1) == interval.CASES
+    assert all(case["impression_id"] in text for case in worst)
+    assert parsed.tags.count("caption") >= 6
     assert "NaN" not in text
 
 
