@@ -133,7 +133,8 @@ def _wrong(
     known_us = max(micros(row["event_at"]), micros(row["emitted_at"]))
     left_us = known_us + clock.settles_us - clock.now_us
     if left_us > 0:
-        return f"label may still change by itself for {left_us / 60e6:.1f} min; import it then"
+        left = f"{left_us / 60e6:.1f} min of the log's time"
+        return f"label may still change by itself for {left}; import it then"
     if answer.corrected < answer.label and spec.converts and row["conversion"]:
         return "label 1 was followed by a conversion, so it was a click; leave it"
     return None

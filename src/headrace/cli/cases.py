@@ -29,7 +29,8 @@ def cases_export(  # noqa: PLR0917
         int, typer.Option(min=1, max=1000, help="Of each slice: clicked rows, and others.")
     ] = 10,
     file: Annotated[
-        Path | None, typer.Option("--output", help="Default: cases.csv in the line's home.")
+        Path | None,
+        typer.Option("--output", help="Default: cases/<from>-<to>.csv in the line's home."),
     ] = None,
     line: LineName = "coupons",
     as_json: AsJson = False,
@@ -41,16 +42,17 @@ def cases_export(  # noqa: PLR0917
     """
     from headrace.atomic import check_writable, write_text
     from headrace.cases import CaseBook, sheet
-    from headrace.events import moment
+    from headrace.events import moment, stamp
     from headrace.report.answered import interval
     from headrace.report.worst import listed, worst
 
     settings, spec = open_line(line)
     home = settings.line_home(spec.line)
-    path = file or home / "cases.csv"
-    check_writable(path)
-    to_us = time.time_ns() // 1_000 if until is None else moment("--to", until)
+    to_us = int(time.time()) * 1_000_000 if until is None else moment("--to", until)
     from_us = to_us - _DAY_US if since is None else moment("--from", since)
+    # named by the interval, so that no export is written over labels of another
+    path = file or home / "cases" / f"{stamp(from_us)}-{stamp(to_us)}.csv"
+    check_writable(path)
     about = interval(settings, spec, from_us, to_us)
     judged = CaseBook(spec, home).judged()["impression_offset"]
     cases = listed(worst(spec, about, most, judged))
