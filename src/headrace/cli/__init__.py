@@ -12,6 +12,7 @@ import sys
 
 import typer
 
+from headrace.cli.cases import cases_app
 from headrace.cli.chaos import chaos
 from headrace.cli.declared import apply, expectations, lines
 from headrace.cli.drift import drift
@@ -50,6 +51,7 @@ app.add_typer(line_app, name="line")
 app.add_typer(quarantine_app, name="quarantine")
 app.add_typer(features_app, name="features")
 app.add_typer(race_app, name="race")
+app.add_typer(cases_app, name="cases")
 
 # What no verb can foresee, and its remedy; any other OSError is a fault of this program.
 _NO_SPACE = "free some space, or set HEADRACE_HOME to another disk, and run again"
