@@ -25,6 +25,10 @@ PROJECT = Path(__file__).resolve().parents[2]
 _REDIS_DATABASE = re.compile(r"(/\d*)?")
 _NOT_IN_A_URL = re.compile(r"[\s'\"$\\]")
 _TOKEN = re.compile(r"[!-~]{16,512}")
+_POD_SECRET = re.compile(
+    r"(?P<name>[a-z0-9][a-z0-9.-]*)/(?P<keys>[A-Z][A-Z0-9_]*(,[A-Z][A-Z0-9_]*)*)"
+)
+_CLAIM = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 _KAFKA = re.compile(r"kafka://(?P<brokers>[^/\s,]+:\d+(,[^/\s,]+:\d+)*)/(?P<name>[A-Za-z0-9._-]+)")
 OFFLINE_STORES = ("duckdb", "spark")
 PROFILES = PROJECT / "profiles"
@@ -43,6 +47,17 @@ class KafkaLog:
 
     def __str__(self) -> str:
         return f"kafka://{self.brokers}/{self.name}"
+
+
+@dataclass(frozen=True)
+class PodSecret:
+    """A Secret of a cluster by name, and those of its keys that a pod gets as variables."""
+
+    name: str
+    keys: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name}/{','.join(self.keys)}"
 
 
 @dataclass(frozen=True)
@@ -86,6 +101,8 @@ class Settings:
     event_log: KafkaLog | None = None  # None: files in the line's home alone
     registry: str | None = field(default=None, repr=False)  # Feast's, a PostgreSQL; None is a file
     airflow_database: str | None = field(default=None, repr=False)  # None is SQLite
+    kfp_secret: PodSecret | None = None  # for the containers of a pipeline on a cluster
+    kfp_volume: str | None = None  # a claim there, mounted as their home
 
     def line_home(self, line: str) -> Path:
         """Folder of what belongs to one line on this machine: logs, ticks, samples, records."""
@@ -174,6 +191,8 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         event_log=_kafka_log(env.get("HEADRACE_EVENT_LOG") or None),
         registry=_database(env, "HEADRACE_REGISTRY", "a file below HEADRACE_HOME"),
         airflow_database=_database(env, "HEADRACE_AIRFLOW_DATABASE", "SQLite"),
+        kfp_secret=_pod_secret(env.get("HEADRACE_KFP_SECRET") or None),
+        kfp_volume=_claim(env.get("HEADRACE_KFP_VOLUME") or None),
     )
 
 
@@ -188,6 +207,29 @@ def _kafka_log(url: str | None) -> KafkaLog | None:
             "the variable out for files"
         )
     return KafkaLog(found["brokers"], found["name"])
+
+
+def _pod_secret(text: str | None) -> PodSecret | None:
+    """Names alone; an error never shows the text, as somebody may have written a value."""
+    if text is None:
+        return None
+    found = _POD_SECRET.fullmatch(text)
+    if found is None:
+        raise DeclarationError(
+            "HEADRACE_KFP_SECRET names no keys of a Secret; write NAME/KEY,KEY, where each KEY is "
+            "also the variable that a pipeline's containers get, and never a value; or leave the "
+            "variable out for none"
+        )
+    return PodSecret(found["name"], tuple(found["keys"].split(",")))
+
+
+def _claim(name: str | None) -> str | None:
+    if name is not None and not _CLAIM.fullmatch(name):
+        raise DeclarationError(
+            f"HEADRACE_KFP_VOLUME={name!r} is no name of a volume claim; write one that "
+            "`kubectl get pvc` prints, or leave the variable out for none"
+        )
+    return name
 
 
 def _database(env: Mapping[str, str], name: str, otherwise: str) -> str | None:

@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 import components
-from headrace.settings import PROJECT
+from headrace.launch.platform import HOME_THERE
+from headrace.settings import PROJECT, load_settings
 from tests.crds import SCHEMAS
 
 INFRA = PROJECT / "infra"
@@ -99,7 +100,7 @@ def test_commands_probes_and_ports_are_those_of_the_program():
 
     from headrace.cli import app
     from headrace.serving.app import create_app
-    from headrace.settings import find_line, load_settings
+    from headrace.settings import find_line
 
     settings = load_settings({"HEADRACE_HOME": "/nowhere"})
     spec = find_line(settings, "coupons")
@@ -134,6 +135,21 @@ def test_the_cluster_profile_asks_for_no_secret_that_the_settings_file_does_not_
     asked = set(re.findall(r"\$\{(\w+)\}", profile))
     assert asked
     assert [name for name in asked if name not in settings] == []
+
+
+def test_a_pipelines_containers_get_what_the_cluster_profile_asks_for():
+    profile = (PROJECT / "profiles" / "cluster.yaml").read_text(encoding="utf-8")
+    asked = dict.fromkeys(re.findall(r"\$\{(\w+)\}", profile), "0123456789abcdef")
+    settings = load_settings({"HEADRACE_PROFILE": "cluster"} | asked)
+    assert settings.kfp_secret is not None
+    line = yaml.safe_load_all((INFRA / "k8s" / "base" / "line.yaml").read_text(encoding="utf-8"))
+    pod, (claim,) = (spec := next(line)["spec"])["template"]["spec"], spec["volumeClaimTemplates"]
+    secrets = [one["secretRef"]["name"] for one in pod["containers"][0]["envFrom"][1:]]
+    assert secrets == [settings.kfp_secret.name]
+    assert set(asked) <= set(settings.kfp_secret.keys)
+    assert settings.kfp_volume == f"{claim['metadata']['name']}-line-0"
+    for text in ("images/Dockerfile", "k8s/base/settings.yaml"):
+        assert re.search(rf"HEADRACE_HOME[=:] ?{HOME_THERE}\b", (INFRA / text).read_text())
 
 
 def test_compose_has_no_password_no_latest_and_nothing_open_beyond_loopback():

@@ -157,6 +157,8 @@ def stack_environ(settings: Settings, stack_id: str) -> dict[str, str]:
         "HEADRACE_MIN_FREE_MB": str(settings.min_free_bytes // 2**20),
         "HEADRACE_KFP_ENDPOINT": settings.kfp_endpoint or "",
         "HEADRACE_KFP_TOKEN": settings.kfp_token or "",
+        "HEADRACE_KFP_SECRET": str(settings.kfp_secret or ""),
+        "HEADRACE_KFP_VOLUME": settings.kfp_volume or "",
         "HEADRACE_ONLINE_STORE": settings.online_store or "",
         "HEADRACE_PROFILE": settings.profile,
         "HEADRACE_EVENT_LOG": str(settings.event_log or ""),
