@@ -32,6 +32,8 @@ _CLAIM = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 _KAFKA = re.compile(r"kafka://(?P<brokers>[^/\s,]+:\d+(,[^/\s,]+:\d+)*)/(?P<name>[A-Za-z0-9._-]+)")
 OFFLINE_STORES = ("duckdb", "spark")
 PROFILES = PROJECT / "profiles"
+TRAINING_POOL = "headrace_training"
+"""Airflow's pool for the trainings from scratch that run on its own machine."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ class Settings:
     airflow_database: str | None = field(default=None, repr=False)  # None is SQLite
     kfp_secret: PodSecret | None = None  # for the containers of a pipeline on a cluster
     kfp_volume: str | None = None  # a claim there, mounted as their home
+    training_slots: int = 1  # of `TRAINING_POOL`
 
     def line_home(self, line: str) -> Path:
         """Folder of what belongs to one line on this machine: logs, ticks, samples, records."""
@@ -163,6 +166,14 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
             raise DeclarationError(f"{name}={text!r} is not a size; give whole MiB, 0 for none")
         return int(text) * 2**20
 
+    def slots(name: str, default: int) -> int:
+        text = env.get(name) or str(default)
+        if not text.isdecimal() or not 0 < int(text) <= 64:
+            raise DeclarationError(
+                f"{name}={text!r} is no number of trainings at once; give 1 to 64"
+            )
+        return int(text)
+
     return Settings(
         home=path("HEADRACE_HOME", PROJECT / "out" / "stack"),
         lines_dir=path("HEADRACE_LINES_DIR", PROJECT / "lines"),
@@ -193,6 +204,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         airflow_database=_database(env, "HEADRACE_AIRFLOW_DATABASE", "SQLite"),
         kfp_secret=_pod_secret(env.get("HEADRACE_KFP_SECRET") or None),
         kfp_volume=_claim(env.get("HEADRACE_KFP_VOLUME") or None),
+        training_slots=slots("HEADRACE_TRAINING_SLOTS", 1),
     )
 
 

@@ -15,7 +15,12 @@ from typing import Any
 import httpx
 
 from headrace.settings import PROJECT, Settings, find_line
-from headrace.stack.airflow_home import airflow_folder, migrate, write_airflow_home
+from headrace.stack.airflow_home import (
+    airflow_folder,
+    migrate,
+    set_training_pool,
+    write_airflow_home,
+)
 
 DAGS = PROJECT / "dags"
 LATE = timedelta(minutes=2)
@@ -59,6 +64,7 @@ def services(settings: Settings, line: str, dags: Path = DAGS) -> tuple[Service,
     def prepare_airflow(environ: Mapping[str, str], logs: Path) -> None:
         write_airflow_home(settings, dags)
         migrate(settings, environ, logs / "airflow-migrate.log")
+        set_training_pool(settings)
 
     def prepare_features(_environ: Mapping[str, str], _logs: Path) -> None:
         from headrace.store import Store  # Feast is heavy; only a start needs it
@@ -159,6 +165,7 @@ def stack_environ(settings: Settings, stack_id: str) -> dict[str, str]:
         "HEADRACE_KFP_TOKEN": settings.kfp_token or "",
         "HEADRACE_KFP_SECRET": str(settings.kfp_secret or ""),
         "HEADRACE_KFP_VOLUME": settings.kfp_volume or "",
+        "HEADRACE_TRAINING_SLOTS": str(settings.training_slots),
         "HEADRACE_ONLINE_STORE": settings.online_store or "",
         "HEADRACE_PROFILE": settings.profile,
         "HEADRACE_EVENT_LOG": str(settings.event_log or ""),
