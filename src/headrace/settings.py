@@ -31,6 +31,7 @@ _POD_SECRET = re.compile(
 _CLAIM = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 _KAFKA = re.compile(r"kafka://(?P<brokers>[^/\s,]+:\d+(,[^/\s,]+:\d+)*)/(?P<name>[A-Za-z0-9._-]+)")
 OFFLINE_STORES = ("duckdb", "spark")
+RUNNERS = ("subprocess", "docker")
 PROFILES = PROJECT / "profiles"
 TRAINING_POOL = "headrace_training"
 """Airflow's pool for the trainings from scratch that run on its own machine."""
@@ -106,6 +107,7 @@ class Settings:
     kfp_secret: PodSecret | None = None  # for the containers of a pipeline on a cluster
     kfp_volume: str | None = None  # a claim there, mounted as their home
     training_slots: int = 1  # of `TRAINING_POOL`
+    runner: str = "subprocess"  # of pipelines on this machine; `docker`: in containers
 
     def line_home(self, line: str) -> Path:
         """Folder of what belongs to one line on this machine: logs, ticks, samples, records."""
@@ -205,6 +207,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         kfp_secret=_pod_secret(env.get("HEADRACE_KFP_SECRET") or None),
         kfp_volume=_claim(env.get("HEADRACE_KFP_VOLUME") or None),
         training_slots=slots("HEADRACE_TRAINING_SLOTS", 1),
+        runner=_runner(env.get("HEADRACE_RUNNER") or "subprocess"),
     )
 
 
@@ -316,6 +319,15 @@ def _offline_store(name: str) -> str:
         raise DeclarationError(
             f"HEADRACE_OFFLINE_STORE={name!r} is not an offline store; set one of "
             f"{', '.join(OFFLINE_STORES)}, or leave the variable out for duckdb"
+        )
+    return name
+
+
+def _runner(name: str) -> str:
+    if name not in RUNNERS:
+        raise DeclarationError(
+            f"HEADRACE_RUNNER={name!r} runs no pipeline; set one of {', '.join(RUNNERS)}, or "
+            "HEADRACE_KFP_ENDPOINT for a cluster"
         )
     return name
 

@@ -173,6 +173,9 @@ def test_the_image_is_pinned_unprivileged_and_has_what_components_name():
         assert re.findall(r"^USER (\S+)$", stage, re.MULTILINE)[-1].startswith("10001:")
     for copied in re.findall(r"^COPY (?!--)(.+) \S+$", text, re.MULTILINE):
         assert [name for name in copied.split() if not (PROJECT / name).exists()] == []
+    assert {"dags", "plugins"} <= set(re.findall(r"^COPY (\w+) \w+$", text, re.MULTILINE))
+    for folder in ("DAGS_FOLDER=/app/dags", "PLUGINS_FOLDER=/app/plugins"):
+        assert f"AIRFLOW__CORE__{folder}" in stage
     (version,) = re.findall(r'^version = "(.+)"$', (PROJECT / "pyproject.toml").read_text(), re.M)
     assert components.IMAGE.endswith(f":{version}")
 

@@ -165,6 +165,7 @@ def stack_environ(settings: Settings, stack_id: str) -> dict[str, str]:
         "HEADRACE_KFP_TOKEN": settings.kfp_token or "",
         "HEADRACE_KFP_SECRET": str(settings.kfp_secret or ""),
         "HEADRACE_KFP_VOLUME": settings.kfp_volume or "",
+        "HEADRACE_RUNNER": settings.runner,
         "HEADRACE_TRAINING_SLOTS": str(settings.training_slots),
         "HEADRACE_ONLINE_STORE": settings.online_store or "",
         "HEADRACE_PROFILE": settings.profile,
