@@ -43,10 +43,10 @@ def found(overlay: str, kind: str, name: str) -> dict[str, Any]:
 
 
 def pod_specs(overlay: str) -> list[dict[str, Any]]:
-    owners = [o for o in rendered(overlay) if o["kind"] in ("Deployment", "StatefulSet")]
+    owners = [o for o in rendered(overlay) if o["kind"] in ("Deployment", "Job", "StatefulSet")]
     specs = [owner["spec"]["template"]["spec"] for owner in owners]
     specs += [o["spec"]["predictor"] for o in rendered(overlay) if o["kind"] == "InferenceService"]
-    assert len(specs) == 3
+    assert len(specs) == 4
     return specs
 
 
@@ -78,7 +78,7 @@ def test_a_misspelt_key_of_either_kind_is_refused():
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_pods_run_bounded_without_root_and_with_secrets_by_reference(overlay: str):
     for spec in pod_specs(overlay):
-        for container in [*spec["containers"], *spec["initContainers"]]:
+        for container in [*spec["containers"], *spec.get("initContainers", ())]:
             security = container["securityContext"]
             assert security["allowPrivilegeEscalation"] is False
             assert security["capabilities"] == {"drop": ["ALL"]}
@@ -107,7 +107,7 @@ def test_commands_probes_and_ports_are_those_of_the_program():
     paths = set(create_app(settings, spec).openapi()["paths"])
     verbs = get_command(app).commands  # type: ignore[attr-defined]
     for pod in pod_specs("prod"):
-        for container in [*pod["containers"], *pod["initContainers"]]:
+        for container in [*pod["containers"], *pod.get("initContainers", ())]:
             assert container["args"][0] in verbs
             for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
                 if probe in container:
@@ -115,6 +115,9 @@ def test_commands_probes_and_ports_are_those_of_the_program():
     ports = {p["name"]: p["port"] for p in found("prod", "Service", "line")["spec"]["ports"]}
     wanted = (settings.server_port, settings.grpc_port, settings.collector_port)
     assert (ports["http"], ports["grpc"], ports["collect"]) == wanted
+    job = found("prod", "Job", "upload")["spec"]["template"]["spec"]["containers"][0]
+    assert job["image"] == components.IMAGE
+    assert job["args"][1] in verbs[job["args"][0]].commands
     backfill = found("prod", "SparkApplication", "backfill")["spec"]
     assert backfill["arguments"][0] in verbs
 

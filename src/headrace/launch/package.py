@@ -35,11 +35,11 @@ def package_of(settings: Settings, spec: LineSpec, pipeline: str) -> Path:
     but its local runner refuses such a pipeline.)
     """
     package = compiled(pipeline)
+    if spec.resources == ResourcesSpec() and not (settings.kfp_secret or settings.kfp_volume):
+        return package
     document: dict[str, Any] = yaml.safe_load(package.read_text(encoding="utf-8"))
     executors = document["deploymentSpec"]["executors"]
     platform = platform_of(settings, spec.resources, executors)
-    if spec.resources == ResourcesSpec() and not platform:
-        return package
     for name, executor in executors.items():
         asked = asked_for(spec.resources, training=name == TRAINING)
         container = executor["container"]
