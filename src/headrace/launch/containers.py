@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -46,8 +46,7 @@ def docker_runner(settings: Settings, package: Path, run: str) -> Iterator[Any]:
             try:
                 yield local.DockerRunner(**_given(settings, run))
             finally:
-                for container in client.containers.list(filters={"label": f"{LABEL}={run}"}):
-                    container.stop(timeout=10)
+                _stop(client, run)
             _raise_for_failures(client, run, since)
         finally:
             client.close()
@@ -81,6 +80,16 @@ def _require(client: Any, image: str) -> None:
                 f"({problem.explanation or type(problem).__name__}); build it: "
                 + BUILD.format(image)
             ) from None
+
+
+def _stop(client: Any, run: str) -> None:
+    """End what still runs; one that is being removed just now is as good as gone."""
+    from docker.errors import NotFound
+
+    mine = {"label": f"{LABEL}={run}"}
+    for container in client.containers.list(filters=mine, ignore_removed=True):
+        with suppress(NotFound):
+            container.stop(timeout=10)
 
 
 def _given(settings: Settings, run: str) -> dict[str, Any]:
