@@ -25,9 +25,16 @@ PROJECT = Path(__file__).resolve().parents[2]
 _REDIS_DATABASE = re.compile(r"(/\d*)?")
 _NOT_IN_A_URL = re.compile(r"[\s'\"$\\]")
 _TOKEN = re.compile(r"[!-~]{16,512}")
+_POD_SECRET = re.compile(
+    r"(?P<name>[a-z0-9][a-z0-9.-]*)/(?P<keys>[A-Z][A-Z0-9_]*(,[A-Z][A-Z0-9_]*)*)"
+)
+_CLAIM = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 _KAFKA = re.compile(r"kafka://(?P<brokers>[^/\s,]+:\d+(,[^/\s,]+:\d+)*)/(?P<name>[A-Za-z0-9._-]+)")
 OFFLINE_STORES = ("duckdb", "spark")
+RUNNERS = ("subprocess", "docker")
 PROFILES = PROJECT / "profiles"
+TRAINING_POOL = "headrace_training"
+"""Airflow's pool for the trainings from scratch that run on its own machine."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,17 @@ class KafkaLog:
 
     def __str__(self) -> str:
         return f"kafka://{self.brokers}/{self.name}"
+
+
+@dataclass(frozen=True)
+class PodSecret:
+    """A Secret of a cluster by name, and those of its keys that a pod gets as variables."""
+
+    name: str
+    keys: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name}/{','.join(self.keys)}"
 
 
 @dataclass(frozen=True)
@@ -86,6 +104,10 @@ class Settings:
     event_log: KafkaLog | None = None  # None: files in the line's home alone
     registry: str | None = field(default=None, repr=False)  # Feast's, a PostgreSQL; None is a file
     airflow_database: str | None = field(default=None, repr=False)  # None is SQLite
+    kfp_secret: PodSecret | None = None  # for the containers of a pipeline on a cluster
+    kfp_volume: str | None = None  # a claim there, mounted as their home
+    training_slots: int = 1  # of `TRAINING_POOL`
+    runner: str = "subprocess"  # of pipelines on this machine; `docker`: in containers
 
     def line_home(self, line: str) -> Path:
         """Folder of what belongs to one line on this machine: logs, ticks, samples, records."""
@@ -146,6 +168,14 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
             raise DeclarationError(f"{name}={text!r} is not a size; give whole MiB, 0 for none")
         return int(text) * 2**20
 
+    def slots(name: str, default: int) -> int:
+        text = env.get(name) or str(default)
+        if not text.isdecimal() or not 0 < int(text) <= 64:
+            raise DeclarationError(
+                f"{name}={text!r} is no number of trainings at once; give 1 to 64"
+            )
+        return int(text)
+
     return Settings(
         home=path("HEADRACE_HOME", PROJECT / "out" / "stack"),
         lines_dir=path("HEADRACE_LINES_DIR", PROJECT / "lines"),
@@ -174,6 +204,10 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         event_log=_kafka_log(env.get("HEADRACE_EVENT_LOG") or None),
         registry=_database(env, "HEADRACE_REGISTRY", "a file below HEADRACE_HOME"),
         airflow_database=_database(env, "HEADRACE_AIRFLOW_DATABASE", "SQLite"),
+        kfp_secret=_pod_secret(env.get("HEADRACE_KFP_SECRET") or None),
+        kfp_volume=_claim(env.get("HEADRACE_KFP_VOLUME") or None),
+        training_slots=slots("HEADRACE_TRAINING_SLOTS", 1),
+        runner=_runner(env.get("HEADRACE_RUNNER") or "subprocess"),
     )
 
 
@@ -188,6 +222,29 @@ def _kafka_log(url: str | None) -> KafkaLog | None:
             "the variable out for files"
         )
     return KafkaLog(found["brokers"], found["name"])
+
+
+def _pod_secret(text: str | None) -> PodSecret | None:
+    """Names alone; an error never shows the text, as somebody may have written a value."""
+    if text is None:
+        return None
+    found = _POD_SECRET.fullmatch(text)
+    if found is None:
+        raise DeclarationError(
+            "HEADRACE_KFP_SECRET names no keys of a Secret; write NAME/KEY,KEY, where each KEY is "
+            "also the variable that a pipeline's containers get, and never a value; or leave the "
+            "variable out for none"
+        )
+    return PodSecret(found["name"], tuple(found["keys"].split(",")))
+
+
+def _claim(name: str | None) -> str | None:
+    if name is not None and not _CLAIM.fullmatch(name):
+        raise DeclarationError(
+            f"HEADRACE_KFP_VOLUME={name!r} is no name of a volume claim; write one that "
+            "`kubectl get pvc` prints, or leave the variable out for none"
+        )
+    return name
 
 
 def _database(env: Mapping[str, str], name: str, otherwise: str) -> str | None:
@@ -262,6 +319,15 @@ def _offline_store(name: str) -> str:
         raise DeclarationError(
             f"HEADRACE_OFFLINE_STORE={name!r} is not an offline store; set one of "
             f"{', '.join(OFFLINE_STORES)}, or leave the variable out for duckdb"
+        )
+    return name
+
+
+def _runner(name: str) -> str:
+    if name not in RUNNERS:
+        raise DeclarationError(
+            f"HEADRACE_RUNNER={name!r} runs no pipeline; set one of {', '.join(RUNNERS)}, or "
+            "HEADRACE_KFP_ENDPOINT for a cluster"
         )
     return name
 

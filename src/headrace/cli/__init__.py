@@ -35,6 +35,7 @@ from headrace.cli.options import (
     show,
     until_signal,
 )
+from headrace.cli.pipelines import pipelines_app
 from headrace.cli.proof import parity
 from headrace.cli.race import race_app
 from headrace.cli.report import report
@@ -62,6 +63,7 @@ app.add_typer(quarantine_app, name="quarantine")
 app.add_typer(features_app, name="features")
 app.add_typer(race_app, name="race")
 app.add_typer(cases_app, name="cases")
+app.add_typer(pipelines_app, name="pipelines")
 app.command()(backfill)
 app.command()(stream)
 app.command()(export)
