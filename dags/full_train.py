@@ -2,7 +2,8 @@
 
 **Guarantee.** One run at a time for a line, beside `incremental_train`: whichever promotes second
 finds the champion moved and is rejected, so no version is overwritten unseen. The first run of
-a line makes its first champion, judged against the constant prior.
+a line makes its first champion, judged against the constant prior. On one machine full trainings
+and searches of all lines follow one another (the pool `headrace_training`).
 
 **Schedule.** 03:00 in the line's time zone for live lines with `cadence.full: 1d`, else that
 cadence; lines that are read from files run by hand. Nothing is learned when there is no history.
@@ -19,7 +20,7 @@ from datetime import timedelta
 
 from airflow.sdk import DAG, CronTriggerTimetable, DeltaTriggerTimetable, Param, task
 
-from dags.shared.defaults import tags_of, task_defaults
+from dags.shared.defaults import heavy, tags_of, task_defaults
 from dags.shared.lateness import late_after
 from dags.shared.training import gated_training
 from headrace.declaration import LineSpec
@@ -51,7 +52,7 @@ def build(spec: LineSpec) -> DAG:
         params={"reason": Param(None, type=["null", "string"], title="Reason")},
         tags=tags_of(spec),
     ) as dag:
-        gated_training(spec, "full_train", plan, longest=timedelta(hours=6))
+        gated_training(spec, "full_train", plan, longest=timedelta(hours=6), **heavy())
     return dag
 
 

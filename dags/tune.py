@@ -21,7 +21,7 @@ from airflow.sdk import DAG, Param, task
 from airflow.sdk.exceptions import AirflowSkipException
 
 from dags.shared.assets import LineAssets
-from dags.shared.defaults import tags_of, task_defaults
+from dags.shared.defaults import heavy, tags_of, task_defaults
 from dags.shared.kubeflow import RunPipeline
 from headrace import records
 from headrace.declaration import LineSpec
@@ -66,7 +66,7 @@ def build(spec: LineSpec) -> DAG:
         named = choose_name()
         search = RunPipeline(
             task_id="search", line=spec.line, pipeline="tune", longest=longest, options=named,
-            inlets=[samples],
+            inlets=[samples], **heavy(),
         )  # fmt: skip
         search >> report(spec.line, named)
     return dag

@@ -6,6 +6,7 @@ Its answers are made from the models of `kfp_server_api`. It proves the client, 
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,6 +42,8 @@ class Cluster:
     terminated: list[str] = field(default_factory=list)
     created: list[str] = field(default_factory=list)  # display names of the runs submitted
     uploaded: bytes = b""
+    pipelines: dict[str, str] = field(default_factory=dict)  # ids by display name
+    versions: dict[tuple[str, str], bytes] = field(default_factory=dict)  # by id and name
 
     def answer(self, method: str, path: str, query: dict[str, list[str]], body: Any) -> Any:
         """A model of the API for one request."""
@@ -51,9 +54,15 @@ class Cluster:
             ("POST", f"{API}/runs"): lambda: self._create_run(body),
             ("GET", f"{API}/runs"): lambda: self._list_runs(query),
             ("POST", f"{API}/pipelines/upload"): lambda: self._upload(query, body),
+            ("GET", f"{API}/pipelines"): lambda: self._list_pipelines(query),
+            ("POST", f"{API}/pipelines"): lambda: self._create_pipeline(body),
+            ("POST", f"{API}/pipelines/upload_version"): lambda: self._upload_version(query, body),
             ("GET", f"{API}/runs/{RUN_ID}"): self._get_run,
             ("POST", f"{API}/runs/{RUN_ID}:terminate"): self._terminate,
         }
+        listed = re.fullmatch(rf"{API}/pipelines/(p-\d+)/versions", path)
+        if method == "GET" and listed:
+            return self._list_versions(listed[1], query)
         return routes[method, path]()
 
     def _list(self, query: dict[str, list[str]]) -> api.V2beta1ListExperimentsResponse:
@@ -86,6 +95,43 @@ class Cluster:
         self.uploaded = body
         (name,) = query["name"]
         return api.V2beta1Pipeline(pipeline_id="p-1", display_name=name, created_at="2026-11-20")
+
+    def _list_pipelines(self, query: dict[str, list[str]]) -> api.V2beta1ListPipelinesResponse:
+        (wanted,) = json.loads(query["filter"][0])["predicates"]
+        found = [
+            api.V2beta1Pipeline(pipeline_id=one, display_name=name)
+            for name, one in self.pipelines.items()
+            if name == wanted["stringValue"]
+        ]
+        return api.V2beta1ListPipelinesResponse(pipelines=found or None, total_size=len(found))
+
+    def _create_pipeline(self, body: Any) -> api.V2beta1Pipeline:
+        assert set(body) <= set(api.V2beta1Pipeline.attribute_map.values())
+        made = self.pipelines[body["display_name"]] = f"p-{len(self.pipelines) + 1}"
+        return api.V2beta1Pipeline(pipeline_id=made, display_name=body["display_name"])
+
+    def _list_versions(
+        self, pipeline: str, query: dict[str, list[str]]
+    ) -> api.V2beta1ListPipelineVersionsResponse:
+        (wanted,) = json.loads(query["filter"][0])["predicates"]
+        known = self.versions.keys() & {(pipeline, wanted["stringValue"])}
+        found = [self._version(*one) for one in known]
+        return api.V2beta1ListPipelineVersionsResponse(pipeline_versions=found or None)
+
+    def _upload_version(
+        self, query: dict[str, list[str]], body: bytes
+    ) -> api.V2beta1PipelineVersion:
+        (pipeline,), (name,) = query["pipelineid"], query["name"]
+        assert (pipeline, name) not in self.versions, "a name is given once"
+        self.versions[pipeline, name] = body
+        return self._version(pipeline, name)
+
+    def _version(self, pipeline: str, name: str) -> api.V2beta1PipelineVersion:
+        there = [known for known in self.versions if known[0] == pipeline]
+        number = f"{pipeline}-v-{there.index((pipeline, name)) + 1}"
+        return api.V2beta1PipelineVersion(
+            pipeline_id=pipeline, pipeline_version_id=number, display_name=name
+        )
 
     def _get_run(self) -> api.V2beta1Run:
         assert self.run is not None

@@ -33,8 +33,13 @@ def report_outcome(line: str, run: str) -> None:
     log.info("%s: %s serves", run, ended.version)
 
 
-def gated_training(spec: LineSpec, pipeline: str, plan: Any, longest: timedelta) -> None:
-    """Plan, run for at most `longest` and report: the tasks of a training, inside its DAG."""
+def gated_training(
+    spec: LineSpec, pipeline: str, plan: Any, longest: timedelta, **given: Any
+) -> None:
+    """Plan, run for at most `longest` and report: the tasks of a training, inside its DAG.
+
+    `given`: what the running task is told besides, such as `heavy()`.
+    """
     line, assets = spec.line, LineAssets.of(spec)
     run = RunPipeline(
         task_id="run_pipeline",
@@ -42,6 +47,7 @@ def gated_training(spec: LineSpec, pipeline: str, plan: Any, longest: timedelta)
         pipeline=pipeline,
         longest=longest,
         inlets=[assets.samples],
+        **given,
     )
     plan(line) >> run
     report_outcome.override(outlets=[assets.version, assets.served])(line, run.output)

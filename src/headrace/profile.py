@@ -19,9 +19,10 @@ from headrace.errors import DeclarationError
 PREFIX: Final = "HEADRACE_"
 KEYS: Final = frozenset((
     "event_log", "online_store", "offline_store", "registry", "line_store", "mlflow_uri",
-    "airflow_database", "kfp_endpoint", "kfp_token", "score_token", "admin_token",
-    "alarm_command", "host", "server_port", "grpc_port", "collector_port", "airflow_port",
-    "learner_port", "min_free_mb", "kafka_jars",
+    "airflow_database", "kfp_endpoint", "kfp_token", "kfp_secret", "kfp_volume", "score_token",
+    "admin_token", "alarm_command", "host", "server_port", "grpc_port", "collector_port",
+    "airflow_port", "learner_port", "min_free_mb", "kafka_jars", "training_slots",
+    "runner",
 ))  # fmt: skip
 SECRETS: Final = frozenset({"kfp_token", "score_token", "admin_token"})
 _NAME: Final = re.compile(r"[a-z][a-z0-9_-]*")

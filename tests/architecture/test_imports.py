@@ -18,6 +18,7 @@ OWNERS = {
     "ibis": {"store"},  # how Feast's DuckDB store reads its sources
     "kfp": {"launch", "components", "pipelines"},
     "kfp_server_api": {"launch"},
+    "docker": {"launch"},
     "great_expectations": {"quality"},
     "mlflow": {"tracking"},
     "pyspark": {"spark", "store"},  # Feast's offline store on Spark is a query, ours as well

@@ -284,7 +284,7 @@ def test_whoever_interrupts_the_waiting_ends_the_run(remote, settings):
 
 def test_the_documented_upload_of_a_package_works(remote):
     blocks = re.findall(r"```bash\n(.*?)```", (PROJECT / "docs" / "api.md").read_text(), re.DOTALL)
-    (line,) = (block for block in blocks if "/kfp " in block)
+    (line,) = (block for block in blocks if "bin/kfp " in block)
     result = subprocess.run(
         ["bash", "-euc", line],
         cwd=PROJECT,

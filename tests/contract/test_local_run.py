@@ -6,8 +6,9 @@ No `from __future__ import annotations`: kfp reads the component's signature.
 import fcntl
 import os
 from pathlib import Path
+from typing import Any
 
-from kfp import compiler, dsl
+from kfp import compiler, dsl, kubernetes
 
 from headrace.launch.local import KEPT_RUNS, prune, run_here
 from headrace.settings import Settings, load_settings
@@ -26,9 +27,17 @@ def small(line: str, run: str) -> None:
     note(line=line, run=run)
 
 
-def package(folder: Path) -> Path:
+@dsl.pipeline(name="small")
+def small_on_kubernetes(line: str, run: str) -> None:
+    task = note(line=line, run=run)
+    kubernetes.use_secret_as_env(task, "nowhere", {"KEY": "KEY"})
+    kubernetes.mount_pvc(task, "nowhere", "/nowhere")
+    kubernetes.add_node_selector(task, "pool", "ml")
+
+
+def package(folder: Path, pipeline: Any = small) -> Path:
     path = folder / "small.yaml"
-    compiler.Compiler().compile(small, str(path))
+    compiler.Compiler().compile(pipeline, str(path))
     return path
 
 
@@ -55,6 +64,14 @@ def test_after_a_run_the_newest_folders_stay(tmp_path):
     assert left == {"run-99", *(path.name for path in earlier[-(KEPT_RUNS - 1) :])}
     assert list((settings.home / "kfp" / "run-99").glob("small-*/note"))
     assert "noted run-99" in (settings.home / "logs" / "kfp-run-99.log").read_text()
+
+
+def test_what_is_asked_of_kubernetes_changes_nothing_here(tmp_path):
+    settings = load_settings({"HEADRACE_HOME": str(tmp_path / "home")})
+    path = package(tmp_path, small_on_kubernetes)
+    assert "secretAsEnv" in path.read_text(encoding="utf-8")
+    assert ran(settings, path, "run-1") is None
+    assert "noted run-1" in (settings.home / "logs" / "kfp-run-1.log").read_text()
 
 
 def test_a_run_that_fails_prunes_too_and_keeps_what_it_left(tmp_path):

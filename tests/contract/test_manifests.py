@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 import components
-from headrace.settings import PROJECT
+from headrace.launch.platform import HOME_THERE
+from headrace.settings import PROJECT, load_settings
 from tests.crds import SCHEMAS
 
 INFRA = PROJECT / "infra"
@@ -42,10 +43,10 @@ def found(overlay: str, kind: str, name: str) -> dict[str, Any]:
 
 
 def pod_specs(overlay: str) -> list[dict[str, Any]]:
-    owners = [o for o in rendered(overlay) if o["kind"] in ("Deployment", "StatefulSet")]
+    owners = [o for o in rendered(overlay) if o["kind"] in ("Deployment", "Job", "StatefulSet")]
     specs = [owner["spec"]["template"]["spec"] for owner in owners]
     specs += [o["spec"]["predictor"] for o in rendered(overlay) if o["kind"] == "InferenceService"]
-    assert len(specs) == 3
+    assert len(specs) == 4
     return specs
 
 
@@ -77,7 +78,7 @@ def test_a_misspelt_key_of_either_kind_is_refused():
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_pods_run_bounded_without_root_and_with_secrets_by_reference(overlay: str):
     for spec in pod_specs(overlay):
-        for container in [*spec["containers"], *spec["initContainers"]]:
+        for container in [*spec["containers"], *spec.get("initContainers", ())]:
             security = container["securityContext"]
             assert security["allowPrivilegeEscalation"] is False
             assert security["capabilities"] == {"drop": ["ALL"]}
@@ -99,14 +100,14 @@ def test_commands_probes_and_ports_are_those_of_the_program():
 
     from headrace.cli import app
     from headrace.serving.app import create_app
-    from headrace.settings import find_line, load_settings
+    from headrace.settings import find_line
 
     settings = load_settings({"HEADRACE_HOME": "/nowhere"})
     spec = find_line(settings, "coupons")
     paths = set(create_app(settings, spec).openapi()["paths"])
     verbs = get_command(app).commands  # type: ignore[attr-defined]
     for pod in pod_specs("prod"):
-        for container in [*pod["containers"], *pod["initContainers"]]:
+        for container in [*pod["containers"], *pod.get("initContainers", ())]:
             assert container["args"][0] in verbs
             for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
                 if probe in container:
@@ -114,6 +115,9 @@ def test_commands_probes_and_ports_are_those_of_the_program():
     ports = {p["name"]: p["port"] for p in found("prod", "Service", "line")["spec"]["ports"]}
     wanted = (settings.server_port, settings.grpc_port, settings.collector_port)
     assert (ports["http"], ports["grpc"], ports["collect"]) == wanted
+    job = found("prod", "Job", "upload")["spec"]["template"]["spec"]["containers"][0]
+    assert job["image"] == components.IMAGE
+    assert job["args"][1] in verbs[job["args"][0]].commands
     backfill = found("prod", "SparkApplication", "backfill")["spec"]
     assert backfill["arguments"][0] in verbs
 
@@ -134,6 +138,21 @@ def test_the_cluster_profile_asks_for_no_secret_that_the_settings_file_does_not_
     asked = set(re.findall(r"\$\{(\w+)\}", profile))
     assert asked
     assert [name for name in asked if name not in settings] == []
+
+
+def test_a_pipelines_containers_get_what_the_cluster_profile_asks_for():
+    profile = (PROJECT / "profiles" / "cluster.yaml").read_text(encoding="utf-8")
+    asked = dict.fromkeys(re.findall(r"\$\{(\w+)\}", profile), "0123456789abcdef")
+    settings = load_settings({"HEADRACE_PROFILE": "cluster"} | asked)
+    assert settings.kfp_secret is not None
+    line = yaml.safe_load_all((INFRA / "k8s" / "base" / "line.yaml").read_text(encoding="utf-8"))
+    pod, (claim,) = (spec := next(line)["spec"])["template"]["spec"], spec["volumeClaimTemplates"]
+    secrets = [one["secretRef"]["name"] for one in pod["containers"][0]["envFrom"][1:]]
+    assert secrets == [settings.kfp_secret.name]
+    assert set(asked) <= set(settings.kfp_secret.keys)
+    assert settings.kfp_volume == f"{claim['metadata']['name']}-line-0"
+    for text in ("images/Dockerfile", "k8s/base/settings.yaml"):
+        assert re.search(rf"HEADRACE_HOME[=:] ?{HOME_THERE}\b", (INFRA / text).read_text())
 
 
 def test_compose_has_no_password_no_latest_and_nothing_open_beyond_loopback():
@@ -157,6 +176,9 @@ def test_the_image_is_pinned_unprivileged_and_has_what_components_name():
         assert re.findall(r"^USER (\S+)$", stage, re.MULTILINE)[-1].startswith("10001:")
     for copied in re.findall(r"^COPY (?!--)(.+) \S+$", text, re.MULTILINE):
         assert [name for name in copied.split() if not (PROJECT / name).exists()] == []
+    assert {"dags", "plugins"} <= set(re.findall(r"^COPY (\w+) \w+$", text, re.MULTILINE))
+    for folder in ("DAGS_FOLDER=/app/dags", "PLUGINS_FOLDER=/app/plugins"):
+        assert f"AIRFLOW__CORE__{folder}" in stage
     (version,) = re.findall(r'^version = "(.+)"$', (PROJECT / "pyproject.toml").read_text(), re.M)
     assert components.IMAGE.endswith(f":{version}")
 

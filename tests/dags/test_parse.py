@@ -55,6 +55,7 @@ for path in sorted(Path(sys.argv[1]).glob("*.py")):
                 "doc": bool(dag.doc_md),
                 "tags": sorted(dag.tags),
                 "deadline": dag.deadline is not None,
+                "pools": {t.task_id: t.pool for t in dag.tasks},
                 "alarmed": all(t.on_failure_callback for t in dag.tasks),
                 "reads": sorted({a.name for t in dag.tasks for a in t.inlets}),
                 "makes": sorted({a.name for t in dag.tasks for a in t.outlets}),
@@ -77,6 +78,26 @@ except AirflowException as problem:
     ended = type(problem).__name__ + ": " + str(problem)
 imported = sorted({name.partition(".")[0] for name in set(sys.modules) - before})
 print("ANSWER" + json.dumps({"ended": ended, "imported": imported}))
+"""
+
+POOL = """
+import json, os, sys
+from airflow.models import import_all_models
+from airflow.models.base import Base
+from airflow.models.pool import Pool
+from airflow.settings import Session, engine
+import_all_models()
+Base.metadata.create_all(engine, tables=[Base.metadata.tables[n] for n in ("team", "slot_pool")])
+from headrace.settings import load_settings
+from headrace.stack.airflow_home import set_training_pool
+pools = []
+for slots in ("1", "3"):
+    home = {"HEADRACE_HOME": sys.argv[1], "HEADRACE_TRAINING_SLOTS": slots}
+    set_training_pool(load_settings(home))
+    with Session() as session:
+        (pool,) = Pool.get_pools(session=session)
+        pools.append([pool.pool, pool.slots, pool.include_deferred])
+print("ANSWER" + json.dumps({"pools": pools}))
 """
 
 
@@ -203,6 +224,34 @@ def test_assets_lead_from_events_to_what_serves(parsed):
         ("version", "served"),
         *((made_of, "scores") for made_of in ("events", "features", "version")),
     }
+
+
+def pooled(dags: dict[str, dict[str, dict[str, str]]]) -> dict[str, set[str]]:
+    """The files whose tasks wait for a slot of a pool, with those tasks."""
+    found: dict[str, set[str]] = {}
+    for dag in dags.values():
+        tasks = {task for task, pool in dag["pools"].items() if pool != "default_pool"}
+        assert {dag["pools"][task] for task in tasks} <= {"headrace_training"}
+        if tasks:
+            found.setdefault(str(dag["file"]), set()).update(tasks)
+    return found
+
+
+def test_trainings_from_scratch_share_a_pool_and_what_keeps_a_line_fresh_waits_for_none(parsed):
+    assert pooled(parsed["dags"]) == {"full_train": {"run_pipeline"}, "tune": {"search"}}
+
+
+@pytest.mark.slow
+def test_on_a_cluster_no_training_waits_for_a_slot_of_this_machine(tmp_path):
+    settings = {"HEADRACE_KFP_ENDPOINT": "http://kfp"}
+    dags = answer(tmp_path, PARSE, str(PROJECT / "dags"), **settings)["dags"]
+    assert pooled(dags) == {}
+
+
+@pytest.mark.slow
+def test_the_stack_makes_the_pool_and_gives_it_its_present_size(tmp_path):
+    made = answer(tmp_path / "airflow", POOL, str(tmp_path))["pools"]
+    assert made == [["headrace_training", 1, False], ["headrace_training", 3, False]]
 
 
 def test_samples_are_watched_alike_in_every_file_that_names_them(parsed):

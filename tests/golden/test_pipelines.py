@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 from pathlib import Path
 
 import pytest
 import yaml
 
+from headrace.declaration import ResourcesSpec
 from headrace.launch.errands import ERRANDS
+from headrace.launch.package import package_of
+from headrace.settings import find_line, load_settings
 from pipelines.command import COMPILED, compile_to
 
 TRAININGS = ("incremental_train", "full_train", "full_train_gpu")
@@ -29,6 +33,18 @@ def test_compiled_yaml_is_the_golden_file(name: str, tmp_path: Path) -> None:
     assert normalised(tmp_path / "compiled.yaml") == normalised(COMPILED / f"{name}.yaml"), (
         f"pipelines or components changed; run python -m pipelines.{name} --compile and look at it"
     )
+
+
+def test_a_package_with_all_that_a_cluster_can_be_asked_for_is_the_golden_file(tmp_path: Path):
+    parts = {"HEADRACE_KFP_SECRET": "headrace/TOKEN", "HEADRACE_KFP_VOLUME": "line-line-0"}
+    settings = load_settings({"HEADRACE_HOME": str(tmp_path)} | parts)
+    asked = ResourcesSpec(cpu="2", memory="4G", node_selector={"pool": "ml"})
+    spec = find_line(settings, "coupons").model_copy(update={"resources": asked})
+    package = package_of(settings, spec, "backfill_features")
+    golden = Path(__file__).with_name("backfill_features_on_kubernetes.yaml")
+    if os.environ.get("HEADRACE_GOLDEN") == "write":
+        golden.write_text(normalised(package), encoding="utf-8")
+    assert normalised(package) == normalised(golden), "look at what changed, then make golden"
 
 
 @pytest.mark.parametrize("name", TRAININGS)

@@ -97,6 +97,9 @@ def test_an_unknown_profile_is_told_which_there_are(name):
         ("HEADRACE_EVENT_LOG", "kafka://h:1/a/b"),
         ("HEADRACE_REGISTRY", "postgresql://u:hunter2@h/db"),
         ("HEADRACE_AIRFLOW_DATABASE", "sqlite:///hunter2"),
+        ("HEADRACE_TRAINING_SLOTS", "0"),
+        ("HEADRACE_TRAINING_SLOTS", "two"),
+        ("HEADRACE_RUNNER", "podman"),
     ],
 )
 def test_places_that_are_none_are_refused(variable, value):

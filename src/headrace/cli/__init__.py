@@ -21,6 +21,7 @@ from headrace.cli.export import export
 from headrace.cli.features import features_app
 from headrace.cli.guard import guard
 from headrace.cli.line import line_app, quarantine_app
+from headrace.cli.pipelines import pipelines_app
 from headrace.cli.proof import account, parity
 from headrace.cli.race import race_app
 from headrace.cli.replay import replay
@@ -52,6 +53,7 @@ app.add_typer(quarantine_app, name="quarantine")
 app.add_typer(features_app, name="features")
 app.add_typer(race_app, name="race")
 app.add_typer(cases_app, name="cases")
+app.add_typer(pipelines_app, name="pipelines")
 
 # What no verb can foresee, and its remedy; any other OSError is a fault of this program.
 _NO_SPACE = "free some space, or set HEADRACE_HOME to another disk, and run again"

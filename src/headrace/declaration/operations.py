@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import Any, Final
 
 from pydantic import Field, field_validator
 
 from headrace.declaration.base import Declared, DurationUs, Name
+
+_WORD: Final = r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
+_LABEL: Final = re.compile(rf"([a-z0-9]([a-z0-9.-]{{0,251}}[a-z0-9])?/)?{_WORD}")
+_LABEL_VALUE: Final = re.compile(rf"({_WORD})?")
 
 
 class RollbackSpec(Declared):
@@ -45,10 +50,30 @@ class ResourcesSpec(Declared):
     """What each container of a pipeline asks a cluster for; None leaves it to the cluster.
 
     `cpu` and `memory` as Kubernetes writes them (`2`, `500m`; `4G`); `accelerators` of the kind
-    `accelerator` are for the container of the training alone. Runs on one machine ask for nothing.
+    `accelerator` are for the container of the training alone. `node_selector`: labels that a node
+    must have; those in `training_node_selector` join them for the containers that train. Runs on
+    one machine ask for nothing.
     """
 
     cpu: str | None = Field(None, pattern=r"^[0-9]+m?$|^[0-9]+\.[0-9]+$")
     memory: str | None = Field(None, pattern=r"^[0-9]+(\.[0-9]+)?([KMGT]i?)?$")
     accelerator: str = "nvidia.com/gpu"
     accelerators: int = Field(0, ge=0, le=16)
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    training_node_selector: dict[str, str] = Field(default_factory=dict)
+
+    @field_validator("node_selector", "training_node_selector")
+    @classmethod
+    def _labels(cls, labels: dict[str, str]) -> dict[str, str]:
+        for key, value in labels.items():
+            if not _LABEL.fullmatch(key):
+                raise ValueError(
+                    f"{key!r} is no label of a node; write [prefix/]name as `kubectl get nodes "
+                    "--show-labels` prints it"
+                )
+            if not _LABEL_VALUE.fullmatch(value):
+                raise ValueError(
+                    f"{key}: {value!r} is no label's value; write at most 63 letters, digits, "
+                    "dashes, dots and underscores"
+                )
+        return labels

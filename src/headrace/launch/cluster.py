@@ -9,8 +9,8 @@ import io
 import json
 import logging
 import time
-from collections.abc import Mapping
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -71,16 +71,34 @@ def submit(
 
     Raises `EnvironmentFault` when the endpoint cannot be reached or refuses.
     """
+    with talking(settings) as client:
+        submitted = client.create_run_from_pipeline_package(
+            str(package), arguments=dict(arguments), run_name=name, enable_caching=False
+        )
+        if not submitted.run_id:
+            raise fault(settings, NO_API)
+    run_id = str(submitted.run_id)
+    LOG.info("%s is run %s: %s/#/runs/details/%s", name, run_id, shown(settings), run_id)
+    return client, run_id
+
+
+@contextmanager
+def talking(settings: Settings) -> Iterator[Any]:
+    """A `kfp.Client` of the endpoint, which prints nothing inside the block.
+
+    Raises `EnvironmentFault` when the endpoint cannot be reached or refuses, now or in the block.
+    """
     from kfp_server_api.exceptions import ApiException
     from urllib3.exceptions import HTTPError
 
     try:
         _probe(settings)
-        client, run_id = _submit(settings, package, arguments, name)
+        with redirect_stdout(io.StringIO()):  # kfp prints links, which no output of ours may hold
+            import kfp
+
+            yield kfp.Client(host=settings.kfp_endpoint, existing_token=settings.kfp_token)
     except (ApiException, HTTPError, TimeoutError) as problem:
         raise fault(settings, _told(problem)) from None
-    LOG.info("%s is run %s: %s/#/runs/details/%s", name, run_id, shown(settings), run_id)
-    return client, run_id
 
 
 def _probe(settings: Settings) -> None:
@@ -99,21 +117,6 @@ def _probe(settings: Settings) -> None:
         spoken = False
     if not spoken:
         raise fault(settings, NO_API)
-
-
-def _submit(
-    settings: Settings, package: Path, arguments: Mapping[str, int | str], name: str
-) -> tuple[Any, str]:
-    import kfp
-
-    with redirect_stdout(io.StringIO()):  # kfp prints links, which no output of ours may hold
-        client = kfp.Client(host=settings.kfp_endpoint, existing_token=settings.kfp_token)
-        submitted = client.create_run_from_pipeline_package(
-            str(package), arguments=dict(arguments), run_name=name, enable_caching=False
-        )
-    if not submitted.run_id:
-        raise fault(settings, NO_API)
-    return client, str(submitted.run_id)
 
 
 def _await(

@@ -1,4 +1,4 @@
-"""Run a pipeline's components in subprocesses of this interpreter, by `kfp.local`."""
+"""Run a pipeline's components on this machine, by `kfp.local`: in processes or in containers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any, Final, TextIO
 
@@ -26,6 +26,7 @@ def run_here(
 ) -> str | None:
     """Run to the end; returns what failed, None if nothing did. The output is copied to `log`.
 
+    `settings.runner` says in what. Raises `EnvironmentFault` where no engine runs containers.
     What the components leave lies in `<home>/kfp/<run>/`; the newest `KEPT_RUNS` folders are kept.
     """
     from kfp import components, local
@@ -36,12 +37,6 @@ def run_here(
         with _held(folder / run):
             workspace = folder / run / "workspace"  # kfp deletes it when the pipeline ends
             workspace.mkdir(exist_ok=True)
-            local.init(
-                local.SubprocessRunner(use_venv=False),
-                pipeline_root=str(folder / run),
-                workspace_root=str(workspace),
-                raise_on_error=True,
-            )
             component = components.load_component_from_file(str(package))
             with (
                 log.open("a", encoding="utf-8") as copy,
@@ -49,12 +44,29 @@ def run_here(
                 redirect_stdout(_Tee(sys.stdout, copy)),
             ):
                 try:
-                    component(**arguments)
+                    with _runner(settings, package, run) as runner:
+                        local.init(
+                            runner,
+                            pipeline_root=str(folder / run),
+                            workspace_root=str(workspace),
+                            raise_on_error=True,
+                        )
+                        component(**arguments)
                 except RuntimeError as problem:  # kfp's word for a failed task
                     return f"{problem}; see {log}"
     finally:
         prune(folder)
     return None
+
+
+def _runner(settings: Settings, package: Path, run: str) -> AbstractContextManager[Any]:
+    if settings.runner == "docker":
+        from headrace.launch.containers import docker_runner
+
+        return docker_runner(settings, package, run)
+    from kfp import local
+
+    return nullcontext(local.SubprocessRunner(use_venv=False))
 
 
 def prune(folder: Path, keep: int = KEPT_RUNS) -> None:

@@ -1,4 +1,4 @@
-"""The YAML of a pipeline as a cluster gets it: the compiled one, with the line's resources."""
+"""The YAML of a pipeline as a cluster gets it: as compiled, with what is asked for added."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import yaml
 from headrace.atomic import write_text
 from headrace.declaration import LineSpec, ResourcesSpec
 from headrace.errors import EnvironmentFault
+from headrace.launch.platform import platform_of
 from headrace.settings import PROJECT, Settings
 
 COMPILED: Final = PROJECT / "pipelines" / "compiled"
@@ -27,22 +28,26 @@ def compiled(pipeline: str) -> Path:
 
 
 def package_of(settings: Settings, spec: LineSpec, pipeline: str) -> Path:
-    """The YAML to submit for a line: that of `compiled`, unless the line declares `resources`.
+    """The YAML to submit for a line: that of `compiled`, unless something is asked of the cluster.
 
-    Then a copy below `<home>/packages`, whose containers ask for them. (kfp 2.17 takes them as
-    parameters of a pipeline on a cluster, but its local runner refuses such a pipeline.)
+    The line's `resources`, the profile's secret and volume: then a copy below `<home>/packages`,
+    whose containers ask for them. (kfp 2.17 takes them as parameters of a pipeline on a cluster,
+    but its local runner refuses such a pipeline.)
     """
     package = compiled(pipeline)
-    if spec.resources == ResourcesSpec():
+    if spec.resources == ResourcesSpec() and not (settings.kfp_secret or settings.kfp_volume):
         return package
     document: dict[str, Any] = yaml.safe_load(package.read_text(encoding="utf-8"))
-    for name, executor in document["deploymentSpec"]["executors"].items():
+    executors = document["deploymentSpec"]["executors"]
+    platform = platform_of(settings, spec.resources, executors)
+    for name, executor in executors.items():
         asked = asked_for(spec.resources, training=name == TRAINING)
         container = executor["container"]
-        container["resources"] = container.get("resources", {}) | asked
+        if asked:
+            container["resources"] = container.get("resources", {}) | asked
     path = settings.home / "packages" / f"{spec.line}-{pipeline}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, yaml.safe_dump(document, sort_keys=True))
+    write_text(path, yaml.safe_dump_all([document, platform] if platform else [document]))
     return path
 
 

@@ -1,6 +1,6 @@
 """Run a compiled Kubeflow pipeline for a line: here by `kfp.local`, or on a cluster by URL.
 
-Both runners take the same YAML from `pipelines/compiled/`. How a run ended is read back from
+All runners take the same YAML from `pipelines/compiled/`. How a run ended is read back from
 the cycle's record, which its components wrote.
 """
 

@@ -10,13 +10,17 @@ from typing import Final
 from headrace.profile import with_profile
 from headrace.settings.values import Settings
 from headrace.settings.variables import (
+    claim,
     cluster,
     database,
     kafka_log,
     megabytes,
     offline_store,
+    pod_secret,
     port,
     redis_url,
+    runner,
+    slots,
     store_url,
     token,
     tracking_uri,
@@ -61,6 +65,10 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         event_log=kafka_log(env.get("HEADRACE_EVENT_LOG") or None),
         registry=database(env, "HEADRACE_REGISTRY", "a file below HEADRACE_HOME"),
         airflow_database=database(env, "HEADRACE_AIRFLOW_DATABASE", "SQLite"),
+        kfp_secret=pod_secret(env.get("HEADRACE_KFP_SECRET") or None),
+        kfp_volume=claim(env.get("HEADRACE_KFP_VOLUME") or None),
+        training_slots=slots(env, "HEADRACE_TRAINING_SLOTS", 1),
+        runner=runner(env.get("HEADRACE_RUNNER") or "subprocess"),
     )
 
 

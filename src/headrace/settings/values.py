@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 from urllib.parse import urlsplit
+
+TRAINING_POOL: Final = "headrace_training"
+"""Airflow's pool for the trainings from scratch that run on its own machine."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,17 @@ class KafkaLog:
 
     def __str__(self) -> str:
         return f"kafka://{self.brokers}/{self.name}"
+
+
+@dataclass(frozen=True)
+class PodSecret:
+    """A Secret of a cluster by name, and those of its keys that a pod gets as variables."""
+
+    name: str
+    keys: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name}/{','.join(self.keys)}"
 
 
 @dataclass(frozen=True)
@@ -63,6 +78,10 @@ class Settings:
     event_log: KafkaLog | None = None  # None: files in the line's home alone
     registry: str | None = field(default=None, repr=False)  # Feast's, a PostgreSQL; None is a file
     airflow_database: str | None = field(default=None, repr=False)  # None is SQLite
+    kfp_secret: PodSecret | None = None  # for the containers of a pipeline on a cluster
+    kfp_volume: str | None = None  # a claim there, mounted as their home
+    training_slots: int = 1  # of `TRAINING_POOL`
+    runner: str = "subprocess"  # of pipelines on this machine; `docker`: in containers
 
     def line_home(self, line: str) -> Path:
         """Folder of what belongs to one line on this machine: logs, ticks, samples, records."""

@@ -13,13 +13,18 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from headrace.errors import DeclarationError
-from headrace.settings.values import Cluster, KafkaLog
+from headrace.settings.values import Cluster, KafkaLog, PodSecret
 
 OFFLINE_STORES: Final = ("duckdb", "spark")
+RUNNERS: Final = ("subprocess", "docker")
 _TRACKING: Final = ("sqlite", "postgresql", "mysql", "http", "https")
 _REDIS_DATABASE: Final = re.compile(r"(/\d*)?")
 _NOT_IN_A_URL: Final = re.compile(r"[\s'\"$\\]")
 _TOKEN: Final = re.compile(r"[!-~]{16,512}")
+_POD_SECRET: Final = re.compile(
+    r"(?P<name>[a-z0-9][a-z0-9.-]*)/(?P<keys>[A-Z][A-Z0-9_]*(,[A-Z][A-Z0-9_]*)*)"
+)
+_CLAIM: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 _KAFKA: Final = re.compile(
     r"kafka://(?P<brokers>[^/\s,]+:\d+(,[^/\s,]+:\d+)*)/(?P<name>[A-Za-z0-9._-]+)"
 )
@@ -41,6 +46,14 @@ def megabytes(env: Mapping[str, str], name: str, default: int) -> int:
     return int(text) * 2**20
 
 
+def slots(env: Mapping[str, str], name: str, default: int) -> int:
+    """How many trainings may run at once."""
+    text = env.get(name) or str(default)
+    if not text.isdecimal() or not 0 < int(text) <= 64:
+        raise DeclarationError(f"{name}={text!r} is no number of trainings at once; give 1 to 64")
+    return int(text)
+
+
 def kafka_log(url: str | None) -> KafkaLog | None:
     """Brokers and what the topics' names begin with; None: files."""
     if url is None:
@@ -53,6 +66,30 @@ def kafka_log(url: str | None) -> KafkaLog | None:
             "the variable out for files"
         )
     return KafkaLog(found["brokers"], found["name"])
+
+
+def pod_secret(text: str | None) -> PodSecret | None:
+    """Names alone; an error never shows the text, as somebody may have written a value."""
+    if text is None:
+        return None
+    found = _POD_SECRET.fullmatch(text)
+    if found is None:
+        raise DeclarationError(
+            "HEADRACE_KFP_SECRET names no keys of a Secret; write NAME/KEY,KEY, where each KEY is "
+            "also the variable that a pipeline's containers get, and never a value; or leave the "
+            "variable out for none"
+        )
+    return PodSecret(found["name"], tuple(found["keys"].split(",")))
+
+
+def claim(name: str | None) -> str | None:
+    """A claim of a volume in a cluster."""
+    if name is not None and not _CLAIM.fullmatch(name):
+        raise DeclarationError(
+            f"HEADRACE_KFP_VOLUME={name!r} is no name of a volume claim; write one that "
+            "`kubectl get pvc` prints, or leave the variable out for none"
+        )
+    return name
 
 
 def database(env: Mapping[str, str], name: str, otherwise: str) -> str | None:
@@ -128,6 +165,16 @@ def offline_store(name: str) -> str:
         raise DeclarationError(
             f"HEADRACE_OFFLINE_STORE={name!r} is not an offline store; set one of "
             f"{', '.join(OFFLINE_STORES)}, or leave the variable out for duckdb"
+        )
+    return name
+
+
+def runner(name: str) -> str:
+    """What runs the steps of a pipeline on this machine."""
+    if name not in RUNNERS:
+        raise DeclarationError(
+            f"HEADRACE_RUNNER={name!r} runs no pipeline; set one of {', '.join(RUNNERS)}, or "
+            "HEADRACE_KFP_ENDPOINT for a cluster"
         )
     return name
 

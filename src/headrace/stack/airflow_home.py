@@ -20,11 +20,17 @@ from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 
+import psycopg
+
 from headrace.errors import EnvironmentFault
-from headrace.settings import PROJECT, Settings
+from headrace.settings import PROJECT, TRAINING_POOL, Settings
 
 USER = "admin"
 PLUGINS = PROJECT / "plugins"
+_SET_POOL = (
+    "INSERT INTO slot_pool (pool, slots, description, include_deferred) VALUES ({}) "
+    "ON CONFLICT (pool) DO UPDATE SET slots = excluded.slots"
+)
 
 
 def airflow_folder(settings: Settings) -> Path:
@@ -95,6 +101,25 @@ def migrate(settings: Settings, environ: Mapping[str, str], log: Path) -> None:
     with closing(sqlite3.connect(_database(folder))) as connection:
         connection.execute("PRAGMA journal_mode=WAL")  # kept in the file; readers never block
     done.write_text(release, encoding="utf-8")
+
+
+def set_training_pool(settings: Settings) -> None:
+    """Give Airflow the pool of heavy trainings, or its present size; the database is migrated.
+
+    Written to the table itself: the scheduler starts no task whose pool is missing, a stack has
+    no API server yet, and an `airflow pools set` would cost a start seconds.
+    """
+    row = (TRAINING_POOL, settings.training_slots, "trainings from scratch on this machine", False)
+    url = settings.airflow_database
+    if url is not None:
+        with psycopg.connect(
+            url.replace("postgresql+psycopg://", "postgresql://", 1)
+        ) as connection:
+            connection.execute(_SET_POOL.format("%s, %s, %s, %s"), row)
+        return
+    with closing(sqlite3.connect(_database(airflow_folder(settings)), timeout=30)) as connection:
+        connection.execute(_SET_POOL.format("?, ?, ?, ?"), row)
+        connection.commit()
 
 
 def _options(

@@ -15,7 +15,12 @@ from typing import Any
 import httpx
 
 from headrace.settings import PROJECT, Settings, find_line
-from headrace.stack.airflow_home import airflow_folder, migrate, write_airflow_home
+from headrace.stack.airflow_home import (
+    airflow_folder,
+    migrate,
+    set_training_pool,
+    write_airflow_home,
+)
 
 DAGS = PROJECT / "dags"
 LATE = timedelta(minutes=2)
@@ -59,6 +64,7 @@ def services(settings: Settings, line: str, dags: Path = DAGS) -> tuple[Service,
     def prepare_airflow(environ: Mapping[str, str], logs: Path) -> None:
         write_airflow_home(settings, dags)
         migrate(settings, environ, logs / "airflow-migrate.log")
+        set_training_pool(settings)
 
     def prepare_features(_environ: Mapping[str, str], _logs: Path) -> None:
         from headrace.store import Store  # Feast is heavy; only a start needs it
@@ -157,6 +163,10 @@ def stack_environ(settings: Settings, stack_id: str) -> dict[str, str]:
         "HEADRACE_MIN_FREE_MB": str(settings.min_free_bytes // 2**20),
         "HEADRACE_KFP_ENDPOINT": settings.kfp_endpoint or "",
         "HEADRACE_KFP_TOKEN": settings.kfp_token or "",
+        "HEADRACE_KFP_SECRET": str(settings.kfp_secret or ""),
+        "HEADRACE_KFP_VOLUME": settings.kfp_volume or "",
+        "HEADRACE_RUNNER": settings.runner,
+        "HEADRACE_TRAINING_SLOTS": str(settings.training_slots),
         "HEADRACE_ONLINE_STORE": settings.online_store or "",
         "HEADRACE_PROFILE": settings.profile,
         "HEADRACE_EVENT_LOG": str(settings.event_log or ""),
