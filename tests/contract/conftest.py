@@ -6,6 +6,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -16,6 +17,9 @@ from headrace.store import Store
 from tests.campaign import free_port
 from tests.s3_server import s3_bucket
 from tests.spark import broker
+
+if TYPE_CHECKING:
+    from tests.contract.test_cycle import Line
 
 SHOP = """
 line: shop
@@ -85,6 +89,25 @@ def apply_lines() -> Callable[..., Settings]:
 def applied(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """Settings of an applied home of a module's own, with SQLite as its online store."""
     return _apply(tmp_path_factory.mktemp("applied"))
+
+
+@pytest.fixture(scope="session")
+def bootstrapped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small line that was trained in full, made once: tests work on copies."""
+    from tests.contract.test_cycle import bootstrap  # not for those who never ask for it
+
+    root = tmp_path_factory.mktemp("bootstrapped")
+    bootstrap(root)
+    return root
+
+
+@pytest.fixture
+def line(bootstrapped: Path, tmp_path: Path) -> Line:
+    """A copy of that line to play with."""
+    from tests.contract.test_cycle import opened
+
+    shutil.copytree(bootstrapped, tmp_path / "copy")
+    return opened(tmp_path / "copy")
 
 
 @pytest.fixture(scope="session")
