@@ -15,7 +15,7 @@ from headrace.declaration import LineSpec
 from headrace.settings import PROJECT, Settings, find_line, load_settings
 from headrace.store import Store
 from tests.campaign import free_port
-from tests.s3_server import s3_bucket
+from tests.s3_server import s3_bucket, s3_server
 from tests.spark import broker
 
 if TYPE_CHECKING:
@@ -141,8 +141,15 @@ def settings(tmp_path: Path) -> Settings:
     )
 
 
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """The URL of a real S3 API that runs as long as the tests."""
+    with s3_server() as url:
+        yield url
+
+
 @pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
+def bucket(s3: str) -> Iterator[str]:
     """A bucket of its own for a module's tests, on a real S3 API."""
-    with s3_bucket(f"headrace-{uuid.uuid4().hex}") as url:
+    with s3_bucket(s3, f"headrace-{uuid.uuid4().hex}") as url:
         yield url
