@@ -5,16 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headrace.cycle import Cycle
 from headrace.line import Champion
 from headrace.report.freshness import covered
 from headrace.report.measure import Artifacts
+from headrace.sample import Quarantine
 from headrace.simulate.poison import POISONS, PoisonSwitch
 
 FIRST_S: Final = 300.0
@@ -76,6 +77,8 @@ def what_became(found: Artifacts, drills: Sequence[Mapping[str, Any]]) -> list[D
     at_us = found.events["event_at"].cast(pa.int64()).to_numpy()
     shown = np.asarray(pc.equal(found.events["event"], "impression"), dtype=bool)
     inside = covered(found.versions, found.champions[-1].version, len(found.manifests))
+    refusals = [(f"{c.stage} gate", c.ended_us) for c in found.cycles if c.outcome == "rejected"]
+    refusals += [("quarantine", _us(each["at"])) for each in Quarantine(found.home).ever()]
     told = []
     for drill in drills:
         hit = shown & (at_us >= drill["from_us"]) & (at_us < drill["to_us"])
@@ -85,7 +88,7 @@ def what_became(found: Artifacts, drills: Sequence[Mapping[str, Any]]) -> list[D
                 name=drill["name"],
                 shown=int(hit.sum()),
                 learned=int(inside[ticks[ticks >= 0]].sum()),
-                stopped_by=_stopped_by(found.cycles, drill),
+                stopped_by=_stopped_by(refusals, drill),
                 again_s=_again_s(found.champions, drill),
             )
         )
@@ -110,15 +113,15 @@ def minutes(requests: pa.Table, from_us: int, to_us: int) -> dict[str, Any]:
     return {"minutes": count, "bad": bad}
 
 
-def _stopped_by(cycles: Sequence[Cycle], drill: Mapping[str, Any]) -> str:
-    """What refused something in the two minutes after the poison began."""
+def _stopped_by(refusals: Sequence[tuple[str, int]], drill: Mapping[str, Any]) -> str:
+    """What refused something until two minutes after the poison ended."""
     until_us = drill["to_us"] + 2 * MINUTE_US
-    stages = {
-        f"{c.stage} gate"
-        for c in cycles
-        if c.outcome == "rejected" and drill["from_us"] < c.ended_us < until_us
-    }
-    return " and ".join(sorted(stages)) or "nothing refused a whole window"
+    stages = {name for name, at_us in refusals if drill["from_us"] < at_us < until_us}
+    return " and ".join(sorted(stages)) or "nothing"
+
+
+def _us(text: str) -> int:
+    return int(datetime.fromisoformat(text).timestamp() * 1e6)
 
 
 def _again_s(champions: Sequence[Champion], drill: Mapping[str, Any]) -> float:

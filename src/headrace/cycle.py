@@ -137,17 +137,19 @@ def check_data(
 
     home, least = settings.line_home(spec.line), spec.gates.data.min_rows
     new = quality.passed_until(home, from_tick, to_tick) if quarantine else from_tick
-    # what passed before would dilute what is bad and new
-    tail = _check(settings, spec, new, to_tick) if new > from_tick else None
-    held_back = tail is not None and not tail.passed and tail.statistics["rows"] >= least
-    if tail is not None and held_back:
-        _refuse(settings, spec, _doubtful_from(spec, home, from_tick, new), to_tick, tail)
+    refused = None
+    if new > from_tick:  # what passed before would dilute what is bad and new
+        doubtful = _doubtful_from(spec, home, from_tick, new)
+        tail = _check(settings, spec, new, to_tick, named_from=doubtful)
+        if not tail.passed and tail.statistics["rows"] >= least:
+            _refuse(settings, spec, doubtful, to_tick, tail)
+            refused = tail
     report = _check(settings, spec, from_tick, to_tick)
-    if tail is not None and held_back and report.statistics["rows"] < least:
-        report = tail
+    if refused is not None and report.statistics["rows"] < least:
+        report = refused
     excluded = train.quarantined(settings, spec, from_tick, to_tick)
     quality.keep(home, from_tick, to_tick, excluded, report)
-    if not report.passed and quarantine and report is not tail:
+    if not report.passed and quarantine and report is not refused:
         _refuse(settings, spec, from_tick, to_tick, report)
     return report
 
@@ -174,8 +176,13 @@ def _doubtful_from(spec: LineSpec, home: Path, from_tick: int, refused: int) -> 
     return max(min(first, tick_as_of(home, young_us)), from_tick)
 
 
-def _check(settings: Settings, spec: LineSpec, from_tick: int, to_tick: int) -> DataReport:
-    """The data gate's report on the ticks; a whole history has nothing before it."""
+def _check(
+    settings: Settings, spec: LineSpec, from_tick: int, to_tick: int, named_from: int | None = None
+) -> DataReport:
+    """The data gate's report on the ticks; a whole history has nothing before it.
+
+    `named_from`: where the interval begins that is refused if they fail, which names its page.
+    """
     from headrace import quality, recent
 
     home = settings.line_home(spec.line)
@@ -188,7 +195,8 @@ def _check(settings: Settings, spec: LineSpec, from_tick: int, to_tick: int) -> 
 
     samples = sample_parts(spec, home, from_tick, to_tick, excluded)
     parts = without_short_end(even(samples, CHECK_ROWS), CHECK_ROWS // 2)
-    docs = home / "quarantine" / "docs" / f"{from_tick}-{to_tick}"
+    begins = from_tick if named_from is None else named_from
+    docs = home / "quarantine" / "docs" / f"{begins}-{to_tick}"
     return quality.check_parts(spec, parts, measure, docs)
 
 

@@ -24,6 +24,7 @@ def test_only_what_is_new_is_refused_and_the_rest_is_learned_at_once(line: Line)
     # of the last 10 s before, only clicks had come
     assert (refused["from"], refused["to"]) == (36, 49)
     assert "label rate" in str(refused["reasons"])
+    assert Path(quarantine.show(36, 49)["docs"]).is_file()
     (alarm,) = alarms.alarms(line.settings, "tiny")
     assert (alarm["kind"], alarm["ticks"]) == ("quarantine", [36, 49])
     assert (report.passed, report.statistics["rows"]) == (True, 2 * 50)

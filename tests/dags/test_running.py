@@ -1,4 +1,6 @@
-"""DAGs in a stack, by REST: what is parsed and shown, approval, the watched samples."""
+"""DAGs in a stack, by REST: what is parsed and shown, approval, the watched samples; training,
+green, and red with its reasons.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,12 @@ import pytest
 
 from headrace.atomic import write_json
 from headrace.line import LineStore
-from headrace.sample import TickManifest
-from headrace.settings import Settings
+from headrace.sample import Quarantine, TickManifest
+from headrace.settings import Settings, find_line
+from headrace.simulate.world import SimulatorConfig, history
 from headrace.stack import AirflowClient, running, status
-from tests.airflow_stack import airflow_alone, made, until
+from headrace.store import Store
+from tests.airflow_stack import FLIPPED, Campaign, airflow_alone, made, until, with_flipped
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -127,3 +131,57 @@ def test_samples_that_wait_start_a_cycle_before_its_time(local):
     # the manifest promised samples that no part holds: offsets decide, not the event
     tasks = airflow.task_states("incremental_train_coupons", run["dag_run_id"])
     assert (tasks["plan"], tasks["run_pipeline"]) == ("success", "skipped")
+
+
+@pytest.fixture(scope="module")
+def campaign(local: tuple[Settings, AirflowClient]) -> Campaign:
+    settings, airflow = local
+    spec = find_line(settings, "tickets")
+    Store(settings).apply()
+    config = SimulatorConfig(seed=spec.seed, history_s=900)
+    events = history(spec, config, time.time_ns() // 1_000)
+    one = Campaign(settings, spec, airflow, with_flipped(events))
+    one.go_on(FLIPPED[0])
+    verbs = ("full_train", "incremental_train", "watch_drift", "tune")
+    airflow.wait_for_dags({f"{verb}_tickets" for verb in verbs})
+    return one
+
+
+def test_a_full_training_makes_the_first_champion(campaign):
+    state, tasks = campaign.ended("full_train", campaign.run("full_train"))
+    assert (state, tasks["report_outcome"]) == ("success", "success")
+    assert campaign.champion.action == "promote"
+
+
+def test_bad_data_is_red_with_the_reason_and_the_champion_stays(campaign):
+    before = campaign.champion
+    campaign.go_on(FLIPPED[1])
+    run = campaign.run("incremental_train")
+    state, tasks = campaign.ended("incremental_train", run)
+    assert (state, tasks["run_pipeline"], tasks["report_outcome"]) == (
+        "failed", "success", "failed"
+    )  # fmt: skip
+    assert "label rate of a stretch" in campaign.log("incremental_train", run, "report_outcome")
+    assert campaign.champion == before
+    (refused,) = Quarantine(campaign.settings.line_home("tickets")).intervals()
+    assert "label rate" in str(refused["reasons"])
+
+
+def test_later_windows_are_learned(campaign):
+    before, gates = campaign.champion, campaign.settings.line_home("tickets") / "gates"
+    campaign.go_on(0.85)
+    known = set(gates.glob("data-*"))
+    run = campaign.run("incremental_train")
+    until(lambda: set(gates.glob("data-*")) - known)
+    campaign.go_on(1.0)  # the rows that judge come after the window
+    assert campaign.ended("incremental_train", run)[0] == "success"
+    assert campaign.champion.previous == before.version
+
+
+@pytest.mark.parametrize("dag", ["watch_drift", "tune"])
+def test_watching_and_tuning_are_green(campaign, dag):
+    serving = campaign.champion
+    run = campaign.run(dag)
+    state, tasks = campaign.ended(dag, run)
+    assert state == "success", {task: campaign.log(dag, run, task) for task in tasks}
+    assert campaign.champion == serving
