@@ -59,6 +59,7 @@ golden: setup ## Write the golden files anew (compiled pipelines and protocol, O
 	@.venv/bin/python -m pipelines.full_train --compile
 	@.venv/bin/python -m pipelines.full_train_gpu --compile
 	@.venv/bin/python -m pipelines.batch_score --compile
+	@.venv/bin/python -m pipelines.write_report --compile
 	@HEADRACE_GOLDEN=write .venv/bin/pytest tests/golden
 
 bench: ## Benchmarks with peers, which it installs; JSON in out/bench

@@ -6,22 +6,30 @@ cookie the browser sends along. Every process of Airflow imports this file, and 
 needs what its application needs: it is made at the first request.
 """
 
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 from airflow.plugins_manager import AirflowPlugin
 
 PREFIX: Final = "/headrace"
 _PATIENCE_S: Final = 5.0
+_LINE: Final = r"^[a-z][a-z0-9_]*$"
+_REPORT: Final = r"^[0-9TZ.-]+\.html$"
+_OF_REPORTS: Final = (  # a report has no script, and its style stands in it
+    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'self'"
+)
 
 
 def make_app() -> Any:
-    """`/` is the page, which holds nothing of the line; `/v1/status` what the server tells."""
+    """`/` is the page, which holds nothing of the line; `/v1/status` what the server tells;
+    `/reports/<line>/<page>` a report as `write_report` left it.
+    """
     from importlib.resources import files
 
     import httpx
     from airflow.api_fastapi.core_api.security import get_user
-    from fastapi import Depends, FastAPI
-    from fastapi.responses import HTMLResponse, JSONResponse
+    from fastapi import Depends, FastAPI, HTTPException, Path
+    from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
 
     from headrace.serving.policy import content_policy
     from headrace.settings import load_settings
@@ -47,6 +55,15 @@ def make_app() -> Any:
                 told = f"no answer from {where} ({type(problem).__name__}); is the server up?"
                 return JSONResponse({"error": told}, status_code=502)
         return JSONResponse(answer.json(), status_code=answer.status_code)
+
+    @app.get("/reports/{line}/{page}", dependencies=[Depends(get_user)])
+    async def report(
+        line: Annotated[str, Path(pattern=_LINE)], page: Annotated[str, Path(pattern=_REPORT)]
+    ) -> FileResponse:
+        file = settings.line_home(line) / "reports" / page
+        if not file.is_file():
+            raise HTTPException(404, f"no report {page} of line {line} in this home")
+        return FileResponse(file, headers={"content-security-policy": _OF_REPORTS})
 
     return app
 

@@ -7,7 +7,8 @@ from forgetting the rest. Which rows follows from the line's seed and the window
 - a row is drawn only when its impression is settled: nothing can correct it any more, so what it
   teaches here will not be taken back elsewhere, and it takes nothing back itself. It has the plain
   weights of its newest label;
-- ticks that ever lay in quarantine, released or not, are left out.
+- ticks that ever lay in quarantine, released or not, are left out, and so are impressions whose
+  label a person corrected.
 
 An old row weighs what it weighed: nothing makes up for its being learned again. So the model
 sees a mixture of the window and the past, and its running statistics count old rows once more.
@@ -26,6 +27,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from headrace.atomic import write_bytes
+from headrace.cases import CaseBook
 from headrace.declaration import LineSpec
 from headrace.labels.revisions import newest, thin_negatives
 from headrace.labels.state import settled_after_us
@@ -49,7 +51,8 @@ def mixed(spec: LineSpec, home: Path, from_tick: int, to_tick: int, rows: pa.Tab
     if not wanted:
         return rows
     draw = np.random.default_rng([spec.seed, _STREAM, from_tick, to_tick])
-    old = _older(spec, home, from_tick, wanted, draw)
+    corrected = CaseBook(spec, home).corrections(0, to_tick, ())["impression_offset"]
+    old = _older(spec, home, from_tick, wanted, draw, corrected)
     total = rows.num_rows + old.num_rows
     is_old = np.zeros(total, np.bool_)
     is_old[draw.choice(total, old.num_rows, replace=False)] = True
@@ -59,14 +62,22 @@ def mixed(spec: LineSpec, home: Path, from_tick: int, to_tick: int, rows: pa.Tab
     return pa.concat_tables([rows, old]).take(pa.array(place)).combine_chunks()
 
 
-def _older(
-    spec: LineSpec, home: Path, from_tick: int, wanted: int, draw: np.random.Generator
+def _older(  # noqa: PLR0917
+    spec: LineSpec,
+    home: Path,
+    from_tick: int,
+    wanted: int,
+    draw: np.random.Generator,
+    but: pa.ChunkedArray,
 ) -> pa.Table:
-    """At most `wanted` settled rows of ticks before `from_tick`."""
+    """At most `wanted` settled rows of ticks before `from_tick`, none of the impressions `but`."""
     found: list[pa.Table] = []
     count, each = 0, -(-wanted // DRAWS)
     for tick in _drawn_ticks(spec, home, from_tick, draw):
         settled = _settled(spec, home, tick, from_tick)
+        if len(but):
+            wrong = pc.is_in(settled["impression_offset"], value_set=but)
+            settled = settled.filter(pc.invert(wrong))
         taken = draw.permutation(settled.num_rows)[: min(each, wanted - count)]
         found.append(settled.take(pa.array(np.sort(taken))))
         count += len(taken)

@@ -20,9 +20,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from headrace.atomic import disk_faults
+from headrace.cases import CaseBook, relabelled
 from headrace.declaration import LineSpec
 from headrace.events import TIME, input_fields, offset_columns, weight_columns
-from headrace.labels.revisions import Corrected, newest, thin_negatives
+from headrace.labels.revisions import Corrected, newest
 from headrace.sample import count_samples, sample_parts
 from headrace.settings import Settings
 from headrace.slices import even
@@ -44,12 +45,16 @@ def quiet(done: int, total: int, note: str) -> None:
 
 @dataclass
 class Seen:
-    """What a version says of its samples: how many, the newest event behind them, its labels."""
+    """What a version says of its samples: how many, the newest event behind them, its labels.
+
+    cases: labels that people corrected, which it learned in place of or beside them.
+    """
 
     rows: int = 0
     impressions: int = 0
     positives: int = 0
     conversions: int = 0
+    cases: int = 0
     newest_offset: int = -1
     event_at_us: int = 0
 
@@ -100,12 +105,14 @@ def prepare(
     """Write the rows to learn of ticks `[0, to_tick)` but the `excluded` ones into `folder`.
 
     Each impression comes at its newest revision with the plain weights of its label, where that
-    revision stands in the stream; of the negatives `label.negative_rate`. Features are those of
-    Feast's point-in-time join at the time of the request.
+    revision stands in the stream; of the negatives `label.negative_rate`. A label that a person
+    corrected is learned as corrected. Features are those of Feast's point-in-time join at the time
+    of the request.
     """
     home, store = settings.line_home(spec.line), Store(settings)
     folder.mkdir(parents=True, exist_ok=True)
     seen, corrected = Seen(), Corrected()
+    cases = CaseBook(spec, home).corrections(0, to_tick, excluded)
     total = count_samples(home, 0, to_tick, excluded)
     of_revision = ("impression_offset", "revision")
     for part in sample_parts(
@@ -122,7 +129,9 @@ def prepare(
         for chunk in even(samples, chunk_rows):
             rows = corrected.newest(chunk)
             seen.add(spec, rows)
-            yield _joined(store, spec, thin_negatives(spec, rows))
+            learned, count = relabelled(spec, rows, cases)
+            seen.cases += count
+            yield _joined(store, spec, learned)
             done += chunk.num_rows
             advance(done, total, "features from history")
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from headrace import passes
+from headrace.cases import CaseBook, among, as_learned
 from headrace.declaration import DelayedFeedback, LabelSpec, LineSpec, ModelSpec
 from headrace.errors import ConflictError, DeclarationError, InputError
 from headrace.events import event_schema
@@ -70,6 +71,23 @@ class Learned:
         seen = Seen()
         seen.add(spec, window.samples)
         return cls(window.from_tick, window.to_tick, window.excluded, seen)
+
+    def after(self, lesson: Lesson, loss: float) -> Learned:
+        """The same once that lesson was learned, at that mean loss."""
+        seen = replace(self.seen, cases=lesson.cases)
+        return replace(self, seen=seen, loss=loss, replayed=lesson.replayed)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Rows as a model learns them: a window's, `replayed` older ones, and `cases` that people
+    corrected, which weigh `case_weight` together.
+    """
+
+    rows: pa.Table
+    replayed: int
+    cases: int
+    case_weight: float
 
 
 def code_of(spec: LineSpec) -> str:
@@ -154,17 +172,24 @@ def incremental(
     _require_samples(spec, learned)
     model = _model(spec, spec.label.delayed_feedback)
     model.load_state(state)
-    rows, replayed = rows_to_learn(settings, spec, window)
-    learned = replace(learned, loss=model.learn(rows).loss, replayed=replayed)
+    lesson = lesson_of(settings, spec, window)
+    learned = learned.after(lesson, model.learn(lesson.rows).loss)
     return _publish(settings, spec, model.state(), learned, (before, state))
 
 
-def rows_to_learn(settings: Settings, spec: LineSpec, window: Window) -> tuple[pa.Table, int]:
-    """The window's rows as a model learns them, and how many older ones are mixed into them."""
+def lesson_of(settings: Settings, spec: LineSpec, window: Window) -> Lesson:
+    """The window's rows as a model learns them on top of those before it."""
     rows = thin_negatives(spec, window.samples)
     home = settings.line_home(spec.line)
     mixture = mixed(spec, home, window.from_tick, window.to_tick, rows)
-    return mixture, mixture.num_rows - rows.num_rows
+    refused = quarantined(settings, spec, 0, window.to_tick)
+    cases = CaseBook(spec, home).corrections(window.from_tick, window.to_tick, refused)
+    return Lesson(
+        rows=among(mixture, as_learned(spec, cases)) if cases.num_rows else mixture,
+        replayed=mixture.num_rows - rows.num_rows,
+        cases=cases.num_rows,
+        case_weight=float(cases["case_weight"].to_numpy().sum()),
+    )
 
 
 def full(
@@ -317,6 +342,8 @@ def about(settings: Settings, spec: LineSpec, learned: Learned, parent: Version 
         metrics["click_and_conversion_rate"] = seen.conversions / seen.impressions
     if learned.replayed:
         metrics["replayed"] = float(learned.replayed)
+    if seen.cases:
+        metrics["cases"] = float(seen.cases)
     return {
         "from_tick": learned.from_tick,
         "to_tick": learned.to_tick,

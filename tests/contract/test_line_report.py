@@ -6,13 +6,16 @@ import json
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from components.write_report import write_report
 from headrace import alarms, cli
 from headrace.quarantine import Quarantine
 from headrace.report import interval
+from headrace.report.place import report_path
 from headrace.sample import head_tick, read_tick
 from tests.contract import served_line
 from tests.contract import test_cycle as written
@@ -84,7 +87,24 @@ def test_the_page_stands_alone(
     assert [address for address in parsed.asked if not address.startswith("#")] == []
     assert "label rate over impressions is 0.9" in text
     assert "no mismatch" in text
+    worst = told["cases"]["all"]
+    assert [case["label"] for case in worst].count(1) == interval.CASES
+    assert all(case["impression_id"] in text for case in worst)
+    assert parsed.tags.count("caption") >= 6
     assert "NaN" not in text
+
+
+def test_the_pipelines_step_keeps_the_page_and_shows_it(
+    line: ServedLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEADRACE_HOME", str(line.settings.home))
+    monkeypatch.setenv("HEADRACE_LINES_DIR", str(line.settings.lines_dir))
+    start, end = (f"{np.datetime64(at_us, 'us')}" for at_us in between(line))
+    shown = SimpleNamespace(path=str(tmp_path / "shown.html"))
+    kept = Path(write_report.python_func("tiny", start, end, shown))
+    assert kept == report_path(line.settings, "tiny", *between(line))
+    assert kept.read_bytes() == (tmp_path / "shown.html").read_bytes()
+    assert "<h2>Worst answers</h2>" in kept.read_text(encoding="utf-8")
 
 
 def test_an_interval_without_ticks_is_named(line: ServedLine) -> None:

@@ -13,7 +13,7 @@ import pytest
 PROJECT = Path(__file__).resolve().parents[2]
 VERBS = (
     *("incremental_train", "full_train", "rollback"),
-    *("backfill_features", "batch_score", "watch_parity", "watch_drift"),
+    *("backfill_features", "batch_score", "watch_parity", "watch_drift", "write_report"),
 )
 HEAVY = {
     "tensorflow",
@@ -160,7 +160,8 @@ def test_only_live_lines_are_scheduled(parsed):
     assert kinds["rollback_coupons"] == "NullTimetable"
     assert kinds["watch_parity_coupons"] == "CronDataIntervalTimetable"
     assert kinds["batch_score_coupons"] == "CronDataIntervalTimetable"
-    assert kinds["batch_score_news"] == "NullTimetable"
+    assert kinds["batch_score_news"] == kinds["write_report_news"] == "NullTimetable"
+    assert kinds["write_report_coupons"] == "CronDataIntervalTimetable"
     assert kinds["watch_drift_coupons"] == "DeltaTriggerTimetable"
     assert kinds["watch_drift_flights"] == kinds["watch_parity_flights"] == "NullTimetable"
     assert kinds["incremental_train_flights"] == kinds["full_train_news"] == "NullTimetable"

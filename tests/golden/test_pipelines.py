@@ -13,7 +13,7 @@ from headrace.launch.errands import ERRANDS
 from pipelines.command import COMPILED, compile_to
 
 TRAININGS = ("incremental_train", "full_train", "full_train_gpu")
-ERRAND_NAMES = ("batch_score", "backfill_features")
+ERRAND_NAMES = ("batch_score", "backfill_features", "write_report")
 PIPELINES = (*TRAININGS, *ERRAND_NAMES, "tune")
 
 
@@ -77,8 +77,12 @@ def test_an_errand_is_one_step_of_text_which_is_never_cached(name: str) -> None:
     given = root["root"]["inputDefinitions"]["parameters"]
     assert set(given) == {"line", *ERRANDS[name]}
     assert {one["parameterType"] for one in given.values()} == {"STRING"}
-    needed = {"batch_score": ["line"], "backfill_features": ["end", "line", "start"]}
-    assert sorted(n for n, one in given.items() if not one.get("isOptional")) == needed[name]
+    needed = ["line"] if name == "batch_score" else ["end", "line", "start"]
+    assert sorted(n for n, one in given.items() if not one.get("isOptional")) == needed
+    (component,) = root["components"].values()
+    shown = component["outputDefinitions"].get("artifacts", {})
+    kinds = [artifact["artifactType"]["schemaTitle"] for artifact in shown.values()]
+    assert kinds == (["system.HTML"] if name == "write_report" else [])
 
 
 def test_a_search_fans_out_three_times_and_halves_in_between() -> None:

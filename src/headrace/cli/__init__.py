@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from headrace.cli.cases import cases_app
 from headrace.cli.chaos import chaos
 from headrace.cli.drift import drift
 from headrace.cli.drill import drill
@@ -60,6 +61,7 @@ app.add_typer(line_app, name="line")
 app.add_typer(quarantine_app, name="quarantine")
 app.add_typer(features_app, name="features")
 app.add_typer(race_app, name="race")
+app.add_typer(cases_app, name="cases")
 app.command()(backfill)
 app.command()(stream)
 app.command()(export)

@@ -23,23 +23,17 @@ def report(
     line: LineName = "coupons",
     as_json: AsJson = False,
 ) -> None:
-    """Write one self-contained page: staleness, quality, gates, alarms, drift, parity, cost."""
-    from headrace import parity
-    from headrace.atomic import check_writable, write_text
+    """Write one self-contained page: staleness, quality, worst answers, gates, alarms, drift,
+    parity, cost.
+    """
     from headrace.events import moment
-    from headrace.report import interval
-    from headrace.report.line_page import page
+    from headrace.report.written import write
 
     settings, spec = open_line(line)
     path = file or settings.line_home(spec.line) / "report.html"
-    check_writable(path)
     to_us = time.time_ns() // 1_000 if until is None else moment("--to", until)
     from_us = to_us - 3_600_000_000 if since is None else moment("--from", since)
-    told = interval.measure(settings, spec, from_us, to_us)
-    start = parity.offset_of_last(settings, spec, 2_000)
-    proof = parity.check(settings, spec, from_offset=start, history="parts")
-    told["parity"] = {"rows": proof.rows, "mismatches": proof.mismatches}
-    write_text(path, page(told))
+    told = write(settings, spec, from_us, to_us, path)
     if as_json:
         show(json.loads(json.dumps(told, default=str)))
     else:

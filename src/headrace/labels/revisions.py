@@ -131,14 +131,14 @@ def thin_negatives(spec: LineSpec, samples: pa.Table) -> pa.Table:
     positive = samples["positive_weight"].to_numpy()
     negative = samples["negative_weight"].to_numpy()
     share = np.where(kept, 1 / np.float32(rate), np.float32(0))  # what a negative stands for
-    thinned = _weighted(samples, positive, negative * share)
+    thinned = weighted(samples, positive, negative * share)
     if "conversion" in samples.column_names:
         converted, not_converted = (
             samples[f"conversion_{side}_weight"].to_numpy() for side in ("positive", "negative")
         )
         without = np.where(negative > 0, not_converted * share, not_converted)
         without = np.where(negative < 0, not_converted + 1 - share, without)
-        thinned = _weighted(thinned, converted, without, "conversion_")
+        thinned = weighted(thinned, converted, without, "conversion_")
     return thinned.filter(pa.array(kept | (negative <= 0)))
 
 
@@ -155,13 +155,13 @@ def unlearned(samples: pa.Table, skipped: pa.Table) -> pa.Table:
     revision = samples["revision"].to_numpy()
     orphan = seen & (revision > 0) & (np.append(times, 0)[at] == revision)
     positive, negative = (samples[f"{side}_weight"].to_numpy() for side in ("positive", "negative"))
-    samples = _weighted(samples, positive, np.where(orphan, np.maximum(negative, 0), negative))
+    samples = weighted(samples, positive, np.where(orphan, np.maximum(negative, 0), negative))
     if "conversion" not in samples.column_names:
         return samples
     converted, without = (
         samples[f"conversion_{side}_weight"].to_numpy() for side in ("positive", "negative")
     )
-    return _weighted(samples, converted, without + orphan, "conversion_")
+    return weighted(samples, converted, without + orphan, "conversion_")
 
 
 def _drawn(ids: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
@@ -180,19 +180,20 @@ def _splitmix64(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
 def _plain(samples: pa.Table) -> pa.Table:
     """With the weights that the labels alone would give."""
     label = samples["label"].to_numpy().astype(np.float32)
-    plain = _weighted(samples, label, 1 - label)
+    plain = weighted(samples, label, 1 - label)
     if "conversion" not in samples.column_names:
         return plain
     conversion = samples["conversion"].to_numpy().astype(np.float32)
-    return _weighted(plain, conversion, 1 - conversion, "conversion_")
+    return weighted(plain, conversion, 1 - conversion, "conversion_")
 
 
-def _weighted(
+def weighted(
     samples: pa.Table,
     positive: NDArray[np.float32],
     negative: NDArray[np.float32],
     task: str = "",
 ) -> pa.Table:
+    """The samples with these weights (n,) of a task: "" the click's, or `conversion_`."""
     for side, weight in (("positive", positive), ("negative", negative)):
         name = f"{task}{side}_weight"
         place = samples.schema.get_field_index(name)

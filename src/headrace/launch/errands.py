@@ -18,6 +18,7 @@ ERRANDS: Final = {
     "batch_score": ("source", "start", "end", "output", "version", "at_column", "engine"),
     "backfill_features": ("start", "end", "engine"),
     "tune": ("name",),
+    "write_report": ("start", "end"),
 }
 """Arguments of each pipeline beside `line`; text, empty for what is left out."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import median
 from typing import Final
 
@@ -17,7 +17,6 @@ from headrace.line.version import LEARN
 from headrace.model import Model, State
 from headrace.serving.resident import Resident
 from headrace.settings import Settings
-from headrace.train import Window
 
 USUAL_STEPS: Final = 64
 FEWEST_STEPS: Final = 8
@@ -29,7 +28,8 @@ class Candidate:
     """A published version that waits for its verdict, and what sets it apart from the champion.
 
     `norm`: Euclidean norm of the change of every number of the state, by the root of the rows
-    learned. `finite`: whether champion and change are.
+    learned (a corrected one counts as many as it weighs). `finite`: whether champion and change
+    are.
     """
 
     version: Version
@@ -103,10 +103,10 @@ class Standing:
         window = train.window_samples(settings, spec, parent.to_tick, to_tick)
         if not window.samples.num_rows:
             return None
-        rows, replayed = train.rows_to_learn(settings, spec, window)
-        loss = self._model.learn(rows).loss
+        lesson = train.lesson_of(settings, spec, window)
+        loss = self._model.learn(lesson.rows).loss
         changes = self._model.delta()
-        learned = replace(train.Learned.of(spec, window), loss=loss, replayed=replayed)
+        learned = train.Learned.of(spec, window).after(lesson, loss)
         about = train.about(settings, spec, learned, parent)
         about["publisher"] = "learner"
         version = self._store.publish_delta(
@@ -115,7 +115,8 @@ class Standing:
             fingerprint=self._champions.carried(changes),
             **about,
         )
-        self.candidate = self._measured(version, changes, window)
+        weight = window.samples.num_rows + lesson.case_weight
+        self.candidate = self._measured(version, changes, weight)
         return self.candidate
 
     def promote(self, reason: str) -> None:
@@ -141,7 +142,7 @@ class Standing:
             raise ConflictError(f"line {self._spec.line!r} lost its champions; restore them")
         return None if now.generation == self.champion.generation else now
 
-    def _measured(self, version: Version, changes: State, window: Window) -> Candidate:
+    def _measured(self, version: Version, changes: State, rows: float) -> Candidate:
         squares, finite = 0.0, self._finite
         for key, new in changes.items():
             kind, _, name = key.partition("/")
@@ -151,5 +152,5 @@ class Standing:
             finite = finite and bool(np.isfinite(new).all())
             if old is not None and old.shape == new.shape:  # a table that grew is no update
                 squares += float(np.square(new.astype(np.float64) - old).sum())
-        norm = float(np.sqrt(squares / window.samples.num_rows))
+        norm = float(np.sqrt(squares / rows))
         return Candidate(version, changes, norm, finite)

@@ -3,76 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from headrace import alarms, drift, metrics
+from headrace.cases.sheet import own_columns
 from headrace.cycle import records
 from headrace.declaration import LineSpec
-from headrace.errors import InputError
 from headrace.events import served_schema
-from headrace.labels.revisions import newest, unsettled
 from headrace.line import LineStore
 from headrace.log.files import FileLog
+from headrace.report.answered import Interval, interval, sliced_columns, slices
 from headrace.report.freshness import served_staleness
-from headrace.sample import Quarantine, head_tick, read_samples, tick_as_of, ticks
+from headrace.report.worst import worst
+from headrace.sample import Quarantine, ticks
 from headrace.settings import Settings
 
 Floats = NDArray[np.float64]
-MOST_SLICES: Final = 12
-FEWEST: Final = 30
 STALENESS_POINTS: Final = 600
+CASES: Final = 3
+"""Worst rows of each slice, clicked and others, that a report shows."""
 NEWEST_SERVED: Final = 200_000
-
-
-@dataclass(frozen=True)
-class Interval:
-    """What a report is about: `[from_us, to_us)`, its ticks, and the rows scored in it."""
-
-    from_us: int
-    to_us: int
-    from_tick: int
-    to_tick: int
-    rows: pa.Table
-
-    @property
-    def labels(self) -> NDArray[np.int8]:
-        found: NDArray[np.int8] = self.rows["label"].to_numpy()
-        return found
-
-    @property
-    def scores(self) -> Floats:
-        found: Floats = self.rows["score"].to_numpy()
-        return found
-
-
-def interval(settings: Settings, spec: LineSpec, from_us: int, to_us: int) -> Interval:
-    """The interval's ticks, and the newest label of each impression that a model scored in it.
-
-    Raises `InputError` where no tick lies in it.
-    """
-    home = settings.line_home(spec.line)
-    head = head_tick(home)
-    first, last = (min(tick_as_of(home, at_us), head) for at_us in (from_us, to_us))
-    if first >= last:
-        raise InputError(
-            f"line {spec.line!r}: no tick lies between these times; it has {head} ticks"
-            + (
-                f", the last of {np.datetime64(ticks(home, head - 1)[0].at_us, 'us')}Z"
-                if head
-                else ""
-            )
-        )
-    refused = [(q["from"], q["to"]) for q in Quarantine(home).intervals()]
-    samples = read_samples(spec, home, first, last, exclude=refused)
-    rows = newest(samples.filter(pa.array(~unsettled(spec, samples))))
-    return Interval(from_us, to_us, first, last, rows.filter(pc.is_finite(rows["score"])))
 
 
 def quality(labels: NDArray[np.int8], scores: Floats) -> dict[str, float | int | None]:
@@ -108,18 +64,11 @@ def by_slice(spec: LineSpec, about: Interval) -> list[dict[str, Any]]:
 
     Columns are those that name the inputs in `gates.model.slices`, so that slices carry words.
     """
-    sources = {f.name: f.of for f in spec.request_features if hasattr(f, "of")}
-    wanted = [sources.get(name) for name in spec.gates.model.slices]
-    columns = [name for name in wanted if isinstance(name, str) and name in spec.columns]
     told = []
-    for column in (*columns, "arm", "version"):
-        values = np.array([str(value) for value in about.rows[column].to_pylist()], dtype=object)
-        names, counts = np.unique(values.astype(str), return_counts=True)
-        for place in np.argsort(-counts, kind="stable")[:MOST_SLICES]:
-            inside = values == names[place]
-            if counts[place] >= FEWEST:
-                figures = quality(about.labels[inside], about.scores[inside])
-                told.append({"slice": f"{column} {names[place]}", **figures})
+    for column in (*sliced_columns(spec), "arm", "version"):
+        for name, inside in slices(about.rows, column).items():
+            figures = quality(about.labels[inside], about.scores[inside])
+            told.append({"slice": name, **figures})
     return told
 
 
@@ -162,6 +111,8 @@ def measure(settings: Settings, spec: LineSpec, from_us: int, to_us: int) -> dic
         "quality": quality(about.labels, about.scores),
         "by_time": by_time(about),
         "by_slice": by_slice(spec, about),
+        "cases": worst(spec, about, CASES),
+        "case_columns": own_columns(spec),
         "curves": curves(about.labels, about.scores),
         "staleness": _staleness(at_us[inside], stale_s[inside]),
         "cycles": [asdict(cycle) for cycle in cycles],
