@@ -193,12 +193,10 @@ def opened(root: Path) -> Line:
     return Line(settings, find_line(settings, "tiny"))
 
 
-@pytest.fixture(scope="module")
-def bootstrapped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home whose first champion came from a full training through Feast."""
+def bootstrap(root: Path) -> None:
+    """Make a home there whose first champion came from a full training through Feast."""
     from headrace.store import Store
 
-    root = tmp_path_factory.mktemp("bootstrapped")
     (root / "lines").mkdir()
     (root / "lines" / "tiny.yaml").write_text(LINE, encoding="utf-8")
     line = opened(root)
@@ -206,13 +204,6 @@ def bootstrapped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     line.tick(40)
     ended = cycle.run(line.settings, line.spec, "full", wait_s=0)
     assert (ended.outcome, ended.reasons) == ("promoted", ())
-    return root
-
-
-@pytest.fixture
-def line(bootstrapped: Path, tmp_path: Path) -> Line:
-    shutil.copytree(bootstrapped, tmp_path / "copy")
-    return opened(tmp_path / "copy")
 
 
 def test_a_full_training_beats_the_prior_on_ticks_it_held_out(line: Line) -> None:

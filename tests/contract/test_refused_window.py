@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +11,7 @@ from headrace import alarms, cycle, quality, recent
 from headrace.atomic import write_json
 from headrace.errors import InputError
 from headrace.sample import Quarantine, read_tick
-from tests.contract.test_cycle import Line, bootstrapped, opened
-
-__all__ = ["bootstrapped"]
-
-
-@pytest.fixture
-def line(bootstrapped: Path, tmp_path: Path) -> Line:
-    shutil.copytree(bootstrapped, tmp_path / "copy")
-    return opened(tmp_path / "copy")
+from tests.contract.test_cycle import Line
 
 
 def test_only_what_is_new_is_refused_and_the_rest_is_learned_at_once(line: Line) -> None:

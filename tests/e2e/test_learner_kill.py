@@ -13,10 +13,8 @@ from headrace.atomic import write_json
 from headrace.model.delta import same_bits
 from headrace.sample import Quarantine
 from headrace.settings import PROJECT
-from tests.contract.test_cycle import Line, bootstrapped, opened
+from tests.contract.test_cycle import Line, bootstrap, opened
 from tests.lives import Lives
-
-__all__ = ["bootstrapped"]
 
 STEP = 2
 MOST_KILLS = 30
@@ -40,10 +38,9 @@ def told(line: Line) -> list[tuple[str, int, int]]:
 
 @pytest.mark.e2e
 @pytest.mark.faults
-def test_a_killed_learner_loses_nothing_and_repeats_the_same_bytes(
-    bootstrapped: Path, tmp_path: Path
-) -> None:
-    shutil.copytree(bootstrapped, tmp_path / "calm")
+def test_a_killed_learner_loses_nothing_and_repeats_the_same_bytes(tmp_path: Path) -> None:
+    (tmp_path / "calm").mkdir()
+    bootstrap(tmp_path / "calm")
     calm = opened(tmp_path / "calm")
     calm.tick(120)
     calm.tick(STEP, click=np.ones_like)
