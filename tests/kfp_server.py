@@ -12,10 +12,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import kfp_server_api as api
+import pytest
+
+from headrace.settings import Settings, load_settings
 
 TOKEN = "sesame-0451"
 RUN_ID = "5f0c9a52-0000-4000-8000-000000000001"
@@ -205,3 +209,23 @@ def serving() -> Iterator[Cluster]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@pytest.fixture
+def remote() -> Iterator[Cluster]:
+    """A server of the test's own."""
+    with serving() as made:
+        yield made
+
+
+@pytest.fixture
+def settings(remote: Cluster, tmp_path: Path) -> Settings:
+    """Settings of an empty home whose pipelines run on `remote`."""
+    return at(remote.url, tmp_path)
+
+
+def at(url: str, home: Path, token: str = TOKEN) -> Settings:
+    """Settings of a home whose pipelines run on the cluster there."""
+    return load_settings(
+        {"HEADRACE_HOME": str(home), "HEADRACE_KFP_ENDPOINT": url, "HEADRACE_KFP_TOKEN": token}
+    )

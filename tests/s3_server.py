@@ -21,13 +21,11 @@ CREDENTIALS = {
 
 
 @contextmanager
-def s3_bucket(name: str) -> Iterator[str]:
-    """The URL of a new bucket; the environment points at its server while the block runs."""
+def s3_server() -> Iterator[str]:
+    """The URL of a server that runs as long as the block."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    given = CREDENTIALS | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
-    before = {key: os.environ.get(key) for key in given}
     server = subprocess.Popen(
         [str(Path(sys.executable).with_name("moto_server")), "-H", "127.0.0.1", "-p", str(port)],
         stdout=subprocess.DEVNULL,
@@ -35,13 +33,23 @@ def s3_bucket(name: str) -> Iterator[str]:
     )
     try:
         _wait(port)
-        os.environ.update(given)
-        forget_clients()
-        fsspec.filesystem("s3").mkdir(name)
-        yield f"s3://{name}"
+        yield f"http://127.0.0.1:{port}"
     finally:
         server.terminate()
         server.wait(10)
+
+
+@contextmanager
+def s3_bucket(server: str, name: str) -> Iterator[str]:
+    """The URL of a new bucket; the environment points at its server while the block runs."""
+    given = CREDENTIALS | {"AWS_ENDPOINT_URL": server}
+    before = {key: os.environ.get(key) for key in given}
+    os.environ.update(given)
+    forget_clients()
+    try:
+        fsspec.filesystem("s3").mkdir(name)
+        yield f"s3://{name}"
+    finally:
         for key, value in before.items():
             if value is None:
                 os.environ.pop(key, None)

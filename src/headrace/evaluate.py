@@ -156,27 +156,25 @@ def _tasks(
     clicked = settled & (rows["label"].to_numpy() > 0)
     converted = rows["conversion"].to_numpy()
     return {
-        task: _of_task(spec, converted[of], predicted[task][of], rival[task][of])
+        task: _of_task(spec, converted[of], predicted[task][of], rival[task][of])[0]
         for task, of in (("click_and_conversion", settled), ("conversion", clicked))
     }
 
 
 def _of_task(
-    spec: LineSpec,
-    labels: NDArray[np.int8],
-    predicted: NDArray[np.float64],
-    rival: NDArray[np.float64],
-) -> TaskEvidence:
+    spec: LineSpec, labels: Labels, predicted: Floats, rival: Floats
+) -> tuple[TaskEvidence, Floats]:
+    """Figures of a task, and the loss of each row in nats (n,)."""
     loss, rival_loss = metrics.row_losses(labels, predicted), metrics.row_losses(labels, rival)
     _, low, high = metrics.paired_bootstrap(
         loss, rival_loss, spec.gates.model.confidence, spec.seed
     )
     calibration_low, calibration_high = metrics.calibration_interval(labels, predicted)
-    return TaskEvidence(
+    measured = TaskEvidence(
         rows=labels.size,
         positives=int(labels.sum()),
-        candidate_logloss=metrics.log_loss(labels, predicted),
-        champion_logloss=metrics.log_loss(labels, rival),
+        candidate_logloss=metrics.mean_loss(loss),
+        champion_logloss=metrics.mean_loss(rival_loss),
         logloss_diff_low=low,
         logloss_diff_high=high,
         calibration=metrics.calibration(labels, predicted),
@@ -184,6 +182,7 @@ def _of_task(
         calibration_high=calibration_high,
         auc=metrics.auc(labels, predicted),
     )
+    return measured, loss
 
 
 def _evidence(
@@ -260,11 +259,12 @@ def figures(
     The rows are plausible where each stretch may have a label rate that the data gate takes.
     """
     labels, gate = rows["label"].to_numpy(), spec.gates.data
-    click = asdict(_of_task(spec, labels, predicted["click"], rival["click"]))
+    own, other = predicted["click"], rival["click"]
+    measured, loss = _of_task(spec, labels, own, other)
+    click = asdict(measured)
     del click["positives"]
     odd = metrics.implausible_stretches(labels, gate.label_rate, gate.min_rows)
     confidence = spec.gates.model.confidence
-    own, other = predicted["click"], rival["click"]
     _, auc_low, auc_high = metrics.auc_difference(labels, own, other, confidence)
     return click | {
         "champion_auc": metrics.auc(labels, other),
@@ -274,8 +274,8 @@ def figures(
         "score_shift": suspicion.shift(own, other),
         "slices": suspicion.slices(spec, rows, own, other),
         "eval_rows_plausible": not odd,
-        "candidate_logloss_error": _standard_error(metrics.row_losses(labels, predicted["click"])),
-        "score_deciles": _deciles(predicted["click"]),
+        "candidate_logloss_error": _standard_error(loss),
+        "score_deciles": _deciles(own),
         "tasks": _tasks(spec, rows, predicted, rival),
     }
 

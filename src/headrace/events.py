@@ -156,10 +156,10 @@ def task_scores(spec: LineSpec) -> tuple[str, ...]:
     return ("conversion_score", "click_and_conversion_score")
 
 
-def weight_columns(spec: LineSpec) -> tuple[str, ...]:
-    """Columns of the samples that a model weighs its losses by."""
+def weight_columns(conversion: bool) -> tuple[str, ...]:
+    """Columns of the samples that a model weighs its losses by, positives before negatives."""
     own = ("positive_weight", "negative_weight")
-    return own if not spec.converts else (*own, *(f"conversion_{name}" for name in own))
+    return own if not conversion else (*own, *(f"conversion_{name}" for name in own))
 
 
 def offset_columns(spec: LineSpec) -> tuple[str, ...]:

@@ -30,7 +30,11 @@ def row_losses(labels: ArrayLike, predictions: ArrayLike) -> Floats:
 
 def log_loss(labels: ArrayLike, predictions: ArrayLike) -> float:
     """Mean log loss in nats; NaN without rows or with a NaN prediction."""
-    losses = row_losses(labels, predictions)
+    return mean_loss(row_losses(labels, predictions))
+
+
+def mean_loss(losses: Floats) -> float:
+    """Mean of losses by row, shape (n,); NaN without rows or with a NaN loss."""
     return float(losses.mean()) if losses.size else float("nan")
 
 

@@ -119,7 +119,7 @@ def prepare(
         spec, home, 0, to_tick, excluded, columns=of_revision, corrections_only=True
     ):
         corrected.see(part)
-    facts = (*_OF_SAMPLES, *weight_columns(spec), *offset_columns(spec))
+    facts = (*_OF_SAMPLES, *weight_columns(spec.converts), *offset_columns(spec))
     facts = (*facts, "conversion") if spec.converts else facts
     columns = list(dict.fromkeys((*spec.columns, *facts)))
     samples = sample_parts(spec, home, 0, to_tick, excluded, columns=columns)
@@ -174,7 +174,7 @@ def _joined(store: Store, spec: LineSpec, samples: pa.Table) -> pa.Table:
     )
     features = store.read_history(spec, asked)
     inputs = dict.fromkeys((*spec.model.categorical, *spec.model.numeric))
-    weights = weight_columns(spec)
+    weights = weight_columns(spec.converts)
     fields = [field for field in input_fields(spec) if field.name in inputs]
     told = [*(pa.field(name, pa.float32()) for name in weights), pa.field("event_at", TIME)]
     columns = [features[field.name] for field in fields] + [samples[field.name] for field in told]

@@ -158,9 +158,8 @@ def conclude(settings: Settings, spec: LineSpec, handles: Sequence[str]) -> Foun
     """Let the best of the last rung race in shadow if it beat the model as it is; record it."""
     parsed = [_parsed(handle) for handle in handles]
     name, rung = parsed[0][0], parsed[0][1]
-    path = _folder(settings, spec, name) / "found.json"
-    if path.exists():
-        return Found(**json.loads(path.read_text(encoding="utf-8")))
+    if (known := found(settings, spec, name)) is not None:
+        return known
     assert spec.tune is not None
     trial = min((_loss(settings, spec, name, rung, t), t) for _, _, t in parsed if t)[1]
     best, base = (_read(settings, spec, name, rung, at) for at in (trial, 0))
@@ -172,9 +171,9 @@ def conclude(settings: Settings, spec: LineSpec, handles: Sequence[str]) -> Foun
     if high < 0:
         version, reason = _challenge(settings, spec, name, best["model"], mean)
     figures = {"logloss": best["logloss"], "before": base["logloss"], "low": low, "high": high}
-    found = Found(name, best["model"], version=version, reason=reason, **figures)
-    write_json(path, asdict(found))
-    return found
+    ended = Found(name, best["model"], version=version, reason=reason, **figures)
+    write_json(_folder(settings, spec, name) / "found.json", asdict(ended))
+    return ended
 
 
 def found(settings: Settings, spec: LineSpec, name: str) -> Found | None:

@@ -2,17 +2,10 @@
 // node page.cjs '{"url","out","chromium","next"}': prints "open" when the desktop shows a version,
 // then waits for version `next` without a reload, then prints one JSON line.
 // With "token" in place of "next": unlocks the page with a wrong token, then with that one.
-const { chromium } = require("playwright-core");
 const path = require("path");
+const { given, inChromium } = require("./browser.cjs");
 
-const given = JSON.parse(process.argv[2]);
-
-async function main() {
-  const browser = await chromium.launch({
-    executablePath: given.chromium,
-    args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-      "--disable-background-networking", "--disable-component-update", "--disable-sync"],
-  });
+inChromium(async (browser) => {
   const problems = [];
   const open = async (width, height, colorScheme, more = {}, first = "#version") => {
     const context = await browser.newContext({
@@ -45,33 +38,27 @@ async function main() {
     await page.locator("#version").waitFor();
     console.log(JSON.stringify({ hidden, locked: await page.locator("#locked").isVisible() }));
   };
-  try {
-    if (given.token) return await unlock();
-    const desk = await open(1280, 900, "light");
-    const clock = () => desk.locator("#clock").innerText();
-    const first = await desk.locator("#version").innerText();
-    const ticks = [await clock()];
-    for (let i = 0; i < 3; i++) { await desk.waitForTimeout(400); ticks.push(await clock()); }
-    await desk.evaluate(() => { window.notReloaded = true; });
-    console.log("open");
-    await desk.locator("#version", { hasText: given.next }).waitFor();
-    const kept = await desk.evaluate(() => window.notReloaded === true);
-    const after = await clock();
-    const said = await desk.locator("#said").innerText();
-    const shown = await desk.locator("main").innerText();
-    await desk.waitForTimeout(300);
-    await shoot(desk, "desktop");
-    await shoot(await open(1280, 900, "dark"), "desktop-dark");
-    const phone = await open(360, 740, "light", { isMobile: true, hasTouch: true });
-    const wide = [await overflow(desk), await overflow(phone)];
-    await shoot(phone, "phone");
-    const dark = await open(320, 640, "dark", { isMobile: true, hasTouch: true });
-    wide.push(await overflow(dark));
-    await shoot(dark, "phone-dark");
-    console.log(JSON.stringify({ first, ticks, kept, after, said, shown, wide, problems }));
-  } finally {
-    await browser.close();
-  }
-}
-
-main().catch((problem) => { console.error(problem); process.exit(2); });
+  if (given.token) return await unlock();
+  const desk = await open(1280, 900, "light");
+  const clock = () => desk.locator("#clock").innerText();
+  const first = await desk.locator("#version").innerText();
+  const ticks = [await clock()];
+  for (let i = 0; i < 3; i++) { await desk.waitForTimeout(400); ticks.push(await clock()); }
+  await desk.evaluate(() => { window.notReloaded = true; });
+  console.log("open");
+  await desk.locator("#version", { hasText: given.next }).waitFor();
+  const kept = await desk.evaluate(() => window.notReloaded === true);
+  const after = await clock();
+  const said = await desk.locator("#said").innerText();
+  const shown = await desk.locator("main").innerText();
+  await desk.waitForTimeout(300);
+  await shoot(desk, "desktop");
+  await shoot(await open(1280, 900, "dark"), "desktop-dark");
+  const phone = await open(360, 740, "light", { isMobile: true, hasTouch: true });
+  const wide = [await overflow(desk), await overflow(phone)];
+  await shoot(phone, "phone");
+  const dark = await open(320, 640, "dark", { isMobile: true, hasTouch: true });
+  wide.push(await overflow(dark));
+  await shoot(dark, "phone-dark");
+  console.log(JSON.stringify({ first, ticks, kept, after, said, shown, wide, problems }));
+});

@@ -14,6 +14,7 @@ import subprocess
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,32 +67,40 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Settings, 
         yield settings, "small"
 
 
-def test_a_person_signs_in_fills_the_form_and_sees_the_run_turn_green(stack, playwright):
-    settings, dag = stack
+def saw(
+    script: str, playwright: Path, settings: Settings, *, limit_s: int, **more: Any
+) -> dict[str, Any]:
+    """What the script beside this file, given the way in and `more`, says that it saw."""
     screens = PROJECT / "out" / "screens"
     screens.mkdir(parents=True, exist_ok=True)
     given = {
         "url": settings.airflow_url,
         "user": USER,
         "password": password(settings),
-        "dag": dag,
-        "params": {"reason": "from the browser"},
         "out": str(screens),
         "chromium": shutil.which("chromium"),
-        "timeout_s": 300,
     }
     result = subprocess.run(
-        ["node", str(Path(__file__).with_name("trigger.cjs")), json.dumps(given)],
+        ["node", str(Path(__file__).with_name(script)), json.dumps(given | more)],
         env=os.environ | {"NODE_PATH": str(playwright / "node_modules")},
         capture_output=True,
         text=True,
         check=False,
-        timeout=600,
+        timeout=limit_s,
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    answer = json.loads(result.stdout)
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+def test_a_person_signs_in_fills_the_form_and_sees_the_run_turn_green(stack, playwright):
+    settings, dag = stack
+    params = {"reason": "from the browser"}
+    answer = saw(
+        "trigger.cjs", playwright, settings, limit_s=600, dag=dag, params=params, timeout_s=300
+    )
     assert answer["state"] == "success"
-    assert answer["conf"] == {"reason": "from the browser"}
+    assert answer["conf"] == params
     assert len(answer["screens"]) == 5
     with AirflowClient(settings) as airflow:
         assert set(airflow.task_states(dag, answer["run"]).values()) <= {"success", "skipped"}
@@ -99,25 +108,7 @@ def test_a_person_signs_in_fills_the_form_and_sees_the_run_turn_green(stack, pla
 
 def test_the_lines_page_opens_from_airflows_navigation_without_another_sign_in(stack, playwright):
     settings, _dag = stack
-    screens = PROJECT / "out" / "screens"
-    screens.mkdir(parents=True, exist_ok=True)
-    given = {
-        "url": settings.airflow_url,
-        "user": USER,
-        "password": password(settings),
-        "out": str(screens),
-        "chromium": shutil.which("chromium"),
-    }
-    result = subprocess.run(
-        ["node", str(Path(__file__).with_name("inside.cjs")), json.dumps(given)],
-        env=os.environ | {"NODE_PATH": str(playwright / "node_modules")},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    answer = json.loads(result.stdout)
+    answer = saw("inside.cjs", playwright, settings, limit_s=300)
     assert (answer["where"], answer["refused"]) == ("/headrace/", [])
     # a stack of Airflow alone has no scoring server, which the page says; "locked" would be a 401
     assert answer["state"] in ("no answer", "serving")

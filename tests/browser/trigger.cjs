@@ -1,20 +1,13 @@
 // Signs in to Airflow, opens a DAG, triggers it from its form, waits until the run is green.
 // node trigger.cjs '{"url","user","password","dag","params":{},"out","chromium","timeout_s"}'
 // Prints one JSON line {"state", "run", "screens"}; exit 1 when the run is not green.
-const { chromium } = require("playwright-core");
 const path = require("path");
+const { given, inChromium, desktop, signIn } = require("./browser.cjs");
 
-const given = JSON.parse(process.argv[2]);
 const limit = (given.timeout_s || 180) * 1000;
 
-async function main() {
-  const browser = await chromium.launch({
-    executablePath: given.chromium,
-    args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-      "--disable-background-networking", "--disable-component-update", "--disable-sync"],
-  });
-  const page = await browser.newPage({ viewport: { width: 1440, height: 900 } });
-  page.setDefaultTimeout(30_000);
+inChromium(async (browser) => {
+  const page = await desktop(browser, 30_000);
   const screens = [];
   const shoot = async (name) => {
     const file = path.join(given.out, `${String(screens.length + 1).padStart(2, "0")}-${name}.png`);
@@ -29,12 +22,7 @@ async function main() {
     return (await answer.json()).dag_runs;
   };
   try {
-    await page.goto(given.url);
-    await page.fill("input[name=username]", given.user);
-    await page.fill("input[name=password]", given.password);
-    await shoot("sign-in");
-    await page.click("button[type=submit]");
-    await page.waitForURL((url) => !url.pathname.includes("login"));
+    await signIn(page, () => shoot("sign-in"));
     await page.goto(`${given.url}/dags`);
     await page.getByRole("link", { name: given.dag, exact: true }).first().waitFor();
     await shoot("dags");
@@ -73,9 +61,5 @@ async function main() {
   } catch (problem) {
     await shoot("problem");
     throw problem;
-  } finally {
-    await browser.close();
   }
-}
-
-main().catch((problem) => { console.error(problem); process.exit(2); });
+});

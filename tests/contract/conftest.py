@@ -6,6 +6,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -15,9 +16,11 @@ from headrace.settings import PROJECT, Settings, find_line, load_settings
 from headrace.store import Store
 from tests.campaign import free_port
 from tests.contract.command_line import Place
-from tests.contract.written_line import Line, bootstrap, opened
-from tests.s3_server import s3_bucket
+from tests.s3_server import s3_bucket, s3_server
 from tests.spark import broker
+
+if TYPE_CHECKING:
+    from tests.contract.written_line import Line
 
 SHOP = """
 line: shop
@@ -90,6 +93,25 @@ def applied(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 
 
 @pytest.fixture(scope="session")
+def bootstrapped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small line that was trained in full, made once: tests work on copies."""
+    from tests.contract.written_line import bootstrap  # not for those who never ask for it
+
+    root = tmp_path_factory.mktemp("bootstrapped")
+    bootstrap(root)
+    return root
+
+
+@pytest.fixture
+def line(bootstrapped: Path, tmp_path: Path) -> Line:
+    """A copy of that line to play with."""
+    from tests.contract.written_line import opened
+
+    shutil.copytree(bootstrapped, tmp_path / "copy")
+    return opened(tmp_path / "copy")
+
+
+@pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     """A Redis that runs as long as the tests, with a password."""
     if not installed():
@@ -120,26 +142,18 @@ def settings(tmp_path: Path) -> Settings:
     )
 
 
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    """A bucket of its own for a module's tests, on a real S3 API."""
-    with s3_bucket(f"headrace-{uuid.uuid4().hex}") as url:
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """The URL of a real S3 API that runs as long as the tests."""
+    with s3_server() as url:
         yield url
 
 
-@pytest.fixture(scope="session")
-def bootstrapped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A line that has a champion; what a test changes, it changes in a copy."""
-    root = tmp_path_factory.mktemp("bootstrapped")
-    bootstrap(root)
-    return root
-
-
-@pytest.fixture
-def line(bootstrapped: Path, tmp_path: Path) -> Line:
-    """A copy of that line, in the folder `copy`."""
-    shutil.copytree(bootstrapped, tmp_path / "copy")
-    return opened(tmp_path / "copy")
+@pytest.fixture(scope="module")
+def bucket(s3: str) -> Iterator[str]:
+    """A bucket of its own for a module's tests, on a real S3 API."""
+    with s3_bucket(s3, f"headrace-{uuid.uuid4().hex}") as url:
+        yield url
 
 
 @pytest.fixture

@@ -7,9 +7,8 @@ import os
 import re
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import kfp_server_api as api
@@ -19,27 +18,12 @@ import yaml
 from headrace import records
 from headrace.errors import DeclarationError, EnvironmentFault, HeadraceError
 from headrace.launch import RunResult, cluster, run_errand, run_pipeline
-from headrace.settings import PROJECT, Settings, find_line, load_settings
-from tests.kfp_server import API, RUN_ID, TOKEN, Cluster, serving
+from headrace.settings import PROJECT, Settings, find_line
+from tests import kfp_server
+from tests.kfp_server import API, RUN_ID, TOKEN, at
 
+remote, settings = kfp_server.remote, kfp_server.settings
 PACKAGE = PROJECT / "pipelines" / "compiled" / "incremental_train.yaml"
-
-
-@pytest.fixture
-def remote() -> Iterator[Cluster]:
-    with serving() as made:
-        yield made
-
-
-@pytest.fixture
-def settings(remote: Cluster, tmp_path: Path) -> Settings:
-    return at(remote.url, tmp_path)
-
-
-def at(url: str, home: Path, token: str = TOKEN) -> Settings:
-    return load_settings(
-        {"HEADRACE_HOME": str(home), "HEADRACE_KFP_ENDPOINT": url, "HEADRACE_KFP_TOKEN": token}
-    )
 
 
 def launched(settings: Settings, **options: Any) -> RunResult:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import kfp_server_api as api
@@ -17,27 +15,12 @@ from headrace import records
 from headrace.errors import EnvironmentFault, HeadraceError
 from headrace.launch.apart import settle_there, submit_there
 from headrace.launch.waiting import Heard, end_there, find_there, look_there, wait_there
-from headrace.settings import Settings, find_line, load_settings
-from tests.kfp_server import API, RUN_ID, TOKEN, Cluster, serving
+from headrace.settings import Settings, find_line
+from tests import kfp_server
+from tests.kfp_server import API, RUN_ID, at
 
+remote, settings = kfp_server.remote, kfp_server.settings
 RUN = "run-1700000000000000"
-
-
-@pytest.fixture
-def remote() -> Iterator[Cluster]:
-    with serving() as made:
-        yield made
-
-
-@pytest.fixture
-def settings(remote: Cluster, tmp_path: Path) -> Settings:
-    return at(remote.url, tmp_path)
-
-
-def at(url: str, home: Path, token: str = TOKEN) -> Settings:
-    return load_settings(
-        {"HEADRACE_HOME": str(home), "HEADRACE_KFP_ENDPOINT": url, "HEADRACE_KFP_TOKEN": token}
-    )
 
 
 def submitted(settings: Settings) -> str:

@@ -49,7 +49,7 @@ def hook() -> Iterator[tuple[int, list[dict[str, Any]]]]:
             """Quiet."""
 
     server = HTTPServer(("127.0.0.1", 0), Hook)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield server.server_port, heard
     server.shutdown()
     server.server_close()

@@ -27,7 +27,7 @@ from tests.contract.test_tracking import promoted
 from tests.faults.proxy import Proxy
 from tests.faults.told import accounted, tell
 from tests.lives import Lives
-from tests.s3_server import forget_clients, s3_bucket
+from tests.s3_server import forget_clients, s3_bucket, s3_server
 
 pytestmark = [pytest.mark.e2e, pytest.mark.faults]
 
@@ -66,7 +66,7 @@ def test_two_publishers_and_a_network_that_breaks_leave_one_chain_of_whole_versi
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     dice, recovered = random.Random(12), []
-    with s3_bucket("faults") as bucket:
+    with s3_server() as server, s3_bucket(server, "faults") as bucket:
         port = urlsplit(os.environ["AWS_ENDPOINT_URL"]).port
         assert port is not None
         with Proxy(port) as proxy:

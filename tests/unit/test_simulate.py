@@ -175,7 +175,7 @@ def _is_well_formed(event: dict[str, Any]) -> bool:
 def service(tmp_path: Path) -> Iterator[tuple[Settings, type[_Service]]]:
     handler = type("Service", (_Service,), {"posted": [], "mood": "well"})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     port = str(server.server_address[1])
     environ = {"HEADRACE_SERVER_PORT": port, "HEADRACE_COLLECTOR_PORT": port}
@@ -265,10 +265,10 @@ def test_errors_of_the_services_are_counted_and_nothing_crashes(
 ) -> None:
     settings, handler = service
     handler.mood = "not ready"
-    summary = _run_for(settings, spec, HASTY, 2.0)
+    summary = _run_for(settings, spec, HASTY, 1.0)
     assert summary["requests"]["status_503"] == summary["requests"]["asked"] > 0
     nobody = replace(settings, server_port=9, collector_port=9)
-    summary = _run_for(nobody, spec, HASTY, 2.0)
+    summary = _run_for(nobody, spec, HASTY, 1.0)
     assert summary["requests"]["error_ConnectError"] == summary["requests"]["asked"] > 0
 
 

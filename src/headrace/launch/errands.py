@@ -10,8 +10,8 @@ from headrace import records
 from headrace.errors import DeclarationError, HeadraceError
 from headrace.launch import cluster
 from headrace.launch.local import run_here
-from headrace.launch.package import compiled, package_of
-from headrace.launch.run import title
+from headrace.launch.package import compiled
+from headrace.launch.run import run_titled
 from headrace.settings import Settings, find_line
 
 ERRANDS: Final = {
@@ -74,13 +74,8 @@ def run_errand(
         if problem is not None:
             raise HeadraceError(f"{pipeline} {line}: {problem}")
         return ErrandResult(name, log=str(log))
-    there = cluster.run_there(
-        settings,
-        package_of(settings, spec, pipeline),
-        arguments,
-        title(pipeline, line, name),
-        timeout_s=timeout_s,
-        poll_s=poll_s,
+    there = run_titled(
+        settings, spec, pipeline, name, arguments, timeout_s=timeout_s, poll_s=poll_s
     )
     if there.state != "SUCCEEDED":
         why = f": {there.why}" if there.why else ""

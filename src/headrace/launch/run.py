@@ -7,6 +7,7 @@ the cycle's record, which its components wrote.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
@@ -80,13 +81,8 @@ def run_pipeline(
         log = settings.home / "logs" / f"kfp-{name}.log"
         problem = run_here(settings, package, name, arguments, log)
         return _result(settings, spec, began, problem, log=str(log))
-    there = cluster.run_there(
-        settings,
-        package_of(settings, spec, pipeline),
-        arguments,
-        title(pipeline, line, name),
-        timeout_s=timeout_s,
-        poll_s=poll_s,
+    there = run_titled(
+        settings, spec, pipeline, name, arguments, timeout_s=timeout_s, poll_s=poll_s
     )
     if there.state == "SUCCEEDED" and records.find_record(settings, spec, name) is None:
         return _elsewhere(settings, began, there.run_id)
@@ -95,6 +91,21 @@ def run_pipeline(
         problem = f"run {there.run_id} ended {there.state} on the cluster"
         problem += f": {there.why}" if there.why else ""
     return _result(settings, spec, began, problem, endpoint_run=there.run_id)
+
+
+def run_titled(
+    settings: Settings,
+    spec: LineSpec,
+    pipeline: str,
+    run: str,
+    arguments: Mapping[str, int | str],
+    *,
+    timeout_s: float,
+    poll_s: float,
+) -> cluster.Ended:
+    """Run a line's pipeline on the cluster under its `title`; raises as `cluster.run_there`."""
+    package, name = package_of(settings, spec, pipeline), title(pipeline, spec.line, run)
+    return cluster.run_there(settings, package, arguments, name, timeout_s=timeout_s, poll_s=poll_s)
 
 
 def title(pipeline: str, line: str, run: str) -> str:

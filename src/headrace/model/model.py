@@ -38,6 +38,7 @@ from numpy.typing import NDArray
 
 from headrace.declaration import DelayedFeedback, ModelSpec
 from headrace.errors import DeclarationError, IntegrityError
+from headrace.events import weight_columns
 from headrace.model.batches import PREDICT_ROWS, batches, padded
 from headrace.model.delta import State, apply
 from headrace.model.identity import identity_of
@@ -155,8 +156,7 @@ class Model:
         `spec.epochs` is the caller's loop.
         """
         ids, numbers = self._read(samples)
-        names = [f"{side}_weight" for side in ("positive", "negative")]
-        names += [f"conversion_{name}" for name in names if self.conversion]
+        names = weight_columns(self.conversion)
         weights = np.stack([read_weights(samples, name) for name in names], 1)
         if self.feedback == "naive":
             weights[:, 1::2] = np.maximum(weights[:, 1::2], 0)

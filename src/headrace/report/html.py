@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +23,30 @@ def page(
 ) -> str:
     """HTML text. `series` has the plotted points (times in µs), `champions` the pointer's moves."""
     marks = _marks(measured, series, champions, drills)
-    environment = Environment(
+    drawn = charts(series, measured["cycles"]["list"], marks)
+    return (
+        environment(clock=_clock(marks))
+        .get_template("report.html.j2")
+        .render(
+            report=measured,
+            charts={name: Markup(svg) for name, svg in drawn.items()},  # noqa: S704 our own SVG
+            champions=[c for c in champions if c["at_us"] >= marks.start_us],
+            checks=measured.get("checks", []),
+        )
+    )
+
+
+def environment(**filters: Callable[..., str]) -> Environment:
+    """The templates of the reports, with the filters `figure`, `percent` and these."""
+    made = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update({"figure": figure, "percent": percent, "clock": _clock(marks)})
-    drawn = charts(series, measured["cycles"]["list"], marks)
-    return environment.get_template("report.html.j2").render(
-        report=measured,
-        charts={name: Markup(svg) for name, svg in drawn.items()},  # noqa: S704 our own SVG
-        champions=[c for c in champions if c["at_us"] >= marks.start_us],
-        checks=measured.get("checks", []),
-    )
+    made.filters.update({"figure": figure, "percent": percent, **filters})
+    return made
 
 
 def figure(value: float | int | None, digits: int = 2) -> str:
@@ -54,7 +63,7 @@ def percent(value: float | None, digits: int = 1) -> str:
     return NONE if value is None else f"{100 * value:.{digits}f}\u202f%"
 
 
-def _clock(marks: Marks) -> Any:
+def _clock(marks: Marks) -> Callable[[int], str]:
     def clock(at_us: int) -> str:
         seconds = int((at_us - marks.start_us) / 1e6)
         sign = "-" if seconds < 0 else ""

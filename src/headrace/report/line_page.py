@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from headrace.report.charts import BLUE, GREEN, ORANGE, STYLE, svg
-from headrace.report.html import figure, percent
+from headrace.report.html import environment
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_TEMPLATES = Path(__file__).parent / "templates"
-
 
 def page(measured: Mapping[str, Any]) -> str:
     """HTML text of what `interval.measure` gives; `parity` in it is optional."""
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update({"figure": figure, "percent": percent, "moment": _moment})
     told = {"parity": None, **measured}
     for row in told["by_time"]:
         row.setdefault("slice", None)
@@ -38,10 +26,14 @@ def page(measured: Mapping[str, Any]) -> str:
         {"reasons": None, "symptoms": None, "why": None, **alarm} for alarm in told["alarms"]
     ]
     drawn = {name: Markup(text) for name, text in _charts(told).items()}  # noqa: S704 our own SVG
-    return environment.get_template("line.html.j2").render(
-        r=told,
-        charts={"staleness": None, "roc": None, **drawn},
-        promoted=sum(cycle["outcome"] == "promoted" for cycle in told["cycles"]),
+    return (
+        environment(moment=_moment)
+        .get_template("line.html.j2")
+        .render(
+            r=told,
+            charts={"staleness": None, "roc": None, **drawn},
+            promoted=sum(cycle["outcome"] == "promoted" for cycle in told["cycles"]),
+        )
     )
 
 
