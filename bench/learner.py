@@ -18,7 +18,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,34 +26,25 @@ from typing import Any, Final
 
 import httpx
 import numpy as np
-import pyarrow.parquet as pq
 import yaml
 from numpy.typing import NDArray
 
+from bench._learned import Found
 from bench._measure import SEED, at_least, at_most, equality
 from bench._process import cpu_of_tree, free_ports
-from headrace import cycle, records
+from bench._traffic import Traffic
+from headrace import cycle
 from headrace.declaration import LineSpec
-from headrace.events import event_schema, served_schema
 from headrace.ingest.service import import_history
-from headrace.line import LineStore, Version
-from headrace.log.files import FileLog
-from headrace.quarantine import Quarantine
-from headrace.report.freshness import NEVER, first_responses, first_to_answer
-from headrace.sample import head_tick, read_tick
+from headrace.report.freshness import NEVER
 from headrace.settings import PROJECT, Settings, find_line, load_settings
-from headrace.simulate.world import CATEGORIES, SimulatorConfig, World, history
+from headrace.simulate.world import SimulatorConfig, history
 from headrace.stack.services import stack_environ
 from headrace.store import Store
 
-CANDIDATES: Final = 24
-REQUESTS_A_S: Final = 8.0
-SENDERS: Final = 3
 TAIL_S: Final = 15.0
-CLICK_DELAY_S: Final = 2.0
 START_S: Final = 120.0
 SERVICES: Final = ("ingest", "serve", "learn")
-Ints = NDArray[np.int64]
 
 
 def run(*, quick: bool = False) -> dict[str, Any]:
@@ -157,171 +147,6 @@ def processes(settings: Settings, spec: LineSpec) -> Iterator[dict[str, int]]:
         raise RuntimeError(f"not all ended in good order: {codes}")
 
 
-class Traffic:
-    """Some senders beside each other, so that a slow answer does not slow the others down."""
-
-    def __init__(self, settings: Settings, spec: LineSpec) -> None:
-        self._senders = [Sender(settings, spec, number) for number in range(SENDERS)]
-
-    def start(self) -> None:
-        """Begin."""
-        for sender in self._senders:
-            sender.thread.start()
-
-    def stop(self) -> None:
-        """End; clicks that are not due yet are left out."""
-        for sender in self._senders:
-            sender.ended.set()
-        for sender in self._senders:
-            sender.thread.join()
-
-    def poison(self, on: bool) -> None:
-        """From now on send clicks for what was not clicked, or no longer."""
-        for sender in self._senders:
-            sender.poisoned = on
-
-    @property
-    def errors(self) -> list[str]:
-        return [error for sender in self._senders for error in sender.errors]
-
-    @property
-    def events(self) -> int:
-        return sum(sender.events for sender in self._senders)
-
-    @property
-    def latencies_ms(self) -> list[float]:
-        return [each for sender in self._senders for each in sender.latencies_ms]
-
-
-class Sender:
-    """Requests, the impressions of all their candidates, and clicks after a delay."""
-
-    def __init__(self, settings: Settings, spec: LineSpec, number: int) -> None:
-        self._settings, self._spec = settings, spec
-        self._world = World(SimulatorConfig(seed=SEED))
-        self._rng = np.random.default_rng([SEED, number])
-        self._clicks: list[tuple[int, dict[str, Any]]] = []
-        self.ended = threading.Event()
-        self.thread = threading.Thread(target=self._run, daemon=True)
-        self.poisoned = False
-        self.errors: list[str] = []
-        self.events = 0
-        self.latencies_ms: list[float] = []
-
-    def _run(self) -> None:
-        due = time.monotonic()
-        with httpx.Client(timeout=10.0, trust_env=False) as client:
-            while not self.ended.wait(max(due - time.monotonic(), 0.0)):
-                due = max(due + SENDERS / REQUESTS_A_S, time.monotonic() - 1.0)
-                try:
-                    self._turn(client)
-                except (httpx.HTTPError, RuntimeError) as problem:
-                    self.errors.append(f"{type(problem).__name__}: {problem}")
-
-    def _turn(self, client: httpx.Client) -> None:
-        user, slot, candidates, names = self._score(client)
-        now_us = _now_us()
-        who, when = np.full(len(slot), user), np.full(len(slot), now_us)
-        clicked = self._rng.random(len(slot)) < 0.5 * self._world.p_item(who, slot, when)
-        if self.poisoned:
-            clicked = ~clicked
-        delays = self._rng.lognormal(np.log(CLICK_DELAY_S), 0.5, len(slot)) * 1e6
-        events = [
-            {"event": "impression", "impression_id": name, "event_at": now_us, "position": place}
-            | {"user_id": f"u{user:04d}", **candidate}
-            for place, (name, candidate) in enumerate(zip(names, candidates, strict=True))
-        ]
-        for place in np.flatnonzero(clicked).tolist():
-            at_us = now_us + int(delays[place])
-            click = {"event": "click", "impression_id": names[place], "event_at": at_us, "value": 1}
-            self._clicks.append((at_us, click))
-        events += [event for at_us, event in self._clicks if at_us <= now_us]
-        self._clicks = [each for each in self._clicks if each[0] > now_us]
-        answer = client.post(f"{self._settings.collector_url}/v1/events", json={"events": events})
-        if answer.status_code != 200 or answer.json()["malformed"]:
-            raise RuntimeError(f"collector: {answer.status_code} {answer.text[:200]}")
-        self.events += len(events)
-
-    def _score(self, client: httpx.Client) -> tuple[int, Ints, list[dict[str, Any]], list[str]]:
-        config = self._world.config
-        user = int(self._rng.choice(config.users, p=self._world.activity))
-        slot = self._rng.choice(config.coupons, CANDIDATES, replace=False)
-        generation = self._world.generation(slot, np.full(CANDIDATES, _now_us()))
-        kinds = self._world.slot_category[slot].tolist()
-        candidates = [
-            {"item_id": name, "category": CATEGORIES[kind], "discount": discount}
-            for name, kind, discount in zip(
-                self._world.item_id(slot, generation),
-                kinds,
-                self._world.discount(slot, generation).tolist(),
-                strict=True,
-            )
-        ]
-        began = time.perf_counter()
-        answer = client.post(
-            f"{self._settings.server_url}/v1/score",
-            json={"context": {"user_id": f"u{user:04d}"}, "candidates": candidates},
-        )
-        if answer.status_code != 200:
-            raise RuntimeError(f"server: {answer.status_code} {answer.text[:200]}")
-        self.latencies_ms.append(1000 * (time.perf_counter() - began))
-        return user, slot, candidates, [row["impression_id"] for row in answer.json()["scores"]]
-
-
-@dataclass(frozen=True)
-class Found:
-    """What the processes left: when each label could be known, and when a model answered with it.
-
-    known_us: (samples,) append of the click, or of the silent impression and its declared wait.
-    answered_us: (samples,) first answer of a version that learned the sample, `NEVER` if none did.
-    clicked: (samples,) whether a click made the sample.
-    """
-
-    known_us: Ints
-    answered_us: Ints
-    clicked: NDArray[np.bool_]
-    steps: list[records.Cycle]
-    quarantined: list[dict[str, Any]]
-    tick_us: Ints
-    versions: dict[str, Version]
-
-    @classmethod
-    def read(cls, settings: Settings, spec: LineSpec) -> Found:
-        """Read logs, ticks, versions and the learner's journal."""
-        home = settings.line_home(spec.line)
-        log = FileLog(home / "log" / "events", event_schema(spec))
-        arrival = log.read(0, log.head)["arrival_at"].cast("int64").to_numpy()
-        served = FileLog(home / "log" / "served", served_schema(spec))
-        store = LineStore(settings.line_store_url(spec.line), spec.line)
-        versions = {version.version: version for version in store.versions()}
-        ticks = [read_tick(home, tick) for tick in range(head_tick(home))]
-        responses = first_responses(served.read(0, served.head))
-        learned = first_to_answer(versions, responses, len(ticks))
-        known, answered, clicked = [], [], []
-        wait_us = spec.label.provisional_after or 0
-        for manifest in ticks:
-            if manifest.samples is None:
-                continue
-            rows = pq.read_table(home / manifest.samples, partitioning=None)
-            engaged, shown = (
-                rows[name].to_numpy() for name in ("engagement_offset", "impression_offset")
-            )
-            by_click = engaged >= 0
-            silent_us = arrival[shown] + wait_us
-            known.append(np.where(by_click, arrival[np.maximum(engaged, 0)], silent_us))
-            clicked.append(by_click)
-            answered.append(np.full(rows.num_rows, learned.response_us[manifest.tick]))
-        return cls(
-            np.concatenate(known),
-            np.concatenate(answered),
-            np.concatenate(clicked),
-            [step for step in records.records(settings, spec) if step.kind == "learner"],
-            Quarantine(home).intervals(),
-            np.array([manifest.at_us for manifest in ticks]),
-            versions,
-        )
-
-
 def _told(
     found: Found,
     spell: Spell,
@@ -333,7 +158,7 @@ def _told(
 ) -> dict[str, Any]:
     """The result: percentiles of both kinds of labels, gates, CPU and errors."""
     inside = (found.known_us >= spell.from_us) & (found.known_us < spell.to_us)
-    poisoned = _touched(found, spell.poison_us)
+    poisoned = found.touched(spell.poison_us)
     learned = inside & (found.answered_us != NEVER)
     clicks, silent = (
         _percentiles((found.answered_us - found.known_us)[learned & kind] / 1e6)
@@ -361,7 +186,7 @@ def _told(
         claims.append(at_most(name, poisoned, "share", 0.1))
         over_us = spell.poison_us + spell.lasted_us
         name = "seconds from the last flipped click sent to a step that was promoted again"
-        claims.append(at_most(name, _recovered_s(found, over_us), "s", 30))
+        claims.append(at_most(name, found.recovered_s(over_us), "s", 30))
     return {
         "what": "append of an event whose label is known to the first answer that learned it",
         "seconds": lasted_s,
@@ -394,27 +219,6 @@ def _told(
             + [[f"steps {outcome}", str(count), ""] for outcome, count in outcomes.items()],
         },
     }
-
-
-def _touched(found: Found, poison_us: int | None) -> float:
-    """Share of the clicks appended 2 to 8 s after poison began that a served model learned."""
-    if poison_us is None:
-        return 0.0
-    known = found.known_us - poison_us
-    spoiled = found.clicked & (known >= 2_000_000) & (known < 8_000_000)
-    return float((found.answered_us[spoiled] != NEVER).mean())
-
-
-def _recovered_s(found: Found, over_us: int) -> float:
-    """Seconds until a step was promoted that learned what came after this moment."""
-    fresh = (
-        step.ended_us
-        for step in found.steps
-        if step.outcome == "promoted"
-        and step.interval is not None
-        and found.tick_us[step.interval[0]] >= over_us
-    )
-    return (min(fresh, default=NEVER) - over_us) / 1e6
 
 
 def _percentiles(values: NDArray[np.float64]) -> dict[str, float]:

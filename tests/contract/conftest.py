@@ -15,11 +15,12 @@ from headrace.declaration import LineSpec
 from headrace.settings import PROJECT, Settings, find_line, load_settings
 from headrace.store import Store
 from tests.campaign import free_port
+from tests.contract.command_line import Place
 from tests.s3_server import s3_bucket, s3_server
 from tests.spark import broker
 
 if TYPE_CHECKING:
-    from tests.contract.test_cycle import Line
+    from tests.contract.written_line import Line
 
 SHOP = """
 line: shop
@@ -94,7 +95,7 @@ def applied(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 @pytest.fixture(scope="session")
 def bootstrapped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small line that was trained in full, made once: tests work on copies."""
-    from tests.contract.test_cycle import bootstrap  # not for those who never ask for it
+    from tests.contract.written_line import bootstrap  # not for those who never ask for it
 
     root = tmp_path_factory.mktemp("bootstrapped")
     bootstrap(root)
@@ -104,7 +105,7 @@ def bootstrapped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def line(bootstrapped: Path, tmp_path: Path) -> Line:
     """A copy of that line to play with."""
-    from tests.contract.test_cycle import opened
+    from tests.contract.written_line import opened
 
     shutil.copytree(bootstrapped, tmp_path / "copy")
     return opened(tmp_path / "copy")
@@ -153,3 +154,15 @@ def bucket(s3: str) -> Iterator[str]:
     """A bucket of its own for a module's tests, on a real S3 API."""
     with s3_bucket(s3, f"headrace-{uuid.uuid4().hex}") as url:
         yield url
+
+
+@pytest.fixture
+def place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Place:
+    made = Place(tmp_path, capsys)
+    monkeypatch.setenv("HEADRACE_HOME", str(made.home))
+    monkeypatch.setenv("HEADRACE_LINES_DIR", str(made.lines))
+    for name in ("SERVER", "GRPC", "COLLECTOR", "LEARNER", "AIRFLOW"):
+        monkeypatch.setenv(f"HEADRACE_{name}_PORT", str(free_port()))
+    return made

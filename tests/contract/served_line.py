@@ -19,7 +19,7 @@ from headrace.model import Model
 from headrace.sample import read_samples
 from headrace.settings import PROJECT, find_line, load_settings
 from headrace.train import code_of
-from tests.contract import test_cycle as written
+from tests.contract import written_line as written
 
 CHANGES = {
     "attribution_window: 10m, provisional_after: 10s": "attribution_window: 2s",

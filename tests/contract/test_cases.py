@@ -23,7 +23,7 @@ from headrace.model import Model
 from headrace.sample import Quarantine, head_tick, read_samples, read_tick
 from headrace.store import Store
 from tests.contract import served_line
-from tests.contract import test_cycle as written
+from tests.contract import written_line as written
 from tests.contract.served_line import ServedLine
 
 BASE, SERVED = 30, 12  # ticks: bootstrapped, and answered by v000001

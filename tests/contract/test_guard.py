@@ -15,7 +15,7 @@ from headrace.line import Champion
 from headrace.quarantine import Quarantine
 from headrace.watch import Live
 from tests.contract import served_line
-from tests.contract import test_cycle as written
+from tests.contract import written_line as written
 from tests.contract.served_line import ServedLine
 
 NOTIFIER = "import pathlib, sys; pathlib.Path(sys.argv[1]).write_text(sys.stdin.read())"

@@ -27,7 +27,7 @@ from headrace.line.verify import verify
 from headrace.model.delta import same_bits
 from headrace.sample import Quarantine, head_tick
 from tests.campaign import wait_for
-from tests.contract.test_cycle import ROWS, Line, correct_five, opened
+from tests.contract.written_line import ROWS, Line, correct_five, opened
 
 STEP = 2  # ticks of a chunk, 100 rows: as many as either gate wants
 

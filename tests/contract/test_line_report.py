@@ -18,7 +18,7 @@ from headrace.report import interval
 from headrace.report.place import report_path
 from headrace.sample import head_tick, read_tick
 from tests.contract import served_line
-from tests.contract import test_cycle as written
+from tests.contract import written_line as written
 from tests.contract.served_line import ServedLine
 
 

@@ -17,7 +17,7 @@ from headrace.mixing import mixed
 from headrace.model import Model
 from headrace.sample import Quarantine, head_tick, read_samples
 from headrace.settings import load_line
-from tests.contract.test_cycle import LINE, ROWS, Line, correct_five, opened
+from tests.contract.written_line import LINE, ROWS, Line, correct_five, opened
 
 FROM, TO = 34, 40
 CLOSED = 10  # ticks of a second until an impression is settled

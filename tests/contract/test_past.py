@@ -17,7 +17,7 @@ from headrace.passes import Point
 from headrace.past import Rows
 from headrace.sample import Quarantine, count_samples, head_tick, read_samples, sample_parts
 from headrace.store import Store
-from tests.contract.test_cycle import LINE, ROWS, Line, correct_five, opened
+from tests.contract.written_line import LINE, ROWS, Line, correct_five, opened
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from headrace.errors import ConflictError, DeclarationError, GateRejected, Input
 from headrace.line.races import Races
 from headrace.race.arms import Rules
 from tests.contract import served_line
-from tests.contract import test_cycle as written
+from tests.contract import written_line as written
 from tests.contract.served_line import ServedLine
 
 RULES = Rules(min_requests=200)

@@ -11,7 +11,7 @@ from headrace import alarms, cycle, quality, recent
 from headrace.atomic import write_json
 from headrace.errors import InputError
 from headrace.sample import Quarantine, read_tick
-from tests.contract.test_cycle import Line
+from tests.contract.written_line import Line
 
 
 def test_only_what_is_new_is_refused_and_the_rest_is_learned_at_once(line: Line) -> None:

@@ -20,7 +20,7 @@ from headrace.race.arms import CHAMPION, Rules
 from headrace.serving.arms import ALONE, SHADOW_SCHEMA, Arms
 from headrace.serving.served import ServedWriter
 from tests.contract import served_line
-from tests.contract import test_cycle as written
+from tests.contract import written_line as written
 from tests.contract.served_line import ServedLine
 
 

@@ -13,7 +13,7 @@ from headrace.errors import DeclarationError, InputError
 from headrace.launch import run_errand
 from headrace.line.races import Races
 from headrace.settings import find_line
-from tests.contract.test_cycle import Line
+from tests.contract.written_line import Line
 
 SPACE = {"embedding_learning_rate": (0.05, 0.5), "hidden": ((2,), (4,), (8,))}
 # nothing is learned by the model as it is: whatever is tried beats it

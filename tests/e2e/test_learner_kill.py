@@ -13,7 +13,7 @@ from headrace.atomic import write_json
 from headrace.model.delta import same_bits
 from headrace.sample import Quarantine
 from headrace.settings import PROJECT
-from tests.contract.test_cycle import Line, bootstrap, opened
+from tests.contract.written_line import Line, bootstrap, opened
 from tests.lives import Lives
 
 STEP = 2

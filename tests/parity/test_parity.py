@@ -1,15 +1,10 @@
-"""Parity: nothing to tell about an honest server, and every planted skew is named.
-
-The online store here is a dict that takes what ticks push, so a served row is what a server
-would have read and computed at that moment.
-"""
+"""Parity: nothing to tell about an honest server, and every planted skew is named."""
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,154 +12,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-import yaml
 
 from headrace import parity, requests
 from headrace.bits import bits
 from headrace.declaration import LineSpec
 from headrace.errors import IntegrityError
 from headrace.events import TIME, event_schema, input_fields, served_schema
-from headrace.ingest.tick import TickState, run_tick
+from headrace.ingest.tick import TickState
 from headrace.labels.state import LabelState
 from headrace.line import LineStore
 from headrace.log.files import FileLog
 from headrace.parity import ParityReport, job
 from headrace.parity.causes import Rows, of_rows, of_windows
-from headrace.parity.recompute import LogWindows, offsets_between
-from headrace.sample import TickManifest, read_tick, ticks
-from headrace.settings import PROJECT, Settings, load_settings
+from headrace.sample import ticks
+from headrace.settings import Settings, load_settings
 from headrace.train import code_of
 from headrace.windows import WindowState
-
-T0, SECOND = 1_750_000_000_000_000, 1_000_000
-USERS, ITEMS = ["ann", "bob", None], ["i1", "i2", "i3"]
-
-
-@dataclass
-class Online:
-    """What a key-value store would hold: the newest row by view and key."""
-
-    rows: dict[tuple[str, tuple[object, ...]], dict[str, object]] = field(default_factory=dict)
-
-    def push(self, spec: LineSpec, view: str, rows: pa.Table) -> None:
-        key = spec.views[view][0].key
-        for row in rows.to_pylist():
-            self.rows[view, tuple(row[part] for part in key)] = row
-
-    def read(self, spec: LineSpec, asked: dict[str, object]) -> dict[str, object]:
-        found: dict[str, object] = {}
-        for view, features in spec.views.items():
-            row = self.rows.get((view, tuple(asked[part] for part in features[0].key)), {})
-            found[f"{view}__at"] = row.get("event_timestamp")
-            found |= {feature.name: row.get(feature.name, feature.empty) for feature in features}
-        return found
-
-
-@pytest.fixture(scope="module")
-def spec() -> LineSpec:
-    """The shipped line, with every other aggregate on top."""
-    line = yaml.safe_load((PROJECT / "lines" / "coupons.yaml").read_text(encoding="utf-8"))
-    item = {"key": ["item_id"], "window": "2m"}
-    line["windows"] += [
-        {**item, "name": "item_users", "event": "impression", "aggregate": "distinct"}
-        | {"column": "user_id"},
-        {**item, "name": "item_user", "event": "click", "aggregate": "last"}
-        | {"column": "user_id", "rank": 2},
-        {**item, "name": "item_top", "event": "click", "aggregate": "min", "column": "position"},
-        {**item, "name": "item_clicked_at", "event": "click", "aggregate": "last_at"},
-    ]
-    line["request_features"] += [
-        {"name": "item_user_id", "kind": "hash", "of": "item_user"},
-        {"name": "item_top_number", "kind": "number", "of": "item_top"},
-        {"name": "item_click_age", "kind": "since", "of": "item_clicked_at"},
-    ]
-    return LineSpec.model_validate(line)
-
-
-@pytest.fixture(scope="module")
-def lived(spec: LineSpec, tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, pa.Table]:
-    """A home with 40 ticks of random traffic, and the rows served between them."""
-    settings = load_settings({"HEADRACE_HOME": str(tmp_path_factory.mktemp("parity"))})
-    home, random = settings.line_home("coupons"), np.random.default_rng(11)
-    events = FileLog(home / "log" / "events", event_schema(spec), writer=True)
-    FileLog(home / "log" / "served", served_schema(spec), writer=True).close()
-    state, online, served = TickState(spec, home), Online(), []
-    for tick in range(40):
-        now_us = T0 + tick * 20 * SECOND
-        events.append(_traffic(spec, random, tick, now_us))
-        plan = state.plan()
-        assert plan is not None
-        run_tick(state, plan, lambda view, rows: online.push(spec, view, rows))
-        served += [_serve(spec, online, random, now_us + 7 * SECOND, tick, i) for i in range(6)]
-    return settings, pa.concat_tables(served).combine_chunks()
-
-
-def _traffic(spec: LineSpec, random: np.random.Generator, tick: int, now_us: int) -> pa.Table:
-    rows = []
-    for i in range(random.integers(3, 12)):
-        click = i > 0 and random.random() < 0.4
-        first = f"{max(tick - 1, 0)}:0"  # shown again now and then: a duplicate
-        shown = f"{tick}:0" if click else f"{tick}:{i}" if i < 9 else first
-        rows.append(
-            {
-                "event": "click" if click else "impression",
-                "impression_id": shown,
-                "event_at": now_us + i,
-                "arrival_at": now_us + i,
-                "value": int(click),
-                **_asked(random),
-            }
-        )
-    return pa.Table.from_pylist(rows, schema=_as_int(event_schema(spec))).cast(event_schema(spec))
-
-
-def _asked(random: np.random.Generator) -> dict[str, object]:
-    return {
-        "user_id": USERS[random.integers(len(USERS))],
-        "item_id": ITEMS[random.integers(len(ITEMS))],
-        "category": "food",
-        "discount": None if random.random() < 0.3 else float(random.random()),
-        "position": 1,
-    }
-
-
-def _serve(
-    spec: LineSpec, online: Online, random: np.random.Generator, now_us: int, tick: int, i: int
-) -> pa.Table:
-    asked = _asked(random)
-    windows = online.read(spec, asked)
-    names = [*spec.columns, *(feature.name for feature in spec.windows)]
-    table = pa.Table.from_pylist(
-        [asked | windows], schema=pa.schema([served_schema(spec).field(name) for name in names])
-    ).append_column("request_at", pa.array([now_us]))
-    inputs = requests.transform(spec, table).to_pylist()[0]
-    row = {
-        "impression_id": f"s{tick}:{i}",
-        "request_id": f"s{tick}",
-        "served_at": now_us,
-        "version": "v000001",
-        "score": 0.5,
-        "arm": "champion",
-        "propensity": 1.0,
-        "fallback": None,
-    }
-    schema = served_schema(spec)
-    at = {name: value for name, value in windows.items() if name.endswith("__at")}
-    plain = row | asked | {k: v for k, v in windows.items() if k not in at} | inputs
-    columns = []
-    for one in schema:
-        value = at[one.name] if one.name in at else plain[one.name]
-        if one.name == "served_at":
-            columns.append(pa.array([value], pa.int64()).cast(TIME))
-        else:
-            columns.append(pa.array([value], one.type))
-    return pa.table(columns, schema=schema)
-
-
-def _as_int(schema: pa.Schema) -> pa.Schema:
-    return pa.schema(
-        [pa.field(f.name, pa.int64()) if pa.types.is_timestamp(f.type) else f for f in schema]
-    )
+from tests.parity.lived_line import SECOND, T0
 
 
 def _again(spec: LineSpec, served: pa.Table) -> pa.Table:
@@ -499,78 +363,6 @@ def test_the_first_place_where_values_part_is_the_cause():
         np.array(column) for column in ([1, 2, 1, 2, 3], [1, 1, 1, 1, 1], [1, 1, 2, 2, 2])
     )
     assert of_windows(served, log, history).tolist() == ["", "store", "history", "tick", "history"]
-
-
-@pytest.fixture(scope="module")
-def day(spec: LineSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A log of five hours in ticks of a minute: repeated, early, late and unmatched records."""
-    home, random, ids = tmp_path_factory.mktemp("day"), np.random.default_rng(3), 0
-    log = FileLog(home / "log" / "events", event_schema(spec), writer=True)
-    (home / "ticks").mkdir()
-    rows: list[dict[str, object]] = []
-    for tick in range(300):
-        now_us, first = T0 + tick * 60 * SECOND, len(rows)
-        for _ in range(random.integers(1, 30)):
-            kind = random.random()
-            ids += kind < 0.5
-            # a click names one of the last ids or the next, an impression now and then an old one
-            back = 0 if kind < 0.5 else random.integers(-1, 60)
-            lag_us = int(random.choice([0, 5, 60, 290, 700, 890])) * SECOND
-            rows.append(
-                {
-                    "event": "impression" if kind < 0.6 else "click",
-                    "impression_id": f"i{max(ids - back, 0)}",
-                    "event_at": now_us - lag_us,
-                    "arrival_at": now_us,
-                    "value": int(kind >= 0.6),
-                    **_asked(random),
-                }
-            )
-        manifest = TickManifest(tick, now_us + 1, (first, len(rows)), (0, 0), None, None, {}, {})
-        _commit(home, manifest)
-    schema = event_schema(spec)
-    log.append(pa.Table.from_pylist(rows, schema=_as_int(schema)).cast(schema))
-    log.close()
-    return home
-
-
-def _commit(home: Path, manifest: TickManifest) -> None:
-    text = json.dumps(manifest.to_json())
-    (home / "ticks" / f"{manifest.tick:08d}.json").write_text(text, encoding="utf-8")
-
-
-def test_a_stretch_of_the_log_gives_what_the_whole_log_gives(day: Path, spec: LineSpec):
-    log, random = FileLog(day / "log" / "events", event_schema(spec)), np.random.default_rng(5)
-    whole = LogWindows.read(spec, day, 0, T0 + 300 * 60 * SECOND)
-    for minute in (90, 200, 280):
-        from_us, to_us = (T0 + m * 60 * SECOND for m in (minute, minute + 15))
-        start, stop = offsets_between(day, log, from_us - 75 * 60 * SECOND, to_us)
-        assert 0 < stop - start < 0.4 * log.head
-        part = LogWindows.read(spec, day, from_us, to_us)
-        at_us = np.sort(random.integers(from_us, to_us, 200))
-        keys = pa.Table.from_pylist([_asked(random) for _ in range(200)])
-        for view in spec.views:
-            values = part.values(view, keys, at_us)
-            assert values.equals(whole.values(view, keys, at_us))
-            assert any(pc.max(column).as_py() > 0 for column in values.columns)
-
-
-def test_where_a_stretch_begins_is_checked_against_the_log_s_own_stamps(day: Path, spec: LineSpec):
-    log = FileLog(day / "log" / "events", event_schema(spec))
-    for minute in (0, 7, 299, 400):
-        moment_us = T0 + minute * 60 * SECOND
-        start, stop = offsets_between(day, log, moment_us, moment_us + 60 * SECOND)
-        arrived = log.read(0, log.head)["arrival_at"].cast(pa.int64()).to_numpy()
-        inside = np.flatnonzero((arrived >= moment_us) & (arrived < moment_us + 60 * SECOND))
-        assert all(start <= offset < stop for offset in inside.tolist())
-        assert np.all(arrived[:start] < moment_us)
-    manifest = read_tick(day, 150)
-    _commit(day, replace(manifest, at_us=manifest.at_us - 1))
-    try:
-        with pytest.raises(IntegrityError, match="do not fit the event log"):
-            offsets_between(day, log, manifest.at_us - 1, manifest.at_us)
-    finally:
-        _commit(day, manifest)
 
 
 def test_a_restored_state_holds_what_the_whole_log_gives(lived, spec):

@@ -55,7 +55,9 @@ def test_a_variable_wins_over_the_profile_and_an_empty_one_takes_the_default(tmp
 
 
 def test_every_key_of_a_profile_is_read_by_the_settings():
-    source = (PROJECT / "src" / "headrace" / "settings.py").read_text(encoding="utf-8")
+    source = (PROJECT / "src" / "headrace" / "settings" / "environment.py").read_text(
+        encoding="utf-8"
+    )
     assert [key for key in sorted(KEYS) if f'"HEADRACE_{key.upper()}"' not in source] == []
 
 

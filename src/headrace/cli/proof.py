@@ -1,4 +1,4 @@
-"""`headrace parity`: what was served against the event log and against history."""
+"""What can be proven: `headrace parity` of what was served, `headrace account` of every event."""
 
 from __future__ import annotations
 
@@ -102,3 +102,11 @@ def _print(line: str, report: ParityReport) -> None:
     out.print(table)
     if report.mismatches > len(report.first):
         out.print(f"the first {len(report.first)} of {report.mismatches:,}; --json has all")
+
+
+def account(line: LineName = "coupons") -> None:
+    """Count every event of the log by its fate; the counts must add up (JSON)."""
+    from headrace.account import account as count
+
+    settings, spec = open_line(line)
+    show(count(settings, spec))

@@ -1,4 +1,4 @@
-"""`headrace report`: what a line did over an interval, as one page."""
+"""`headrace report`: what a line did over an interval, as one page; `headrace results`."""
 
 from __future__ import annotations
 
@@ -38,3 +38,12 @@ def report(
         show(json.loads(json.dumps(told, default=str)))
     else:
         out.print(f"report: {path}", highlight=False, soft_wrap=True)
+
+
+def results() -> None:
+    """Renew docs/results.md from what demo, replay and bench left in out/."""
+    from headrace.results import write
+    from headrace.settings import PROJECT
+
+    document = PROJECT / "docs" / "results.md"
+    out.print(f"{document}: renewed {', '.join(write(document, PROJECT / 'out')) or 'nothing'}")

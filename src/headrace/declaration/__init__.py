@@ -22,7 +22,10 @@ from headrace.declaration.features import (
     TimePart,
     WindowFeature,
 )
-from headrace.declaration.line import DelayedFeedback, LabelSpec, LineSpec, ModelGateSpec, ModelSpec
+from headrace.declaration.gates import ModelGateSpec
+from headrace.declaration.label import DelayedFeedback, LabelSpec
+from headrace.declaration.line import LineSpec
+from headrace.declaration.model import ModelSpec
 from headrace.declaration.operations import ResourcesSpec, RollbackSpec, TuneSpec
 from headrace.declaration.source import (
     DelayDistribution,

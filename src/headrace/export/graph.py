@@ -14,9 +14,10 @@ from headrace.declaration import LineSpec
 from headrace.export import hashes
 from headrace.export.features import Features
 from headrace.export.signature import specs
+from headrace.model.batches import PREDICT_ROWS
 from headrace.model.delta import State
 from headrace.model.inputs import MAGNITUDE, SPREAD, field_salt
-from headrace.model.model import LOGIT_LIMIT, PREDICT_ROWS
+from headrace.model.model import LOGIT_LIMIT
 from headrace.model.network import Network
 from headrace.model.runtime import tf
 from headrace.model.step import Layout

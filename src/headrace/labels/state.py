@@ -23,7 +23,7 @@ sample says both.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, Self
 
 import numpy as np
 import pyarrow as pa
@@ -32,22 +32,22 @@ from numpy.typing import NDArray
 
 from headrace.declaration import LineSpec
 from headrace.errors import InputError
-from headrace.events import PINNED_ARM, of_defaults, sample_schema, served_schema
+from headrace.events import sample_schema
+from headrace.labels import checkpoint
 from headrace.labels.attribution import (
     DONE,
     FATE_SCHEMA,
-    FIELDS,
     MARK,
     NEGATIVE,
     OPEN,
     PASSED,
     Attribution,
-    Early,
     as_strings,
     as_us,
 )
 from headrace.labels.conversions import CONVERSION_FATES, Conversions, Waiting, conversion_facts
-from headrace.labels.shelf import Int64s, Shelf
+from headrace.labels.shelf import Int64s
+from headrace.labels.vectors import ReadServed, Vectors
 
 __all__ = ["FATES", "FATE_SCHEMA", "MARK", "Emitted", "LabelState", "ReadServed", "fates_of"]
 
@@ -62,18 +62,11 @@ FATES: Final = (
     "unlabelled",
     MARK,
 )
-_AT_ONCE: Final = 65_536
 
 
 def fates_of(spec: LineSpec) -> tuple[str, ...]:
     """What may become of an event of a line that is in no sample."""
     return FATES if not spec.converts else (*FATES, *CONVERSION_FATES)
-
-
-class ReadServed(Protocol):
-    """Reads records `[start, stop)` of the served log."""
-
-    def __call__(self, start: int, stop: int) -> pa.Table: ...
 
 
 @dataclass(frozen=True)
@@ -107,8 +100,8 @@ class LabelState:
                 f"horizon {self.horizon_us} us does not outlast the attribution window "
                 f"{spec.label.attribution_window} us; make it longer"
             )
-        self._served = Shelf(served_schema(spec), {"served_at": np.int64, "defaults": np.bool_})
-        self._join = Attribution(spec, self.horizon_us, self._served)
+        self._vectors = Vectors(spec, self.horizon_us)
+        self._join = Attribution(spec, self.horizon_us, self._vectors.shelf)
         self._impressions = self._join.impressions
         self._conversions: Conversions | None = None
         if spec.label.conversion is not None:
@@ -117,7 +110,6 @@ class LabelState:
                 self.horizon_us,
                 grace_us=self.horizon_us - spec.label.attribution_window,
             )
-        self._served_head = 0
         self._at_us = -1
 
     def resolve(self, events: pa.Table) -> pa.Table:
@@ -196,38 +188,13 @@ class LabelState:
         )
 
     def _serve(self, served: pa.Table) -> None:
-        """Shelve new vectors (the first of an id wins) and hand them to open impressions.
-
-        Answers of a version that the request asked for are passed over: nobody was to see them.
-        """
-        times = as_us(served, "served_at")
-        offsets = np.arange(self._served_head, self._served_head + times.size, dtype=np.int64)
-        self._served_head += times.size
-        ids, shelf, index = as_strings(served, "impression_id"), self._served, self._served.index
-        earlier = shelf.find(ids)
-        old = np.flatnonzero(earlier >= 0)
-        until = shelf["served_at"][shelf.places(earlier[old])] + self.horizon_us
-        blocked = np.zeros(times.size, dtype=np.bool_)
-        blocked[old] = (until > self._at_us) & (until > times[old])
-        pinned = pc.fill_null(pc.equal(served["arm"], PINNED_ARM), False).to_pylist()
-        fresh: list[int] = []
-        taken: dict[str, int] = {}
-        for place, (name, offset) in enumerate(zip(ids, offsets.tolist(), strict=True)):
-            repeated = name in taken and times[place] < taken[name] + self.horizon_us
-            if not pinned[place] and not repeated and (name in taken or not blocked[place]):
-                index[name] = offset
-                taken[name] = int(times[place])
-                fresh.append(place)
-        kept = np.asarray(fresh, dtype=np.int64)
-        rows = served if kept.size == times.size else served.take(pa.array(kept))
-        fields = {"served_at": times[kept], "defaults": of_defaults(rows)}
-        shelf.add(rows, offsets[kept], fields)
-        names = ids if kept.size == times.size else [ids[place] for place in fresh]
-        self._hand_over(self._impressions.find(names), offsets[kept], times[kept])
-        for place, name in enumerate(names) if self._join.superseded else ():
+        """Shelve new vectors (the first of an id wins) and hand them to open impressions."""
+        ids, vectors, served_at = self._vectors.add(served, self._at_us)
+        self._hand_over(self._impressions.find(ids), vectors, served_at)
+        for place, name in enumerate(ids) if self._join.superseded else ():
             for impression in self._join.superseded.get(name, ()):
                 row = slice(place, place + 1)
-                self._hand_over(np.array([impression]), offsets[kept][row], times[kept][row])
+                self._hand_over(np.array([impression]), vectors[row], served_at[row])
 
     def _hand_over(self, impressions: Int64s, vectors: Int64s, served_at: Int64s) -> None:
         shelf = self._impressions
@@ -241,8 +208,7 @@ class LabelState:
         taken, first = np.unique(places[fits], return_index=True)
         given = vectors[there][fits][first]
         shelf["vector"][taken] = given
-        passed = self._served["defaults"][self._served.places(given)]
-        shelf["stage"][taken[passed]] = PASSED
+        shelf["stage"][taken[self._vectors.hold_defaults(given)]] = PASSED
 
     def _samples(self, places: Int64s, at_us: int) -> pa.Table:
         """Rows of these positions; one that stands twice is a negative, then its correction."""
@@ -275,7 +241,7 @@ class LabelState:
     def _rows(self, vectors: Int64s, added: dict[str, NDArray[Any]]) -> pa.Table:
         """Served rows by their offsets, with the columns that samples add."""
         schema = sample_schema(self.spec)
-        rows = self._served.take(self._served.places(vectors))
+        rows = self._vectors.rows(vectors)
         columns = [rows[name] for name in rows.schema.names]
         columns += [
             pa.array(added[field.name]).cast(field.type) for field in schema if field.name in added
@@ -308,23 +274,16 @@ class LabelState:
         for offset in gone:
             self._join.release(offset)
         self._join.say(np.asarray(gone, dtype=np.int64), "unmatched")
-        # Vectors are large in number (all candidates), so they go in strokes, not each tick.
-        alive = self._served["alive"]
-        expired = alive & (self._served["served_at"] + self.horizon_us <= at_us)
-        if 2 * np.count_nonzero(expired) > np.count_nonzero(alive):
-            self._served.drop(np.flatnonzero(alive & ~self._wanted(at_us)))
+        if self._vectors.mostly_expired(at_us):
+            self._vectors.keep(at_us, self._claimed())
 
-    def _wanted(self, at_us: int) -> NDArray[np.bool_]:
-        """Vectors that an impression may still claim, or a correction may still repeat."""
+    def _claimed(self) -> Int64s:
+        """Vectors whose samples are still to come, or may be repeated by a correction."""
         shelf = self._impressions
-        claimed = shelf["vector"][shelf["alive"] & (shelf["stage"] < DONE)]
+        claimed: Int64s = shelf["vector"][shelf["alive"] & (shelf["stage"] < DONE)]
         if self._conversions is not None:
             claimed = np.concatenate([claimed, self._conversions.claimed()])
-        young = self._served["served_at"] + self.horizon_us > at_us
-        kept: NDArray[np.bool_] = self._served["alive"] & (
-            young | np.isin(self._served["offset"], claimed)
-        )
-        return kept
+        return claimed
 
     def pending_offsets(self) -> Int64s:
         """Event offsets that are neither in a sample nor have a fate yet, sorted."""
@@ -346,18 +305,11 @@ class LabelState:
 
         Served vectors are not copied: `served` names their offsets in the served log.
         """
-        shelf = self._impressions
-        alive = np.flatnonzero(shelf["alive"])
-        impressions = shelf.take(alive)
-        for name in ("offset", *FIELDS):
-            impressions = impressions.append_column(f"__{name}", pa.array(shelf[name][alive]))
-        early = [{"offset": offset, **row._asdict()} for offset, row in self._join.early.items()]
-        wanted = self._served["offset"][self._wanted(self._at_us)]
-        clocks = [self.horizon_us, self._served_head, self._join.last_arrival_us, self._at_us]
+        wanted = self._vectors.wanted(self._at_us, self._claimed())
+        clocks = [self.horizon_us, self._vectors.head, self._join.last_arrival_us, self._at_us]
         after = {} if self._conversions is None else self._conversions.checkpoint()
         return {
-            "impressions": impressions.combine_chunks(),
-            "early": pa.Table.from_pylist(early, schema=_EARLY_SCHEMA),
+            **checkpoint.tables_of(self._join),
             "served": pa.table({"offset": pa.array(wanted)}),
             "clocks": pa.table({"value": pa.array(clocks, pa.int64())}),
             **after,
@@ -368,42 +320,10 @@ class LabelState:
         """The state of a checkpoint; vectors come from the served log again."""
         horizon_us, served_head, last_arrival_us, at_us = tables["clocks"]["value"].to_pylist()
         state = cls(spec, horizon_us)
-        state._served_head, state._join.last_arrival_us = served_head, last_arrival_us
+        state._vectors.head, state._join.last_arrival_us = served_head, last_arrival_us
         state._at_us = at_us
-        rows, shelf = tables["impressions"], state._impressions
-        offsets = as_us(rows, "__offset")
-        fields = {name: rows[f"__{name}"].to_numpy() for name in FIELDS}
-        shelf.add(rows.select(shelf.schema.names).cast(shelf.schema), offsets, fields)
-        shelf.index = dict(zip(as_strings(rows, "impression_id"), offsets.tolist(), strict=True))
-        for row in tables["early"].to_pylist():
-            offset = row.pop("offset")
-            state._join.hold(offset, Early(**row))
+        checkpoint.restore(state._join, tables)
         if state._conversions is not None:
             state._conversions.restore(tables)
-        state._read_again(as_us(tables["served"], "offset"), served)
+        state._vectors.read_again(as_us(tables["served"], "offset"), served)
         return state
-
-    def _read_again(self, wanted: Int64s, served: ReadServed) -> None:
-        """Put these records of the served log (rising offsets) back on their shelf.
-
-        A stretch of the log at a time: what a conversion may repeat lies far back and apart.
-        """
-        while wanted.size:
-            start = int(wanted[0])
-            near, wanted = np.split(wanted, [np.searchsorted(wanted, start + _AT_ONCE)])
-            vectors = served(start, int(near[-1]) + 1).take(pa.array(near - start))
-            fields = {"served_at": as_us(vectors, "served_at"), "defaults": of_defaults(vectors)}
-            self._served.add(vectors, near, fields)
-            names = as_strings(vectors, "impression_id")
-            self._served.index.update(zip(names, near.tolist(), strict=True))
-
-
-_EARLY_SCHEMA: Final = pa.schema(
-    [
-        ("offset", pa.int64()),
-        ("impression_id", pa.string()),
-        ("event_at", pa.int64()),
-        ("arrival_at", pa.int64()),
-        ("value", pa.int64()),
-    ]
-)

@@ -29,8 +29,6 @@ late positives and all positives learned; a state without it has learned none).
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +39,9 @@ from numpy.typing import NDArray
 from headrace.declaration import DelayedFeedback, ModelSpec
 from headrace.errors import DeclarationError, IntegrityError
 from headrace.events import weight_columns
+from headrace.model.batches import PREDICT_ROWS, batches, padded
 from headrace.model.delta import State, apply
+from headrace.model.identity import identity_of
 from headrace.model.inputs import (
     Inputs,
     Statistics,
@@ -58,9 +58,6 @@ from headrace.model.step import ADAM_DECAY, Graph, initial_arrays
 from headrace.model.tables import Columns, Tables
 from headrace.model.tasks import TwoTasks
 
-# one shape for every request and batch job, so that a row always scores alike; a request of some
-# tens of candidates fits, and four calls of 64 rows cost a batch job little more than one of 256
-PREDICT_ROWS = 64
 LOGIT_LIMIT = 30.0  # keeps probabilities inside (0, 1) in float64
 
 
@@ -95,7 +92,7 @@ class Model:
         self.seed = seed
         self.feedback = feedback
         self.conversion = conversion
-        self._identity = _identity(spec, seed, conversion)
+        self._identity = identity_of(spec, seed, conversion)
         if spec.precision == "tensorfloat32":
             allow_tensorfloat32()
         kind = TwoTasks if conversion else Graph
@@ -142,10 +139,10 @@ class Model:
         if self.conversion:
             offset = np.array([offset, self._statistics.conversion_offset()])
             logits = np.empty((size, 2), np.float64)
-        for part in _batches(size, PREDICT_ROWS):
+        for part in batches(size, PREDICT_ROWS):
             columns = self._statistics.design(side_by_side(numbers, part))
-            rows = _padded(self._tables.rows(ids, part), PREDICT_ROWS)
-            found = self._graph.predict(rows, _padded(columns, PREDICT_ROWS), offset)
+            rows = padded(self._tables.rows(ids, part), PREDICT_ROWS)
+            found = self._graph.predict(rows, padded(columns, PREDICT_ROWS), offset)
             logits[part] = found[: part.stop - part.start]
         return logits
 
@@ -168,7 +165,7 @@ class Model:
             times = read_times(samples, "event_at")
         size = self.spec.batch_size
         loss = 0.0
-        for part in _batches(samples.num_rows, size):
+        for part in batches(samples.num_rows, size):
             dense = side_by_side(numbers, part)
             self._statistics.see(dense, weights[part])
             columns = self._statistics.design(dense)
@@ -178,9 +175,9 @@ class Model:
             self._step += 1
             loss += float(
                 self._graph.learn(
-                    _padded(rows, size),
-                    _padded(columns, size),
-                    _padded(weights[part], size, empty=True),
+                    padded(rows, size),
+                    padded(columns, size),
+                    padded(weights[part], size, empty=True),
                     self._scalars(weights[part]),
                 )
             )
@@ -316,37 +313,3 @@ def _probabilities(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     clipped = np.clip(logits, -LOGIT_LIMIT, LOGIT_LIMIT)
     probabilities: NDArray[np.float64] = 1.0 / (1.0 + np.exp(-clipped))
     return probabilities
-
-
-def _identity(spec: ModelSpec, seed: int, conversion: bool) -> NDArray[np.uint8]:
-    network: tuple[object, ...] = ()
-    if spec.family != "ftrl":
-        network = (spec.embedding_dim, spec.hidden)
-    if spec.wide:
-        network += (spec.wide,)
-    if spec.ids == "dynamic":
-        network += (spec.ids, spec.admit_after, spec.expire_after)
-    if spec.family == "dcn":
-        network += (spec.cross_layers, spec.cross_rank)
-    if conversion:
-        network += ("conversion",)
-    shape = (spec.family, spec.categorical, spec.numeric, spec.table_bits, network, seed)
-    digest = hashlib.sha256(repr(shape).encode()).digest()
-    return np.frombuffer(digest, np.uint8)
-
-
-def _batches(rows: int, size: int) -> Iterator[slice]:
-    for start in range(0, rows, size):
-        yield slice(start, min(start + size, rows))
-
-
-def _padded(array: NDArray[Any], rows: int, empty: bool = False) -> NDArray[Any]:
-    """Fill up to `rows`: with 0 (a weight of nothing), else with copies of the last row.
-
-    A copy touches no row of the table that the batch does not touch anyway.
-    """
-    lacking = rows - len(array)
-    if lacking == 0:
-        return array
-    filler = np.zeros_like(array[-1:]) if empty else array[-1:]
-    return np.concatenate([array, np.repeat(filler, lacking, axis=0)])
