@@ -16,7 +16,7 @@ from headrace.line import Champion
 from headrace.report.freshness import covered
 from headrace.report.measure import Artifacts
 from headrace.sample import Quarantine
-from headrace.simulate.poison import POISONS, PoisonSwitch
+from headrace.simulate.poison import DUPLICATE, POISONS, STOP, PoisonSwitch
 
 FIRST_S: Final = 300.0
 EVERY_S: Final = 600.0
@@ -24,6 +24,10 @@ LASTED_S: Final = 20.0
 STALE_S: Final = 120.0  # as the objective in infra/prometheus/headrace.rules.yml has it
 FAILED: Final = 0.001
 MINUTE_US: Final = 60_000_000
+HARMLESS: Final = {
+    DUPLICATE: "nothing, for each is learned once",
+    STOP: "nothing, for what came was sound",
+}
 
 
 class Drilling:
@@ -83,12 +87,13 @@ def what_became(found: Artifacts, drills: Sequence[Mapping[str, Any]]) -> list[D
     for drill in drills:
         hit = shown & (at_us >= drill["from_us"]) & (at_us < drill["to_us"])
         ticks = found.tick_of[hit]
+        names = pc.unique(found.events["impression_id"].filter(pa.array(hit)))
         told.append(
             Drilled(
                 name=drill["name"],
-                shown=int(hit.sum()),
+                shown=len(names),
                 learned=int(inside[ticks[ticks >= 0]].sum()),
-                stopped_by=_stopped_by(refusals, drill),
+                stopped_by=_stopped_by(refusals, drill) or HARMLESS.get(drill["name"], "nothing"),
                 again_s=_again_s(found.champions, drill),
             )
         )
@@ -117,7 +122,7 @@ def _stopped_by(refusals: Sequence[tuple[str, int]], drill: Mapping[str, Any]) -
     """What refused something until two minutes after the poison ended."""
     until_us = drill["to_us"] + 2 * MINUTE_US
     stages = {name for name, at_us in refusals if drill["from_us"] < at_us < until_us}
-    return " and ".join(sorted(stages)) or "nothing"
+    return " and ".join(sorted(stages))
 
 
 def _us(text: str) -> int:
