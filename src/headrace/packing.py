@@ -24,9 +24,9 @@ from headrace.atomic import disk_faults, write_parquet
 from headrace.errors import IntegrityError
 from headrace.parts import PACK_ROWS, TICKS, Pack, contents, listed, own_path
 
-KEEP_TICKS: Final = 1024
-"""The newest ticks, whose parts stay as they are: they are read most, and one at a time."""
-PACK_TICKS: Final = 1024
+KEEP_TICKS: Final = 128
+"""The newest ticks, whose parts stay as they are: they are read one at a time."""
+PACK_TICKS: Final = 256
 GRACE: Final = timedelta(hours=1)
 """Longer than any read of history takes."""
 

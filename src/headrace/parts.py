@@ -12,7 +12,7 @@ import json
 import os
 import re
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
@@ -90,11 +90,20 @@ def read(
 def read_all(
     paths: Sequence[Path], schema: pa.Schema, columns: Sequence[str] | None = None
 ) -> pa.Table:
-    """Rows of many parts, in their order; those with files of their own are read together."""
+    """Rows of many parts, in their order. A pack is read in place of the files that it holds, and
+    files that no pack holds are read together.
+    """
+    packs = {folder: listed(folder)[1] for folder in {path.parent for path in paths}}
     tables = []
-    for own, run in groupby(paths, key=Path.is_file):
+    for held_by, run in groupby(paths, key=lambda path: _holding_part(packs[path.parent], path)):
         some = list(run)
-        if own and len(some) > 1:
+        if held_by is not None:
+            names = None if columns is None else tuple(columns)
+            whole, places = _table(held_by.path, names, schema), _places(held_by.path)
+            spans = _joined(places[int(path.name[2:10])] for path in some)
+            tables += [whole.slice(start, rows) for start, rows in spans]
+            continue
+        if len(some) > 1:
             try:
                 stored = ds.dataset([str(path) for path in some], schema, "parquet")
                 tables.append(stored.to_table(None if columns is None else list(columns)))
@@ -133,6 +142,22 @@ def _packed(path: Path) -> Pack | None:
     changed = folder.stat().st_mtime_ns if folder.is_dir() else 0
     # clocks of file systems are coarse: what an old listing lacks may have come since
     return _holding(_packs(folder, changed), tick) or _holding(listed(folder)[1], tick)
+
+
+def _holding_part(packs: Sequence[Pack], path: Path) -> Pack | None:
+    match = _OWN.match(path.name)
+    return None if match is None else _holding(packs, int(match[1]))
+
+
+def _joined(places: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Places (first row, rows) in a pack, those that follow each other as one."""
+    spans: list[tuple[int, int]] = []
+    for start, rows in places:
+        if spans and sum(spans[-1]) == start:
+            spans[-1] = (spans[-1][0], spans[-1][1] + rows)
+        else:
+            spans.append((start, rows))
+    return spans
 
 
 def _holding(packs: Sequence[Pack], tick: int) -> Pack | None:

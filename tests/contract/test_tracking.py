@@ -150,7 +150,7 @@ def test_without_its_server_a_promotion_is_done_the_failure_told_and_caught_up_l
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        nowhere = f"http://ann:secret@127.0.0.1:{probe.getsockname()[1]}"
+        nowhere = f"http://ann:hunter2@127.0.0.1:{probe.getsockname()[1]}"
     settings = load_settings({"HEADRACE_HOME": str(tmp_path), "HEADRACE_MLFLOW_URI": nowhere})
     version = publish(store, 1, passed=None).version
     evidence = gates.Evidence(line=spec.line, candidate=version)
@@ -161,7 +161,7 @@ def test_without_its_server_a_promotion_is_done_the_failure_told_and_caught_up_l
         done = upkeep.once(settings, spec)
         upkeep.once(settings, spec)
     assert done.unmirrored is not None
-    assert "secret" not in f"{done} {caplog.text} {settings}"
+    assert "hunter2" not in f"{done} {caplog.text} {settings}"
     told = tracking.status(store)
     assert told is not None
     assert (told.failures, told.waiting) == (2, 1)
@@ -177,8 +177,8 @@ def test_without_its_server_a_promotion_is_done_the_failure_told_and_caught_up_l
 
 def test_a_tracking_uri_that_is_none_is_refused_without_its_password() -> None:
     with pytest.raises(DeclarationError, match="HEADRACE_MLFLOW_URI") as refused:
-        load_settings({"HEADRACE_MLFLOW_URI": "ftp://ann:secret@host"})
-    assert "secret" not in str(refused.value)
+        load_settings({"HEADRACE_MLFLOW_URI": "ftp://ann:hunter2@host"})
+    assert "hunter2" not in str(refused.value)
 
 
 def test_telemetry_is_off_whatever_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,6 +101,17 @@ def test_a_part_stays_until_the_grace_of_its_pack_is_over(tmp_path: Path) -> Non
     assert not parts.exists(parts.own_path(tmp_path / "features/by_item", 5))
 
 
+def test_many_parts_are_read_from_packs_as_soon_as_there_are_some(tmp_path: Path) -> None:
+    paths = write(tmp_path, [2] * 7)
+    packing.pack(tmp_path, 7, keep=0, most=3)
+    for path in paths[:6]:
+        path.write_bytes(b"nobody reads this")
+    some = [paths[place] for place in (0, 1, 4, 5, 6)]
+    expected = pa.concat_tables([rows_of(tick, 2) for tick in (0, 1, 4, 5, 6)])
+    assert parts.read_all(some, SCHEMA).equals(expected)
+    assert parts.read_all(some, SCHEMA, ["name"]).equals(expected.select(["name"]))
+
+
 def test_a_large_part_and_another_schema_end_a_pack(tmp_path: Path) -> None:
     large = parts.PACK_ROWS // 2 + 1
     paths = write(tmp_path, [3, 3, large, 3, 3, 3, 3, 3])
