@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+_KERAS = "TF_USE_LEGACY_KERAS"
 _NOISE = (b"absl::InitializeLog()", b"Could not find cuda drivers", b"oneDNN custom operations")
 
 
@@ -39,13 +40,36 @@ def _quiet_import() -> Iterator[None]:
                     os.write(2, line)
 
 
+@contextmanager
+def _without_keras() -> Iterator[None]:
+    """Keep TensorFlow from importing Keras 3 at its end, for optimizers that nothing here uses.
+
+    Keras imports matplotlib and scikit-learn where they are: half of the time of it all. Told to
+    look for the old Keras, and not finding it, TensorFlow goes without. Whoever wants `keras` or
+    `tf.keras` imports it afterwards as ever.
+    """
+    told, known = os.environ.get(_KERAS), sys.modules.get("tf_keras")
+    os.environ[_KERAS] = "1"
+    sys.modules["tf_keras"] = None  # type: ignore[assignment]  # importing it raises
+    try:
+        yield
+    finally:
+        os.environ.pop(_KERAS)
+        del sys.modules["tf_keras"]
+        if told is not None:
+            os.environ[_KERAS] = told
+        if known is not None:
+            sys.modules["tf_keras"] = known
+
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # oneDNN's ops are no faster at this size (5.1 µs a sample with them, 4.5 without). Products pick
 # their kernels by the processor's instructions either way: bytes repeat on one kind of processor
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-with _quiet_import():
+with _quiet_import(), _without_keras():
     import tensorflow as tf
 
+tf.__path__[:] = [place for place in tf.__path__ if place]  # without the place of the old Keras
 tf.get_logger().setLevel("ERROR")
 tf.config.threading.set_intra_op_parallelism_threads(1)
 tf.config.threading.set_inter_op_parallelism_threads(1)
