@@ -29,6 +29,10 @@ BATCH: Final = 50
 """Rows whose mean loss is one value of the test: their mean is nearly normal, and rows of a request
 stay together mostly."""
 DAY_S: Final = 86_400.0
+STRETCHES: Final = baseline.FEWEST + 2
+"""Windows of the past that the newest one is compared with, or the reference of the data gate if
+that is more: of fewer than `baseline.FEWEST` stretches nothing could be said.
+"""
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,8 @@ def look(settings: Settings, spec: LineSpec, now_us: int | None = None) -> Drift
     first = min(tick_as_of(home, now_us - spec.drift.window), head)
     excluded = quarantined(settings, spec, first, head)
     samples = read_samples(spec, home, first, head, exclude=excluded)
-    return compare(spec, rows_before(spec, home, first), samples, (first, head))
+    past = rows_before(spec, home, first, STRETCHES * samples.num_rows)
+    return compare(spec, past, samples, (first, head))
 
 
 def compare(

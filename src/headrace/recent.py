@@ -34,9 +34,11 @@ EXPECTED: Final = 10
 _TAIL: Final = 1 << 20  # bytes of malformed.jsonl that are read
 
 
-def rows_before(spec: LineSpec, home: Path, tick: int) -> pa.Table:
-    """The newest `gates.data.reference_rows` samples before a tick, without quarantined ones."""
-    wanted, first, found = spec.gates.data.reference_rows, tick, 0
+def rows_before(spec: LineSpec, home: Path, tick: int, least: int = 0) -> pa.Table:
+    """The newest `gates.data.reference_rows` samples before a tick, or `least` if that is more,
+    without quarantined ones.
+    """
+    wanted, first, found = max(spec.gates.data.reference_rows, least), tick, 0
     refused = [(q["from"], q["to"]) for q in Quarantine(home).intervals()]
     while first > max(tick - MOST_TICKS, 0) and found < wanted:
         first -= 1
