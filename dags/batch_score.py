@@ -55,7 +55,7 @@ def build(spec: LineSpec) -> DAG:
         catchup=False,
         max_active_runs=1,
         deadline=late_after(timedelta(hours=8)),
-        default_args=task_defaults(first_retry_s=10),
+        default_args=task_defaults(first_retry_s=60),
         params=interval_form()
         | {
             "source": Param(None, title="File", description="Instead: .parquet, .csv", **text),
