@@ -82,7 +82,7 @@ def what_became(found: Artifacts, drills: Sequence[Mapping[str, Any]]) -> list[D
     shown = np.asarray(pc.equal(found.events["event"], "impression"), dtype=bool)
     inside = covered(found.versions, found.champions[-1].version, len(found.manifests))
     refusals = [(f"{c.stage} gate", c.ended_us) for c in found.cycles if c.outcome == "rejected"]
-    refusals += [("quarantine", _us(each["at"])) for each in Quarantine(found.home).ever()]
+    refusals += [("quarantine", us(each["at"])) for each in Quarantine(found.home).ever()]
     told = []
     for drill in drills:
         hit = shown & (at_us >= drill["from_us"]) & (at_us < drill["to_us"])
@@ -125,7 +125,8 @@ def _stopped_by(refusals: Sequence[tuple[str, int]], drill: Mapping[str, Any]) -
     return " and ".join(sorted(stages))
 
 
-def _us(text: str) -> int:
+def us(text: str) -> int:
+    """A moment in ISO 8601 as us."""
     return int(datetime.fromisoformat(text).timestamp() * 1e6)
 
 

@@ -15,13 +15,12 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from bench._drilled import LASTED_S, Drilled, Drilling, what_became
+from bench._drilled import LASTED_S, Drilled, Drilling, us, what_became
 from bench._drilled import minutes as chain
 from bench._measure import at_least, at_most, equality
 from bench._process import TICKS_A_S
@@ -115,7 +114,9 @@ def figures(
     }
 
 
-def result(minutes: float, found: Mapping[str, Any], drilled: Sequence[Drilled] = ()) -> Any:
+def result(
+    minutes: float, found: Mapping[str, Any], drilled: Sequence[Drilled] = ()
+) -> dict[str, Any]:
     """As the other benchmarks write theirs."""
     cycles, stale, waits = found["cycles"], found["staleness_s"], found["trigger_to_served_s"]
     rows = [
@@ -183,7 +184,7 @@ def _look(
     seen: Observed, airflow: stack.AirflowClient, endpoint: str, services: Sequence[str]
 ) -> None:
     for run in airflow.runs(DAG, limit=100):
-        if datetime.fromisoformat(run["run_after"]).timestamp() * 1e6 >= seen.began_us:
+        if us(run["run_after"]) >= seen.began_us:
             seen.runs[run["dag_run_id"]] = run
     for name, pid in supervisor.pids(endpoint, services).items():
         cpu_s, mib = usage(pid)
@@ -194,20 +195,16 @@ def _look(
 def _due_us(runs: Mapping[str, Mapping[str, Any]], cycle_us: int) -> int | None:
     """When the run was due in which a cycle began: the newest that had begun by then."""
     begun = [
-        run for run in runs.values() if run["start_date"] and _us(run["start_date"]) <= cycle_us
+        run for run in runs.values() if run["start_date"] and us(run["start_date"]) <= cycle_us
     ]
-    newest = max(begun, key=lambda run: _us(run["start_date"]), default=None)
-    return None if newest is None else _us(newest["run_after"])
+    newest = max(begun, key=lambda run: us(run["start_date"]), default=None)
+    return None if newest is None else us(newest["run_after"])
 
 
 def _late_s(run: Mapping[str, Any]) -> float:
     if not run["start_date"]:
         return 0.0
-    return (_us(run["start_date"]) - _us(run["run_after"])) / 1e6
-
-
-def _us(text: str) -> int:
-    return int(datetime.fromisoformat(text).timestamp() * 1e6)
+    return (us(run["start_date"]) - us(run["run_after"])) / 1e6
 
 
 def _quantiles(values: Sequence[float], which: Sequence[int]) -> dict[str, float]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -13,27 +11,14 @@ from headrace.cli import app
 from headrace.errors import EnvironmentFault
 from headrace.launch.package import COMPILED
 from headrace.launch.upload import upload
-from headrace.settings import Settings, load_settings
-from tests.kfp_server import API, TOKEN, Cluster, serving
+from headrace.settings import load_settings
+from tests import kfp_server
+from tests.kfp_server import API, TOKEN, at
 
 PIPELINES = {path.stem for path in COMPILED.glob("*.yaml")}
 
 
-@pytest.fixture
-def remote() -> Iterator[Cluster]:
-    with serving() as made:
-        yield made
-
-
-@pytest.fixture
-def settings(remote: Cluster, tmp_path: Path) -> Settings:
-    return at(remote.url, tmp_path)
-
-
-def at(url: str, home: Path, token: str = TOKEN) -> Settings:
-    return load_settings(
-        {"HEADRACE_HOME": str(home), "HEADRACE_KFP_ENDPOINT": url, "HEADRACE_KFP_TOKEN": token}
-    )
+remote, settings = kfp_server.remote, kfp_server.settings
 
 
 def sent(body: bytes) -> bytes:
