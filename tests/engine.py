@@ -10,14 +10,15 @@ import json
 import struct
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from tests.loopback import Answering, serving_on
 
 VERSION = "1.45"
 
@@ -60,12 +61,10 @@ class Engine:
 
 
 def handler(engine: Engine) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
+    class Handler(Answering):
         def _do(self) -> None:
             url = urlsplit(self.path)
-            raw = self.rfile.read(int(self.headers.get("content-length") or 0))
+            raw = self._body()
             path, query = unquote(url.path).removeprefix(f"/v{VERSION}"), parse_qs(url.query)
             parts = path.strip("/").split("/")
             if path in ("/version", "/_ping", "/info"):
@@ -105,20 +104,7 @@ def handler(engine: Engine) -> type[BaseHTTPRequestHandler]:
                     engine.stopped.append(name)
                 self._send(204, b"", "text/plain")
 
-        do_GET = do_POST = _do  # noqa: N815
-
-        def _json(self, status: int, body: Any) -> None:
-            self._send(status, json.dumps(body).encode(), "application/json")
-
-        def _send(self, status: int, body: bytes, kind: str) -> None:
-            self.send_response(status)
-            self.send_header("content-type", kind)
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: Any) -> None:
-            return
+        do_GET = do_POST = _do
 
     return Handler
 
@@ -127,14 +113,6 @@ def handler(engine: Engine) -> type[BaseHTTPRequestHandler]:
 def serving() -> Iterator[Engine]:
     """An engine on a free port of the loopback, as long as the block runs."""
     made = Engine()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler(made))
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    made.url = f"tcp://127.0.0.1:{server.server_address[1]}"
-    try:
+    with serving_on(handler(made)) as address:
+        made.url = f"tcp://{address}"
         yield made
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -20,6 +19,7 @@ import kfp_server_api as api
 import pytest
 
 from headrace.settings import Settings, load_settings
+from tests.loopback import Answering, serving_on
 
 TOKEN = "sesame-0451"
 RUN_ID = "5f0c9a52-0000-4000-8000-000000000001"
@@ -151,12 +151,10 @@ class Cluster:
 
 
 def handler(cluster: Cluster) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
+    class Handler(Answering):
         def _do(self) -> None:
             url = urlsplit(self.path)
-            raw = self.rfile.read(int(self.headers.get("content-length") or 0))
+            raw = self._body()
             cluster.requests.append((self.command, url.path))
             if url.path == f"{API}/runs/{RUN_ID}" and cluster.drop > 0:
                 cluster.drop -= 1
@@ -176,20 +174,7 @@ def handler(cluster: Cluster) -> type[BaseHTTPRequestHandler]:
                 answer = cluster.answer(self.command, url.path, parse_qs(url.query), body)
                 self._json(200, JSON.sanitize_for_serialization(answer))
 
-        do_GET = do_POST = _do  # noqa: N815
-
-        def _json(self, status: int, body: Any) -> None:
-            self._send(status, json.dumps(body).encode(), "application/json")
-
-        def _send(self, status: int, body: bytes, kind: str) -> None:
-            self.send_response(status)
-            self.send_header("content-type", kind)
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: Any) -> None:
-            return
+        do_GET = do_POST = _do
 
     return Handler
 
@@ -198,17 +183,9 @@ def handler(cluster: Cluster) -> type[BaseHTTPRequestHandler]:
 def serving() -> Iterator[Cluster]:
     """A server on a free port of the loopback, as long as the block runs."""
     made = Cluster()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler(made))
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    made.url = f"http://127.0.0.1:{server.server_address[1]}"
-    try:
+    with serving_on(handler(made)) as address:
+        made.url = f"http://{address}"
         yield made
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 @pytest.fixture

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,6 +11,7 @@ import pytest
 from headrace.errors import DeclarationError, EnvironmentFault
 from headrace.sealed import SealedFiles
 from headrace.settings import load_settings
+from tests.loopback import Answering, serving_on
 from tests.s3_server import CREDENTIALS, forget_clients
 
 
@@ -41,49 +40,34 @@ def test_what_is_there_is_listed_and_can_be_removed(files: SealedFiles) -> None:
     assert files.tree("b") == files.names("b") == []
 
 
-class Answers(BaseHTTPRequestHandler):
+class Answers(Answering):
     """An S3 that answers conditional puts with the codes in `script`, then with 200."""
 
-    protocol_version = "HTTP/1.1"  # the client waits for a `100 Continue`
     script: ClassVar[list[tuple[int, str]]] = []
     asked: ClassVar[list[str | None]] = []
 
     def do_PUT(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
+        self._body()
         self.asked.append(self.headers.get("If-None-Match"))
         status, code = self.script.pop(0) if self.script else (200, "")
         body = f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode()
-        self._answer(status, body if code else b"")
+        self._send(status, body if code else b"", "application/xml")
 
     def do_GET(self) -> None:
-        self._answer(200, b"of another writer")
+        self._send(200, b"of another writer", "application/octet-stream")
 
-    do_HEAD = do_GET  # noqa: N815
-
-    def _answer(self, status: int, body: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        """Keep pytest's output readable."""
+    do_HEAD = do_GET
 
 
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Answers]]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    for name, value in CREDENTIALS.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
     Answers.script, Answers.asked = [], []
-    forget_clients()
-    yield Answers
-    server.shutdown()
-    server.server_close()
+    with serving_on(Answers) as address:
+        for name, value in CREDENTIALS.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{address}")
+        forget_clients()
+        yield Answers
     forget_clients()
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from headrace.simulate.outbox import Outbox
 from headrace.simulate.truth import TruthLog, read_truth
+from tests.loopback import Answering, serving_on
 
 Answer = tuple[int, dict[str, str]]
 
@@ -28,34 +27,21 @@ class Collector:
     def listening(self) -> Iterator[str]:
         told = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(Answering):
             def do_POST(self) -> None:
                 told.asked_at.append(time.monotonic())
-                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                body = json.loads(self._body())
                 status, headers = told.answers.pop(0) if told.answers else (200, {})
                 if status == 0:
+                    self.close_connection = True
                     return
                 if status == 200:
                     told.taken += [event["impression_id"] for event in body["events"]]
                 said = {"accepted": len(body["events"]), "malformed": 0}
-                self.send_response(status)
-                for name, value in headers.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(json.dumps(said).encode())
+                self._json(status, said, headers)
 
-            def log_message(self, *_: object) -> None:
-                pass
-
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}/v1/events"
-        finally:
-            server.shutdown()
-            thread.join()
-            server.server_close()
+        with serving_on(Handler) as address:
+            yield f"http://{address}/v1/events"
 
 
 def send(tmp_path: Path, collector: Collector, events: int, patience_s: float = 5.0) -> Outbox:

@@ -4,7 +4,6 @@ import json
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from headrace.simulate.campaign import SimulatorConfig, World, history, run, spo
 from headrace.simulate.poison import DUPLICATE, FLIPPED, STOP, UNIT, PoisonSwitch
 from headrace.simulate.truth import read_json, read_truth
 from headrace.simulate.world import EXAMINATION, MINUTE_US
+from tests.loopback import Answering, serving_on
 
 END_US = 1_763_000_000_000_000
 SMALL = SimulatorConfig(users=200, history_s=120)
@@ -129,37 +129,26 @@ def test_a_config_that_cannot_be_shown_is_refused() -> None:
         SimulatorConfig(candidates=5)
 
 
-class _Service(BaseHTTPRequestHandler):
+class _Service(Answering):
     """A scoring server and a collector in one, with a choice of moods."""
 
-    protocol_version = "HTTP/1.1"
     mood = "well"
     posted: list[dict[str, Any]]
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        body = json.loads(self._body())
         if type(self).mood == "not ready":
-            self._answer(503, {"detail": "no champion"})
+            self._json(503, {"detail": "no champion"})
         elif self.path == "/v1/score":
             rows = [
                 {"impression_id": f"{body['request_id']}:{i}", "score": 0.1 + i / 100}
                 for i in range(len(body["candidates"]))
             ]
-            self._answer(200, {"version": "v000001", "staleness_s": 2.0, "scores": rows})
+            self._json(200, {"version": "v000001", "staleness_s": 2.0, "scores": rows})
         else:
             type(self).posted.extend(body["events"])
             bad = sum(not _is_well_formed(event) for event in body["events"])
-            self._answer(200, {"accepted": len(body["events"]) - bad, "malformed": bad})
-
-    def _answer(self, status: int, body: dict[str, Any]) -> None:
-        data = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("content-length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_: Any) -> None:
-        return
+            self._json(200, {"accepted": len(body["events"]) - bad, "malformed": bad})
 
 
 def _is_well_formed(event: dict[str, Any]) -> bool:
@@ -174,15 +163,10 @@ def _is_well_formed(event: dict[str, Any]) -> bool:
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[tuple[Settings, type[_Service]]]:
     handler = type("Service", (_Service,), {"posted": [], "mood": "well"})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    port = str(server.server_address[1])
-    environ = {"HEADRACE_SERVER_PORT": port, "HEADRACE_COLLECTOR_PORT": port}
-    yield load_settings({"HEADRACE_HOME": str(tmp_path), **environ}), handler
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving_on(handler) as address:
+        port = address.rpartition(":")[2]
+        environ = {"HEADRACE_SERVER_PORT": port, "HEADRACE_COLLECTOR_PORT": port}
+        yield load_settings({"HEADRACE_HOME": str(tmp_path), **environ}), handler
 
 
 def _run_for(
