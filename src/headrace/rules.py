@@ -19,7 +19,7 @@ from headrace import metrics
 from headrace.baseline import Figures
 from headrace.declaration import LineSpec
 from headrace.events import task_scores
-from headrace.labels.revisions import unsettled
+from headrace.labels.revisions import unaccompanied, unsettled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,7 +81,8 @@ def frame(
     made[FIRST_LABEL] = newest.where(known).astype("float64")
     if spec.converts:
         made[UNCLICKED] = made["conversion"] - made["label"]
-    made[ODD_STRETCH] = _odd_stretches(spec, made[FIRST_LABEL])
+    even = made[FIRST_LABEL].mask(unaccompanied(spec, samples))
+    made[ODD_STRETCH] = _odd_stretches(spec, even)
     for name in spec.model.categorical:
         made[f"{name}__missing"] = (made[name] == -1).astype("float64")
     for name in spec.model.numeric:

@@ -16,6 +16,7 @@ from headrace.declaration import LineSpec
 from headrace.events import sample_schema
 from headrace.settings import PROJECT, load_line
 
+HOUR_US = 3_600_000_000
 ROWS = 400
 
 
@@ -38,6 +39,7 @@ def window(spec: LineSpec, **given: Any) -> pa.Table:
         columns[field.name] = values
     columns["label"] = (np.arange(ROWS) % 10 == 0).astype("int8")
     columns["revision"] = np.zeros(ROWS, "int32")
+    columns["emitted_at"] = np.arange(ROWS) + HOUR_US  # the traffic began before the window
     columns |= given
     schema = sample_schema(spec)
     arrays = [pa.array(columns[field.name]).cast(field.type) for field in schema]

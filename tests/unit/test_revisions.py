@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.declaration import LineSpec
-from headrace.labels.revisions import thin_negatives, unsettled
+from headrace.labels.revisions import thin_negatives, unaccompanied, unsettled
 
 LINES = Path(__file__).parents[2] / "lines"
 
@@ -122,3 +122,21 @@ def test_where_all_are_negatives_first_young_ones_are_not_judged():
     offsets = table["impression_offset"].to_numpy()
     assert offsets[young].tolist() == list(range(10, 20))
     assert offsets[~young].tolist() == [0, 1, 2, 3, 4, 5, 6, 1, 7, 8, 9]
+
+
+def test_clicks_of_the_first_seconds_of_traffic_have_no_negatives_beside_them():
+    second = 1_000_000
+    # a click comes 1 s after its impression, a negative after 10; traffic pauses for 40 s
+    served = np.concatenate([np.arange(30), np.arange(70, 100)]) * second
+    clicked = np.arange(served.size) % 3 == 0
+    emitted = served + np.where(clicked, 1, 10) * second
+    table = pa.table({"served_at": served, "emitted_at": emitted}).take(np.argsort(emitted))
+    table = table.append_column("label", pa.array(clicked[np.argsort(emitted)]))
+    early = unaccompanied(line(provisional_after="10s"), table)
+    at_s = table["emitted_at"].to_numpy() // second
+    assert at_s[early].tolist() == [1, 4, 7, 71, 74, 77]
+    assert table["label"].to_numpy(zero_copy_only=False)[early].all()
+    later = table.filter(pa.array(at_s >= 20)).slice(0, 16)  # a window begins in full traffic
+    assert not unaccompanied(line(provisional_after="10s"), later).any()
+    negatives_first = line(delayed_feedback="fnw", provisional_after="10s")
+    assert not unaccompanied(negatives_first, table).any()

@@ -97,6 +97,23 @@ def unsettled(spec: LineSpec, samples: pa.Table) -> NDArray[np.bool_]:
     return young
 
 
+def unaccompanied(spec: LineSpec, samples: pa.Table) -> NDArray[np.bool_]:
+    """Rows of the first `provisional_after` of traffic, at its beginning or after a pause as long,
+    as bool (n,): clicks have come by then, and no silence counts as a negative yet.
+    """
+    patience_us = spec.label.provisional_after
+    if spec.label.delayed_feedback == "fnw" or patience_us is None or not samples.num_rows:
+        return np.zeros(samples.num_rows, dtype=np.bool_)
+    served, emitted = (
+        samples[name].cast(pa.int64()).to_numpy() for name in ("served_at", "emitted_at")
+    )
+    moments = np.unique(served)
+    begins = moments[np.diff(moments, prepend=moments[0] - patience_us - 1) > patience_us]
+    place = np.searchsorted(begins, emitted, "right") - 1  # the newest one before
+    early: NDArray[np.bool_] = emitted - begins[np.maximum(place, 0)] < patience_us
+    return early
+
+
 def conversions_settled(spec: LineSpec, samples: pa.Table) -> NDArray[np.bool_]:
     """Rows old enough to judge by whether they converted, as bool (n,); all where none can.
 
