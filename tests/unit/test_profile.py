@@ -55,9 +55,8 @@ def test_a_variable_wins_over_the_profile_and_an_empty_one_takes_the_default(tmp
 
 
 def test_every_key_of_a_profile_is_read_by_the_settings():
-    source = (PROJECT / "src" / "headrace" / "settings" / "environment.py").read_text(
-        encoding="utf-8"
-    )
+    folder = PROJECT / "src" / "headrace" / "settings"
+    source = "".join(path.read_text(encoding="utf-8") for path in folder.glob("*.py"))
     assert [key for key in sorted(KEYS) if f'"HEADRACE_{key.upper()}"' not in source] == []
 
 
@@ -72,6 +71,7 @@ def test_every_key_of_a_profile_is_read_by_the_settings():
         ("online_store: redis://:hunter2@h:1/0", "online_store: holds a secret"),
         ("mlflow_uri: postgresql://me:hunter2@h/db", "mlflow_uri: holds a secret"),
         ("score_token: hunter2-hunter2-hunter2", "score_token: holds a secret"),
+        ("kafka_sasl_password: hunter2", "kafka_sasl_password: holds a secret"),
         ("score_token: x${HEADRACE_SCORE_TOKEN}", "score_token: holds a secret"),
         ("online_store: redis://:${ABSENT}@h:1/0", r"\$\{ABSENT\} is not set"),
     ],

@@ -27,6 +27,22 @@ class KafkaLog:
 
 
 @dataclass(frozen=True)
+class KafkaSecurity:
+    """How Kafka's clients connect: encrypted or not, and as whom.
+
+    `protocol` is Kafka's `security.protocol`; with SASL it brings `mechanism`, `username` and
+    `password`; with TLS the brokers' certificates must come from `ca`, a PEM file (None: from
+    those that the system trusts), and name the host that was asked.
+    """
+
+    protocol: str = "PLAINTEXT"
+    mechanism: str | None = None
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    ca: Path | None = None
+
+
+@dataclass(frozen=True)
 class PodSecret:
     """A Secret of a cluster by name, and those of its keys that a pod gets as variables."""
 
@@ -76,6 +92,7 @@ class Settings:
     admin_token: str | None = field(default=None, repr=False)
     profile: str = "local"
     event_log: KafkaLog | None = None  # None: files in the line's home alone
+    kafka_security: KafkaSecurity = KafkaSecurity()  # of every Kafka client
     registry: str | None = field(default=None, repr=False)  # Feast's, a PostgreSQL; None is a file
     airflow_database: str | None = field(default=None, repr=False)  # None is SQLite
     kfp_secret: PodSecret | None = None  # for the containers of a pipeline on a cluster
