@@ -93,7 +93,9 @@ class Settings:
     profile: str = "local"
     event_log: KafkaLog | None = None  # None: files in the line's home alone
     kafka_security: KafkaSecurity = KafkaSecurity()  # of every Kafka client
-    registry: str | None = field(default=None, repr=False)  # Feast's, a PostgreSQL; None is a file
+    registry: str | None = field(
+        default=None, repr=False
+    )  # Feast's: PostgreSQL or S3; None: a file
     airflow_database: str | None = field(default=None, repr=False)  # None is SQLite
     kfp_secret: PodSecret | None = None  # for the containers of a pipeline on a cluster
     kfp_volume: str | None = None  # a claim there, mounted as their home
@@ -115,8 +117,14 @@ class Settings:
         """The online store as it may be shown: without user and password."""
         if self.online_store is None:
             return f"sqlite:///{self.home / 'feast' / 'online.db'}"
-        parts = urlsplit(self.online_store)
-        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        return _without_user(self.online_store)
+
+    @property
+    def registry_name(self) -> str:
+        """Feast's registry as it may be shown: without user and password."""
+        if self.registry is None:
+            return str(self.home / "feast" / "registry.db")
+        return _without_user(self.registry)
 
     @property
     def server_url(self) -> str:
@@ -138,3 +146,8 @@ class Settings:
     @property
     def airflow_url(self) -> str:
         return f"http://{self.host}:{self.airflow_port}"
+
+
+def _without_user(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

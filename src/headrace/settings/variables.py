@@ -24,6 +24,7 @@ _TOKEN: Final = re.compile(r"[!-~]{16,512}")
 _POD_SECRET: Final = re.compile(
     r"(?P<name>[a-z0-9][a-z0-9.-]*)/(?P<keys>[A-Z][A-Z0-9_]*(,[A-Z][A-Z0-9_]*)*)"
 )
+_OBJECT: Final = re.compile(r"s3://[a-z0-9][a-z0-9.-]+(/[\w.=-]+)+")
 _CLAIM: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 
 
@@ -82,6 +83,22 @@ def database(env: Mapping[str, str], name: str, otherwise: str) -> str | None:
         raise DeclarationError(
             f"{name} names no PostgreSQL; write postgresql+psycopg://USER:PASSWORD@HOST:PORT/NAME, "
             f"the password percent-encoded, or leave the variable out for {otherwise}"
+        )
+    return url
+
+
+def registry(env: Mapping[str, str]) -> str | None:
+    """Feast's registry: an object of S3, or a PostgreSQL; None: a file below the home."""
+    url = env.get("HEADRACE_REGISTRY") or ""
+    if not url.startswith("s3:"):
+        return database(
+            env, "HEADRACE_REGISTRY", "a file below HEADRACE_HOME, or write s3://BUCKET/KEY"
+        )
+    if not _OBJECT.fullmatch(url):
+        raise DeclarationError(
+            f"HEADRACE_REGISTRY={url.rpartition('@')[2]!r} names no object of S3; write "
+            "s3://BUCKET/KEY, such as s3://headrace/feast/registry.db; credentials go into "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
     return url
 
