@@ -12,7 +12,10 @@ from headrace.settings import PROFILES, PROJECT, load_settings
 
 SECRETS = {
     f"HEADRACE_{name}": f"{name.lower()}-0123456789"
-    for name in ("REDIS_PASSWORD", "POSTGRES_PASSWORD", "KFP_TOKEN", "SCORE_TOKEN", "ADMIN_TOKEN")
+    for name in (
+        *("KAFKA_SASL_PASSWORD", "REDIS_PASSWORD", "POSTGRES_PASSWORD"),
+        *("KFP_TOKEN", "SCORE_TOKEN", "ADMIN_TOKEN"),
+    )
 }
 
 
@@ -36,8 +39,12 @@ def test_services_and_cluster_name_every_part_of_their_own():
     databases = (services.registry, services.airflow_database, services.mlflow_uri)
     assert [str(url).rpartition("/")[2] for url in databases] == ["feast", "airflow", "mlflow"]
     assert services.host == "127.0.0.1"
+    secured = services.kafka_security
+    assert (secured.protocol, secured.username) == ("SASL_PLAINTEXT", "headrace")
+    assert secured.password == SECRETS["HEADRACE_KAFKA_SASL_PASSWORD"]
     cluster = load_settings({"HEADRACE_PROFILE": "cluster"} | SECRETS)
     assert (cluster.offline_store, cluster.host) == ("spark", "0.0.0.0")
+    assert cluster.kafka_security.protocol == "SASL_SSL"
     assert cluster.score_token == "score_token-0123456789"
     for secret in SECRETS.values():
         assert secret not in repr(services)
