@@ -67,7 +67,6 @@ class KafkaLog:
         self._producer: Producer | None = None
         self._fenced = False
         self._check_topic()
-        self._copy = FileLog(folder, schema, writer=True)
         self._consumer = Consumer(
             self._brokers.options
             | {
@@ -79,6 +78,7 @@ class KafkaLog:
                 "fetch.message.max.bytes": _LARGEST,
             }
         )
+        self._copy = FileLog(folder, schema, writer=True)
         try:
             if writer:
                 self._begin()
