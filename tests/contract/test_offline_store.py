@@ -346,7 +346,8 @@ def test_what_cannot_be_joined_is_refused_by_name(repo: Repository) -> None:
 
 
 def test_a_part_that_comes_to_a_bucket_later_is_seen(tmp_path: Path, bucket: str) -> None:
-    folder, files = tmp_path / f"{bucket.removeprefix('s3://')}-later", fsspec.filesystem("s3")
+    folder = tmp_path / f"{bucket.removeprefix('s3://')}-later"
+    files = fsspec.filesystem("s3", skip_instance_cache=True)  # as a process elsewhere
     folder.mkdir()
     files.mkdir(folder.name)
     made = repository("s3", folder)
