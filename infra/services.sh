@@ -30,6 +30,8 @@ jars="$here/out/kafka/broker"
 
 secret() { od -An -N16 -tx1 /dev/urandom | tr -d ' \n'; }
 export HEADRACE_PROFILE=services HEADRACE_REDIS_PASSWORD HEADRACE_POSTGRES_PASSWORD
+export HEADRACE_KAFKA_SASL_PASSWORD
+HEADRACE_KAFKA_SASL_PASSWORD=$(secret)
 HEADRACE_REDIS_PASSWORD=$(secret)
 HEADRACE_POSTGRES_PASSWORD=$(secret)
 export AWS_ENDPOINT_URL=http://127.0.0.1:$s3_port AWS_DEFAULT_REGION=us-east-1
@@ -79,14 +81,18 @@ pids+=($!)
 "$here/.venv/bin/moto_server" -H 127.0.0.1 -p $s3_port >"$folder/s3.log" 2>&1 &
 pids+=($!)
 
-cat >"$folder/kafka/server.properties" <<END
+(umask 077 && cat >"$folder/kafka/server.properties") <<END
 process.roles=broker,controller
 node.id=1
-listeners=PLAINTEXT://127.0.0.1:$kafka_port,CONTROLLER://127.0.0.1:$controller_port
-advertised.listeners=PLAINTEXT://127.0.0.1:$kafka_port
+listeners=SASL_PLAINTEXT://127.0.0.1:$kafka_port,CONTROLLER://127.0.0.1:$controller_port
+advertised.listeners=SASL_PLAINTEXT://127.0.0.1:$kafka_port
+inter.broker.listener.name=SASL_PLAINTEXT
+sasl.mechanism.inter.broker.protocol=PLAIN
+sasl.enabled.mechanisms=PLAIN
+listener.name.sasl_plaintext.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required username="headrace" password="$HEADRACE_KAFKA_SASL_PASSWORD" user_headrace="$HEADRACE_KAFKA_SASL_PASSWORD";
 controller.listener.names=CONTROLLER
 controller.quorum.voters=1@127.0.0.1:$controller_port
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+listener.security.protocol.map=SASL_PLAINTEXT:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT
 log.dirs=$folder/kafka/data
 offsets.topic.replication.factor=1
 transaction.state.log.replication.factor=1

@@ -22,9 +22,10 @@ KEYS: Final = frozenset((
     "airflow_database", "kfp_endpoint", "kfp_token", "kfp_secret", "kfp_volume", "score_token",
     "admin_token", "alarm_command", "host", "server_port", "grpc_port", "collector_port",
     "airflow_port", "learner_port", "min_free_mb", "kafka_jars", "training_slots",
-    "runner",
+    "runner", "kafka_security_protocol", "kafka_sasl_mechanism", "kafka_sasl_username",
+    "kafka_sasl_password", "kafka_ssl_ca_location",
 ))  # fmt: skip
-SECRETS: Final = frozenset({"kfp_token", "score_token", "admin_token"})
+SECRETS: Final = frozenset({"kfp_token", "score_token", "admin_token", "kafka_sasl_password"})
 _NAME: Final = re.compile(r"[a-z][a-z0-9_-]*")
 _REFERENCE: Final = re.compile(r"\$\{([A-Z][A-Z0-9_]*)\}")
 

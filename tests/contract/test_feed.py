@@ -18,7 +18,7 @@ from headrace.ingest.tick import TickState
 from headrace.log.files import FileLog
 from headrace.log.stamp import EventWriter
 from headrace.sample import ticks
-from headrace.settings import PROJECT
+from headrace.settings import PROJECT, load_settings
 from headrace.stream.feed import Closed, Feed
 from headrace.stream.source import Files, Kafka, parse
 from tests.campaign import Nowhere
@@ -173,4 +173,4 @@ def test_sources_are_named_by_their_addresses(tmp_path):
         with pytest.raises(InputError, match="files:DIR or kafka://HOST:PORT/TOPIC"):
             parse(text)
     with pytest.raises(InputError, match="not a folder"):
-        Files(tmp_path / "none").check()
+        Files(tmp_path / "none").check(load_settings({}))

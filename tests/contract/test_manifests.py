@@ -155,6 +155,28 @@ def test_a_pipelines_containers_get_what_the_cluster_profile_asks_for():
         assert re.search(rf"HEADRACE_HOME[=:] ?{HOME_THERE}\b", (INFRA / text).read_text())
 
 
+def test_the_collector_finds_the_brokers_authority_where_the_profile_says():
+    asked = dict.fromkeys(("KAFKA_SASL", "REDIS", "POSTGRES"), "0123456789abcdef")
+    environ = {f"HEADRACE_{name}_PASSWORD": value for name, value in asked.items()}
+    environ |= {f"HEADRACE_{name}_TOKEN": "0123456789abcdef" for name in ("KFP", "SCORE", "ADMIN")}
+    ca = load_settings({"HEADRACE_PROFILE": "cluster"} | environ).kafka_security.ca
+    assert ca is not None
+    pod = found("prod", "StatefulSet", "line")["spec"]["template"]["spec"]
+    (ingest,) = (one for one in pod["containers"] if one["args"][0] == "ingest")
+    (mount,) = (one for one in ingest["volumeMounts"] if one["mountPath"] == str(ca.parent))
+    (volume,) = (one for one in pod["volumes"] if one["name"] == mount["name"])
+    assert mount["readOnly"] is True
+    assert volume["secret"] == {"secretName": "headrace-kafka-ca"}
+
+
+def test_a_training_on_a_cluster_is_given_every_secret_that_the_profile_asks_for():
+    profile = (PROJECT / "profiles" / "cluster.yaml").read_text(encoding="utf-8")
+    trainer = found("prod", "TrainJob", "full-train")["spec"]["trainer"]
+    given = {one["name"]: one for one in trainer["env"]}
+    for name in re.findall(r"\$\{(\w+)\}", profile):
+        assert given[name]["valueFrom"]["secretKeyRef"] == {"name": "headrace", "key": name}
+
+
 def test_compose_has_no_password_no_latest_and_nothing_open_beyond_loopback():
     text = (INFRA / "compose.yaml").read_text(encoding="utf-8")
     body = yaml.safe_load(text)

@@ -6,6 +6,7 @@ The suite is one for every store; a view of each kind that Feast knows is in the
 from __future__ import annotations
 
 import random
+import shutil
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -47,6 +49,7 @@ TTL_US = 5
 BIG = 2**62 + 1  # a float64 would round it
 STORES = {
     "duckdb": "headrace.store.offline.HeadraceDuckDBOfflineStore",
+    "s3": "headrace.store.offline.HeadraceDuckDBOfflineStore",
     "spark": "headrace.store.offline_spark.HeadraceSparkOfflineStore",
     "feast": "duckdb",
 }
@@ -116,7 +119,7 @@ def source(engine: str, name: str, folder: Path) -> Any:
     mapping = {"u": "user", "p": "price"} if name == "by_pair" else {}
     common: dict[str, Any] = {
         "name": f"{name}_parts",
-        "path": str(folder),
+        "path": str(folder) if engine != "s3" else f"s3://{folder.parent.name}/{name}",
         "timestamp_field": "seen" if name == "by_pair" else "event_timestamp",
         "created_timestamp_column": "made" if name == "by_pair" else "",
         "field_mapping": mapping,
@@ -166,6 +169,9 @@ def repository(engine: str, folder: Path) -> Repository:
         for part, first in enumerate(range(0, len(found), 40)):  # parts overlap in time
             written = table(found[first : first + 40], RENAMED[name])
             pq.write_table(written, folder / name / f"b={part:08d}.parquet")
+        if engine == "s3":
+            fsspec.filesystem("s3").put(str(folder / name), f"s3://{folder.name}/{name}", True)
+            shutil.rmtree(folder / name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         store = FeatureStore(config=config(engine, folder))
@@ -185,9 +191,15 @@ def config(engine: str, folder: Path) -> RepoConfig:
     )
 
 
-@pytest.fixture(scope="module", params=["duckdb", pytest.param("spark", marks=pytest.mark.spark)])
+@pytest.fixture(
+    scope="module", params=["duckdb", "s3", pytest.param("spark", marks=pytest.mark.spark)]
+)
 def repo(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Repository:
-    return repository(request.param, tmp_path_factory.mktemp(request.param))
+    folder = tmp_path_factory.mktemp(request.param)
+    if request.param == "s3":  # the folder is called like the bucket in which its parts end
+        folder /= request.getfixturevalue("bucket").removeprefix("s3://")
+        folder.mkdir()
+    return repository(request.param, folder)
 
 
 @pytest.fixture
@@ -331,6 +343,24 @@ def test_what_cannot_be_joined_is_refused_by_name(repo: Repository) -> None:
         ask(rows.assign(clicks=1), ["by_user:clicks"])
     with pytest.raises(InputError, match=r"where it is asked and .* cast the entity column"):
         ask(rows.assign(user=[1, 2, 3]), ["by_user:clicks"]).to_arrow()
+
+
+def test_a_part_that_comes_to_a_bucket_later_is_seen(tmp_path: Path, bucket: str) -> None:
+    folder = tmp_path / f"{bucket.removeprefix('s3://')}-later"
+    files = fsspec.filesystem("s3", skip_instance_cache=True)  # as a process elsewhere
+    folder.mkdir()
+    files.mkdir(folder.name)
+    made = repository("s3", folder)
+    asked = frame([{"user": "new", "item": 1, "other": 1, "at": T0 + 99, "weight": 3}])
+    for clicks in (None, 7):
+        if clicks is not None:
+            late = table(
+                [{"at": T0, "user": "new", "clicks": clicks, "note": "x"}], RENAMED["by_user"]
+            )
+            with files.open(f"{folder.name}/by_user/b=00000099.parquet", "wb") as part:
+                pq.write_table(late, part)
+        found = told(made.feast.get_historical_features(asked, ["by_user:clicks"]))
+        assert [row["clicks"] for row in found] == [clicks]
 
 
 def test_feast_s_own_store_agrees_where_it_is_right(local: Repository) -> None:

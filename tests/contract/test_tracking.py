@@ -121,6 +121,28 @@ def test_each_version_is_a_run_and_aliases_follow_promotion_and_rollback(
     assert refused.data.tags["headrace.reasons"] == "calibration_within: 3"
 
 
+@pytest.mark.slow
+def test_mlflow_fetches_a_version_from_the_line_store_on_s3_and_stores_no_copy(
+    url: str, spec: LineSpec, bucket: str, tmp_path: Path
+) -> None:
+    from mlflow import MlflowClient
+    from mlflow.artifacts import download_artifacts
+
+    store = LineStore(f"{bucket}/lines/{spec.line}", spec.line)
+    version = promoted(store, 1)
+    assert tracking.mirror(store, spec, url).problem is None
+    client = MlflowClient(tracking_uri=url, registry_uri=url)
+    number = client.get_model_version_by_alias(spec.line, "champion").version
+    source = client.get_model_version_download_uri(spec.line, number)
+    assert source == f"{bucket}/lines/{spec.line}/versions/{version}"
+    fetched = Path(download_artifacts(artifact_uri=source, dst_path=str(tmp_path)))
+    names = {path.name for path in fetched.iterdir()}
+    assert "manifest.json" in names
+    for name in names:
+        assert (fetched / name).read_bytes() == store.files.read(f"versions/{version}/{name}")
+    assert client.list_artifacts(run_of(url, store, version).info.run_id) == []
+
+
 def test_a_mirror_that_was_interrupted_makes_nothing_twice(
     url: str, store: LineStore, spec: LineSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:

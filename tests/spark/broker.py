@@ -6,7 +6,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,11 +22,11 @@ JAVA = ["java", "-Xmx256m", "-XX:TieredStopAtLevel=1", "-cp", f"{JARS}/*"]
 PROPERTIES = """\
 process.roles=broker,controller
 node.id=1
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}{others}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}{others}
 controller.listener.names=CONTROLLER
 controller.quorum.voters=1@127.0.0.1:{controller}
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT{protocols}
 log.dirs={folder}/data
 offsets.topic.replication.factor=1
 transaction.state.log.replication.factor=1
@@ -37,16 +37,33 @@ auto.create.topics.enable=false
 
 
 class Broker:
-    """A broker in a folder of its own; what it stored outlives `kill`, and `start` goes on."""
+    """A broker in a folder of its own; what it stored outlives `kill`, and `start` goes on.
 
-    def __init__(self, folder: Path) -> None:
+    `others`: protocols that it speaks too, each on its port; `more`: properties for them;
+    `users`: arguments of `format`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        others: Mapping[str, int] | None = None,
+        more: str = "",
+        users: Sequence[str] = (),
+    ) -> None:
         self._log = folder / "broker.log"
         self._settings = folder / "server.properties"
         self.port, controller = free_ports(2)
-        text = PROPERTIES.format(port=self.port, controller=controller, folder=folder)
-        self._settings.write_text(text)
+        others = others or {}
+        text = PROPERTIES.format(
+            port=self.port,
+            controller=controller,
+            folder=folder,
+            others="".join(f",{name}://127.0.0.1:{port}" for name, port in others.items()),
+            protocols="".join(f",{name}:{name}" for name in others),
+        )
+        self._settings.write_text(text + more)
         storage = ["kafka.tools.StorageTool", "format", "-t", CLUSTER, "-c", str(self._settings)]
-        subprocess.run([*JAVA, *storage], check=True, capture_output=True)
+        subprocess.run([*JAVA, *storage, *users], check=True, capture_output=True)
         self._process: subprocess.Popen[bytes] | None = None
 
     @property

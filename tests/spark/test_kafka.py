@@ -15,7 +15,7 @@ from headrace.errors import EnvironmentFault
 from headrace.sample import ticks
 from headrace.settings import load_settings
 from headrace.stream.source import Kafka
-from tests.spark import broker
+from tests.spark import broker, secured
 
 TOPIC = "events"
 KILLS = 3
@@ -68,10 +68,39 @@ def test_messages_reach_the_ticks_once_through_kills_and_restarts(
     assert sum(manifest.counts.get("duplicate_impression", 0) for manifest in manifests) > 50
 
 
+@pytest.mark.spark
+def test_a_broker_that_asks_who_is_there_is_read_and_no_file_learns_the_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = streaming.events(200, 7)
+    home, kafka = tmp_path / "home", tmp_path / "kafka"
+    streaming.prepare(home, 200)
+    kafka.mkdir()
+    with secured.running(kafka) as found:
+        broker.topic(found.open, TOPIC, PARTITIONS)
+        broker.send(found.open, TOPIC, [(e["impression_id"], json.dumps(e).encode()) for e in sent])
+        for name, value in {
+            "SECURITY_PROTOCOL": "SASL_SSL",
+            "SASL_MECHANISM": secured.SCRAM,
+            "SASL_USERNAME": secured.USER,
+            "SASL_PASSWORD": secured.PASSWORD,
+            "SSL_CA_LOCATION": str(found.ca),
+        }.items():
+            monkeypatch.setenv(f"HEADRACE_KAFKA_{name}", value)
+        driver = streaming.start(home, f"kafka://{found.sasl_ssl}/{TOPIC}", at_once=10_000)
+        assert streaming.end(driver) == 0
+    assert counted(streaming.log_rows(home)) == counted(sent)
+    written = [path for path in home.rglob("*") if path.is_file()]
+    assert any("checkpoint" in path.parts for path in written)
+    secrets = (secured.PASSWORD.encode(), json.dumps(secured.PASSWORD).encode())
+    for path in [*written, tmp_path / "home.err"]:
+        assert not any(secret in path.read_bytes() for secret in secrets), path
+
+
 def test_an_absent_broker_and_absent_jars_are_told_with_their_remedy(tmp_path: Path) -> None:
     (port,) = broker.free_ports(1)
-    with pytest.raises(EnvironmentFault, match="no broker answers"):
-        Kafka(f"127.0.0.1:{port}", TOPIC).check()
     settings = load_settings({"HEADRACE_KAFKA_JARS": str(tmp_path)})
+    with pytest.raises(EnvironmentFault, match="no broker answers"):
+        Kafka(f"127.0.0.1:{port}", TOPIC).check(settings)
     with pytest.raises(EnvironmentFault, match=r"infra/setup/kafka\.sh"):
         Kafka("127.0.0.1:1", TOPIC).jars(settings)

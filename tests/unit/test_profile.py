@@ -12,7 +12,10 @@ from headrace.settings import PROFILES, PROJECT, load_settings
 
 SECRETS = {
     f"HEADRACE_{name}": f"{name.lower()}-0123456789"
-    for name in ("REDIS_PASSWORD", "POSTGRES_PASSWORD", "KFP_TOKEN", "SCORE_TOKEN", "ADMIN_TOKEN")
+    for name in (
+        *("KAFKA_SASL_PASSWORD", "REDIS_PASSWORD", "POSTGRES_PASSWORD"),
+        *("KFP_TOKEN", "SCORE_TOKEN", "ADMIN_TOKEN"),
+    )
 }
 
 
@@ -36,8 +39,12 @@ def test_services_and_cluster_name_every_part_of_their_own():
     databases = (services.registry, services.airflow_database, services.mlflow_uri)
     assert [str(url).rpartition("/")[2] for url in databases] == ["feast", "airflow", "mlflow"]
     assert services.host == "127.0.0.1"
+    secured = services.kafka_security
+    assert (secured.protocol, secured.username) == ("SASL_PLAINTEXT", "headrace")
+    assert secured.password == SECRETS["HEADRACE_KAFKA_SASL_PASSWORD"]
     cluster = load_settings({"HEADRACE_PROFILE": "cluster"} | SECRETS)
     assert (cluster.offline_store, cluster.host) == ("spark", "0.0.0.0")
+    assert cluster.kafka_security.protocol == "SASL_SSL"
     assert cluster.score_token == "score_token-0123456789"
     for secret in SECRETS.values():
         assert secret not in repr(services)
@@ -55,9 +62,8 @@ def test_a_variable_wins_over_the_profile_and_an_empty_one_takes_the_default(tmp
 
 
 def test_every_key_of_a_profile_is_read_by_the_settings():
-    source = (PROJECT / "src" / "headrace" / "settings" / "environment.py").read_text(
-        encoding="utf-8"
-    )
+    folder = PROJECT / "src" / "headrace" / "settings"
+    source = "".join(path.read_text(encoding="utf-8") for path in folder.glob("*.py"))
     assert [key for key in sorted(KEYS) if f'"HEADRACE_{key.upper()}"' not in source] == []
 
 
@@ -72,6 +78,7 @@ def test_every_key_of_a_profile_is_read_by_the_settings():
         ("online_store: redis://:hunter2@h:1/0", "online_store: holds a secret"),
         ("mlflow_uri: postgresql://me:hunter2@h/db", "mlflow_uri: holds a secret"),
         ("score_token: hunter2-hunter2-hunter2", "score_token: holds a secret"),
+        ("kafka_sasl_password: hunter2", "kafka_sasl_password: holds a secret"),
         ("score_token: x${HEADRACE_SCORE_TOKEN}", "score_token: holds a secret"),
         ("online_store: redis://:${ABSENT}@h:1/0", r"\$\{ABSENT\} is not set"),
     ],

@@ -16,14 +16,16 @@ import json
 import logging
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pyarrow as pa
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import NewTopic
 
 from headrace.errors import EnvironmentFault, IntegrityError
+from headrace.log.brokers import Brokers
 from headrace.log.files import FileLog, check_records
+from headrace.settings import KafkaSecurity
 
 LOG: Final = logging.getLogger(__name__)
 CHUNK_BYTES: Final = 2**19
@@ -36,8 +38,7 @@ _FENCED: Final = (
     KafkaError.PRODUCER_FENCED,
     KafkaError.INVALID_PRODUCER_EPOCH,
 )
-_QUIET: Final = logging.getLogger(f"{__name__}.client")
-_QUIET.setLevel(logging.CRITICAL)  # what the client says each second an errand says once
+_OPEN: Final = KafkaSecurity()
 
 
 class KafkaLog:
@@ -45,7 +46,8 @@ class KafkaLog:
 
     With `writer=True` records can be appended, and the topic is made where it is absent; otherwise
     the copy follows the topic at every look at `head`. In both cases the folder is this process's
-    own until `close`. A broker that does not answer within `timeout_s` is an `EnvironmentFault`.
+    own until `close`. A broker that does not answer within `timeout_s` is an `EnvironmentFault`,
+    one that refuses the user or shows a certificate of another CA at once.
     """
 
     def __init__(
@@ -57,14 +59,16 @@ class KafkaLog:
         *,
         writer: bool = False,
         timeout_s: float = 30.0,
+        security: KafkaSecurity = _OPEN,
     ) -> None:
-        self._schema, self._brokers, self._topic = schema, brokers, topic
+        self._schema, self._topic = schema, topic
+        self._brokers = Brokers(brokers, security, f"kafka://{brokers}/{topic}")
         self._writes, self._timeout_s, self._folder = writer, timeout_s, folder
         self._producer: Producer | None = None
         self._fenced = False
-        self._copy = FileLog(folder, schema, writer=True)
+        self._check_topic()
         self._consumer = Consumer(
-            self._client
+            self._brokers.options
             | {
                 "group.id": "headrace",  # required; offsets are kept beside the copy
                 "enable.auto.commit": False,
@@ -74,8 +78,8 @@ class KafkaLog:
                 "fetch.message.max.bytes": _LARGEST,
             }
         )
+        self._copy = FileLog(folder, schema, writer=True)
         try:
-            self._check_topic()
             if writer:
                 self._begin()
             else:
@@ -145,7 +149,7 @@ class KafkaLog:
         try:
             _, end = self._consumer.get_watermark_offsets(place, timeout=_SCRAPE_S)
         except KafkaException as problem:
-            raise self._away(problem) from problem
+            raise self._brokers.fault(problem) from problem
         return max(int(end) - self._position(), 0)
 
     def close(self) -> None:
@@ -155,22 +159,13 @@ class KafkaLog:
         self._copy.close()
 
     def __str__(self) -> str:
-        return f"kafka://{self._brokers}/{self._topic}"
-
-    @property
-    def _client(self) -> dict[str, Any]:
-        return {
-            "bootstrap.servers": self._brokers,
-            "client.id": "headrace",
-            "reconnect.backoff.max.ms": 1000,
-            "logger": _QUIET,
-        }
+        return str(self._brokers)
 
     def _check_topic(self) -> None:
         """Make the topic where it is absent; raise `EnvironmentFault` unless it is one log."""
-        admin = AdminClient(self._client)
+        admin, told = self._brokers.admin(self._timeout_s)
+        known = told.topics
         try:
-            known = admin.list_topics(timeout=self._timeout_s).topics
             if self._topic in known and len(known[self._topic].partitions) != 1:
                 raise EnvironmentFault(
                     f"{self}: has {len(known[self._topic].partitions)} partitions, but a log has "
@@ -184,12 +179,12 @@ class KafkaLog:
                 admin.create_topics([new])[self._topic].result(self._timeout_s)
         except KafkaException as problem:
             if problem.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:  # one killed here made it
-                raise self._away(problem) from problem
+                raise self._brokers.fault(problem) from problem
 
     def _begin(self) -> None:
         """Fence earlier writers off, then fetch what they committed last."""
         producer = Producer(
-            self._client
+            self._brokers.options
             | {
                 "transactional.id": self._topic,
                 "transaction.timeout.ms": int(1000 * self._timeout_s),
@@ -206,8 +201,9 @@ class KafkaLog:
                 break
             except KafkaException as problem:
                 # a broker that has just started coordinates nothing yet, and says so
+                producer.poll(0)  # brings what the client heard meanwhile
                 if not problem.args[0].retriable() or time.monotonic() > deadline:
-                    raise self._away(problem) from problem
+                    raise self._brokers.fault(problem) from problem
             time.sleep(_PAUSE_S)
         self._fetch()
         self._producer = producer
@@ -286,13 +282,14 @@ class KafkaLog:
                 "the topic, or use a new home (HEADRACE_HOME)"
             )
         self._consumer.unassign()
+        self._brokers.forget()
         self._note(position)
 
     def _next(self) -> Message | None:
         """The next message, None at the end of what is committed."""
         message = self._consumer.poll(self._timeout_s)
         if message is None:
-            raise EnvironmentFault(f"{self}: no answer in {self._timeout_s:g} s; start Kafka there")
+            raise self._brokers.silent(self._timeout_s)
         problem = message.error()
         if problem is None:
             return message
@@ -303,7 +300,7 @@ class KafkaLog:
                 f"{self}: lacks what {self._folder} was copied from ({problem.str()}); restore the "
                 "topic, or use a new home (HEADRACE_HOME)"
             )
-        raise self._away(KafkaException(problem))
+        raise self._brokers.fault(KafkaException(problem))
 
     def _position(self) -> int:
         """The Kafka offset to read on from: as noted, or a little before; the start if unknown."""
@@ -320,11 +317,6 @@ class KafkaLog:
         partial = self._folder / f"{_POSITION}.new"
         partial.write_text(json.dumps(told), encoding="ascii")
         partial.replace(self._folder / _POSITION)
-
-    def _away(self, problem: KafkaException) -> EnvironmentFault:
-        return EnvironmentFault(
-            f"{self}: {problem.args[0].str()}; start Kafka there or correct HEADRACE_EVENT_LOG"
-        )
 
     def _taken_over(self) -> EnvironmentFault:
         return EnvironmentFault(

@@ -156,7 +156,8 @@ def event_writer(
     from headrace.log.kafka import KafkaLog
 
     topic = place.topic(spec.line)
-    log = KafkaLog(folder, event_schema(spec), place.brokers, topic, writer=True)
+    security = settings.kafka_security
+    log = KafkaLog(folder, event_schema(spec), place.brokers, topic, writer=True, security=security)
     return EventWriter(folder, spec, clock, log)
 
 

@@ -6,7 +6,14 @@ Settings are read once into a frozen value; a line's YAML becomes a `LineSpec` o
 
 from headrace.settings.environment import PROFILES, PROJECT, java_command, load_settings
 from headrace.settings.lines import find_line, load_line, load_lines
-from headrace.settings.values import TRAINING_POOL, Cluster, KafkaLog, PodSecret, Settings
+from headrace.settings.values import (
+    TRAINING_POOL,
+    Cluster,
+    KafkaLog,
+    KafkaSecurity,
+    PodSecret,
+    Settings,
+)
 from headrace.settings.variables import OFFLINE_STORES, RUNNERS
 
 __all__ = [
@@ -17,6 +24,7 @@ __all__ = [
     "TRAINING_POOL",
     "Cluster",
     "KafkaLog",
+    "KafkaSecurity",
     "PodSecret",
     "Settings",
     "find_line",

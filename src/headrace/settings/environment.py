@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Final
 
 from headrace.profile import with_profile
+from headrace.settings.kafka import kafka_log, kafka_security
 from headrace.settings.values import Settings
 from headrace.settings.variables import (
     claim,
     cluster,
     database,
-    kafka_log,
     megabytes,
     offline_store,
     pod_secret,
     port,
     redis_url,
+    registry,
     runner,
     slots,
     store_url,
@@ -63,7 +64,8 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         admin_token=token(env, "HEADRACE_ADMIN_TOKEN"),
         profile=env.get("HEADRACE_PROFILE") or "local",
         event_log=kafka_log(env.get("HEADRACE_EVENT_LOG") or None),
-        registry=database(env, "HEADRACE_REGISTRY", "a file below HEADRACE_HOME"),
+        kafka_security=kafka_security(env),
+        registry=registry(env),
         airflow_database=database(env, "HEADRACE_AIRFLOW_DATABASE", "SQLite"),
         kfp_secret=pod_secret(env.get("HEADRACE_KFP_SECRET") or None),
         kfp_volume=claim(env.get("HEADRACE_KFP_VOLUME") or None),

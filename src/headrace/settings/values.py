@@ -27,6 +27,22 @@ class KafkaLog:
 
 
 @dataclass(frozen=True)
+class KafkaSecurity:
+    """How Kafka's clients connect: encrypted or not, and as whom.
+
+    `protocol` is Kafka's `security.protocol`; with SASL it brings `mechanism`, `username` and
+    `password`; with TLS the brokers' certificates must come from `ca`, a PEM file (None: from
+    those that the system trusts), and name the host that was asked.
+    """
+
+    protocol: str = "PLAINTEXT"
+    mechanism: str | None = None
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    ca: Path | None = None
+
+
+@dataclass(frozen=True)
 class PodSecret:
     """A Secret of a cluster by name, and those of its keys that a pod gets as variables."""
 
@@ -76,7 +92,10 @@ class Settings:
     admin_token: str | None = field(default=None, repr=False)
     profile: str = "local"
     event_log: KafkaLog | None = None  # None: files in the line's home alone
-    registry: str | None = field(default=None, repr=False)  # Feast's, a PostgreSQL; None is a file
+    kafka_security: KafkaSecurity = KafkaSecurity()  # of every Kafka client
+    registry: str | None = field(
+        default=None, repr=False
+    )  # Feast's: PostgreSQL or S3; None: a file
     airflow_database: str | None = field(default=None, repr=False)  # None is SQLite
     kfp_secret: PodSecret | None = None  # for the containers of a pipeline on a cluster
     kfp_volume: str | None = None  # a claim there, mounted as their home
@@ -98,8 +117,14 @@ class Settings:
         """The online store as it may be shown: without user and password."""
         if self.online_store is None:
             return f"sqlite:///{self.home / 'feast' / 'online.db'}"
-        parts = urlsplit(self.online_store)
-        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        return _without_user(self.online_store)
+
+    @property
+    def registry_name(self) -> str:
+        """Feast's registry as it may be shown: without user and password."""
+        if self.registry is None:
+            return str(self.home / "feast" / "registry.db")
+        return _without_user(self.registry)
 
     @property
     def server_url(self) -> str:
@@ -121,3 +146,8 @@ class Settings:
     @property
     def airflow_url(self) -> str:
         return f"http://{self.host}:{self.airflow_port}"
+
+
+def _without_user(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

@@ -13,7 +13,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from headrace.errors import DeclarationError
-from headrace.settings.values import Cluster, KafkaLog, PodSecret
+from headrace.settings.values import Cluster, PodSecret
 
 OFFLINE_STORES: Final = ("duckdb", "spark")
 RUNNERS: Final = ("subprocess", "docker")
@@ -24,10 +24,8 @@ _TOKEN: Final = re.compile(r"[!-~]{16,512}")
 _POD_SECRET: Final = re.compile(
     r"(?P<name>[a-z0-9][a-z0-9.-]*)/(?P<keys>[A-Z][A-Z0-9_]*(,[A-Z][A-Z0-9_]*)*)"
 )
+_OBJECT: Final = re.compile(r"s3://[a-z0-9][a-z0-9.-]+(/[\w.=-]+)+")
 _CLAIM: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
-_KAFKA: Final = re.compile(
-    r"kafka://(?P<brokers>[^/\s,]+:\d+(,[^/\s,]+:\d+)*)/(?P<name>[A-Za-z0-9._-]+)"
-)
 
 
 def port(env: Mapping[str, str], name: str, default: int) -> int:
@@ -52,20 +50,6 @@ def slots(env: Mapping[str, str], name: str, default: int) -> int:
     if not text.isdecimal() or not 0 < int(text) <= 64:
         raise DeclarationError(f"{name}={text!r} is no number of trainings at once; give 1 to 64")
     return int(text)
-
-
-def kafka_log(url: str | None) -> KafkaLog | None:
-    """Brokers and what the topics' names begin with; None: files."""
-    if url is None:
-        return None
-    found = _KAFKA.fullmatch(url)
-    if found is None:
-        raise DeclarationError(
-            f"HEADRACE_EVENT_LOG={url.rpartition('@')[2]!r} names no Kafka; write "
-            "kafka://HOST:PORT[,HOST:PORT]/NAME, where the topics' names begin with NAME, or leave "
-            "the variable out for files"
-        )
-    return KafkaLog(found["brokers"], found["name"])
 
 
 def pod_secret(text: str | None) -> PodSecret | None:
@@ -99,6 +83,22 @@ def database(env: Mapping[str, str], name: str, otherwise: str) -> str | None:
         raise DeclarationError(
             f"{name} names no PostgreSQL; write postgresql+psycopg://USER:PASSWORD@HOST:PORT/NAME, "
             f"the password percent-encoded, or leave the variable out for {otherwise}"
+        )
+    return url
+
+
+def registry(env: Mapping[str, str]) -> str | None:
+    """Feast's registry: an object of S3, or a PostgreSQL; None: a file below the home."""
+    url = env.get("HEADRACE_REGISTRY") or ""
+    if not url.startswith("s3:"):
+        return database(
+            env, "HEADRACE_REGISTRY", "a file below HEADRACE_HOME, or write s3://BUCKET/KEY"
+        )
+    if not _OBJECT.fullmatch(url):
+        raise DeclarationError(
+            f"HEADRACE_REGISTRY={url.rpartition('@')[2]!r} names no object of S3; write "
+            "s3://BUCKET/KEY, such as s3://headrace/feast/registry.db; credentials go into "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
     return url
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 
-from headrace.settings import PROJECT, Settings, find_line
+from headrace.settings import PROJECT, KafkaSecurity, Settings, find_line
 from headrace.stack.airflow_home import (
     airflow_folder,
     migrate,
@@ -170,6 +170,7 @@ def stack_environ(settings: Settings, stack_id: str) -> dict[str, str]:
         "HEADRACE_ONLINE_STORE": settings.online_store or "",
         "HEADRACE_PROFILE": settings.profile,
         "HEADRACE_EVENT_LOG": str(settings.event_log or ""),
+        **_kafka(settings.kafka_security),
         "HEADRACE_REGISTRY": settings.registry or "",
         "HEADRACE_AIRFLOW_DATABASE": settings.airflow_database or "",
         "AIRFLOW_HOME": str(airflow_folder(settings)),
@@ -186,6 +187,16 @@ def stack_environ(settings: Settings, stack_id: str) -> dict[str, str]:
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "1",
         "SCARF_ANALYTICS": "false",
+    }
+
+
+def _kafka(security: KafkaSecurity) -> dict[str, str]:
+    return {
+        "HEADRACE_KAFKA_SECURITY_PROTOCOL": security.protocol,
+        "HEADRACE_KAFKA_SASL_MECHANISM": security.mechanism or "",
+        "HEADRACE_KAFKA_SASL_USERNAME": security.username or "",
+        "HEADRACE_KAFKA_SASL_PASSWORD": security.password or "",
+        "HEADRACE_KAFKA_SSL_CA_LOCATION": str(security.ca or ""),
     }
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 FILE: Final = "feature_store.yaml"
 REDIS_OVERLAY: Final = "online_redis.yaml"
 SQL_OVERLAY: Final = "registry_sql.yaml"
+S3_OVERLAY: Final = "registry_s3.yaml"
 SPARK_OVERLAY: Final = "offline_spark.yaml"
 
 
@@ -34,7 +35,8 @@ def render(settings: Settings) -> str:
         HEADRACE_HOME=settings.home
     )
     overlays = [REDIS_OVERLAY] if settings.online_store else []
-    overlays += [SQL_OVERLAY] if settings.registry else []
+    if settings.registry:
+        overlays.append(S3_OVERLAY if settings.registry.startswith("s3:") else SQL_OVERLAY)
     overlays += [SPARK_OVERLAY] if settings.offline_store == "spark" else []
     if not overlays:
         return text
@@ -98,10 +100,33 @@ def online_faults(settings: Settings) -> Iterator[None]:
         ) from problem
 
 
+@contextmanager
+def registry_faults(settings: Settings) -> Iterator[None]:
+    """Turn what a registry elsewhere raises into an `EnvironmentFault` that says where it is."""
+    if settings.registry is None:
+        yield
+        return
+    from botocore.exceptions import BotoCoreError, ClientError
+    from feast.errors import S3RegistryBucketForbiddenAccess, S3RegistryBucketNotExist
+    from sqlalchemy.exc import SQLAlchemyError
+
+    away = (S3RegistryBucketForbiddenAccess, S3RegistryBucketNotExist)
+    try:
+        yield
+    except (BotoCoreError, ClientError, SQLAlchemyError, *away) as problem:
+        said = str(problem).partition("\n")[0].rstrip(".")
+        raise EnvironmentFault(
+            f"registry {settings.registry_name}: {said}; start it there, make its bucket or "
+            "database, or correct HEADRACE_REGISTRY"
+        ) from problem
+
+
 def _types(text: str) -> str:
     body = yaml.safe_load(text)
     return f"online store {body['online_store']['type']!r}, {_registry(body)} registry"
 
 
-def _registry(body: dict[str, Any]) -> Any:
-    return body["registry"]["registry_type"]
+def _registry(body: dict[str, Any]) -> str:
+    registry = body["registry"]
+    on_s3 = registry["registry_type"] == "file" and registry["path"] == "${HEADRACE_REGISTRY}"
+    return "s3" if on_s3 else str(registry["registry_type"])

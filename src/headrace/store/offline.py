@@ -11,7 +11,9 @@ all but the newest away; this one searches for the newest (`headrace.asof`). Ans
 - rows come in the order of the entity frame, and its columns keep their Arrow types;
 - the entity frame may be SQL, which DuckDB runs;
 - a saved dataset holds on-demand features too;
-- a batch written to a folder of parts becomes one more part.
+- a batch written to a folder of parts becomes one more part;
+- a source on S3 (`s3://bucket/folder`: its `*.parquet` in the order of their names) is read by
+  fsspec.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
+import fsspec
 import ibis
 import pandas as pd
 import pyarrow as pa
@@ -188,7 +191,7 @@ def _rows(
 
     The bounds in time reach the statistics of Parquet files and row groups.
     """
-    table = _read_data_source(view.source, repo)
+    table = _read(view.source, repo)
     columns = view.renamed(table.columns)
     utc = ibis.expr.datatypes.Timestamp(timezone="UTC")
     at = table[columns[view.at]].cast(utc)
@@ -206,6 +209,24 @@ def _rows(
     for place, feature in enumerate(view.features.values()):
         read[f"feature{place}"] = table[columns[feature]]
     return table.filter(*selected).select(**read)
+
+
+def _read(source: Any, repo: str) -> ibis.Table:
+    """A source's rows as Feast's DuckDB store reads them, but for S3.
+
+    There DuckDB would fetch an extension from the network at run time; fsspec, with boto3's
+    variables, needs none.
+    """
+    if not isinstance(source, FileSource) or not source.path.startswith("s3://"):
+        return _read_data_source(source, repo)
+    backend = ibis.get_backend()
+    if not backend.con.filesystem_is_registered("s3"):
+        # a listing that is kept would hide the parts that came since
+        backend.con.register_filesystem(fsspec.filesystem("s3", use_listings_cache=False))
+    files = source.path if source.path.endswith(".parquet") else f"{source.path}/*.parquet"
+    name, quoted = ibis.util.gen_name("on_s3"), files.replace("'", "''")
+    backend.con.execute(f"CREATE TEMP VIEW {name} AS SELECT * FROM read_parquet('{quoted}')")
+    return backend.table(name)
 
 
 def _reader(view: AskedView, rows: ibis.Table) -> pa.RecordBatchReader:

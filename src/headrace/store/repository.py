@@ -33,7 +33,7 @@ from headrace.feature_rows import (
     typed,
 )
 from headrace.settings import Settings, load_lines
-from headrace.store.config import online_faults, open_config, render
+from headrace.store.config import online_faults, open_config, registry_faults, render
 from headrace.store.latest import Found, Keys, assemble
 
 if TYPE_CHECKING:
@@ -65,9 +65,10 @@ class Store:
         """Register every line with Feast and prepare its folders; safe to repeat.
 
         Writes `<home>/feast/feature_store.yaml`, so that `FeatureStore(repo_path=<home>/feast)`
-        needs no environment (with Redis, HEADRACE_ONLINE_STORE), and an empty part for each view,
-        so that history can be asked before the first tick. Raises `DeclarationError` for a
-        wrong line, `EnvironmentFault` where Redis does not answer.
+        needs no environment (with Redis, HEADRACE_ONLINE_STORE; with a registry elsewhere,
+        HEADRACE_REGISTRY), and an empty part for each view, so that history can be asked before
+        the first tick. Raises `DeclarationError` for a wrong line, `EnvironmentFault` where Redis
+        or the registry does not answer.
         """
         folder = self._settings.home / "feast"
         folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +81,7 @@ class Store:
             for view in spec.views:
                 _write_seed(self._settings.line_home(spec.line) / "features" / view, spec, view)
         objects = list(self._definitions().objects(self._settings).values())
-        with self._lock, online_faults(self._settings):
+        with self._lock, online_faults(self._settings), registry_faults(self._settings):
             self._feast = None
             self._services.clear()
             self._views.clear()
@@ -215,7 +216,7 @@ class Store:
 
         `asked` holds the declared columns, `request_at` (int64 us) and the window features.
         """
-        with self._lock:
+        with self._lock, registry_faults(self._settings):
             self._service(spec)  # refuses a registry of another declaration
             view = self._store().get_on_demand_feature_view(f"{spec.line}_inputs")
         given = pa.table(
@@ -241,7 +242,7 @@ class Store:
                 _ROW: pa.array(np.arange(len(at_us))),
             }
         ).to_pandas(types_mapper=pd.ArrowDtype)  # Feast wants pandas; Arrow stays underneath
-        with self._lock:
+        with self._lock, registry_faults(self._settings):
             job = self._store().get_historical_features(entity_df=frame, features=features)
             found = job.to_arrow()
         if found.num_rows != len(at_us):
@@ -257,7 +258,9 @@ class Store:
         if self._feast is None:
             from feast import FeatureStore
 
-            self._feast = FeatureStore(config=open_config(self._settings, self._timeout_s))
+            config = open_config(self._settings, self._timeout_s)
+            with registry_faults(self._settings):
+                self._feast = FeatureStore(config=config)
         return self._feast
 
     def _online(self) -> Any:
@@ -265,7 +268,9 @@ class Store:
 
     def _view(self, name: str) -> FeatureView:
         if name not in self._views:
-            self._views[name] = self._store().get_feature_view(name)
+            store = self._store()
+            with registry_faults(self._settings):
+                self._views[name] = store.get_feature_view(name)
         return self._views[name]
 
     def _service(self, spec: LineSpec) -> FeatureService:
@@ -274,8 +279,10 @@ class Store:
             return known
         from feast.errors import FeatureServiceNotFoundException
 
+        store = self._store()
         try:
-            service = self._store().get_feature_service(spec.feature_service)
+            with registry_faults(self._settings):
+                service = store.get_feature_service(spec.feature_service)
         except FeatureServiceNotFoundException:
             raise EnvironmentFault(
                 f"feature service {spec.feature_service!r} is not registered in "

@@ -40,7 +40,7 @@ def run(
     source's jars, and when Spark's query fails; what `Feed` raises comes through. `online`
     defaults to Feast's online store.
     """
-    source.check()
+    source.check(settings)
     jars = source.jars(settings)
     home = settings.line_home(spec.line)
     checkpoint = home / "stream" / "checkpoint"
@@ -55,7 +55,7 @@ def run(
 
         try:
             every_us = None if once else spec.cadence.tick
-            frame = source.frame(session, spec)
+            frame = source.frame(session, spec, settings)
             batches = spark.Batches(frame, take, checkpoint, every_us=every_us)
             LOG.info("line %s: fed from %s", spec.line, source)
             while batches.active and not stop.wait(spec.cadence.tick / 1e6):

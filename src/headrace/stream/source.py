@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from headrace.declaration import LineSpec
 from headrace.errors import EnvironmentFault, InputError
-from headrace.settings import Settings
+from headrace.settings import KafkaSecurity, Settings
 
 if TYPE_CHECKING:
     from headrace.spark import DataFrame, SparkSession
@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 _KAFKA: Final = re.compile(r"^kafka://(?P<brokers>[^/]+:\d+)/(?P<topic>[A-Za-z0-9._-]+)$")
 _PLACE: Final = ("file_modification_time", "file_path", "file_block_start")
 _TYPES: Final = {"string": "STRING", "int": "BIGINT", "float": "DOUBLE"}
+_CHECK_S: Final = 10.0
+_LOGINS: Final = {
+    "PLAIN": "org.apache.kafka.common.security.plain.PlainLoginModule",
+    "SCRAM": "org.apache.kafka.common.security.scram.ScramLoginModule",
+}
 FILES_AT_ONCE: Final = 100
 MESSAGES_AT_ONCE: Final = 100_000
 
@@ -48,12 +53,12 @@ class Files:
         """Jars that Spark needs for it: none."""
         return []
 
-    def check(self) -> None:
+    def check(self, _settings: Settings) -> None:
         """Raise `InputError` when there is no such folder."""
         if not self.folder.is_dir():
             raise InputError(f"{self.folder} is not a folder; make it, then move event files in")
 
-    def frame(self, spark: SparkSession, spec: LineSpec) -> DataFrame:
+    def frame(self, spark: SparkSession, spec: LineSpec, _settings: Settings) -> DataFrame:
         """The streaming frame: `value`, text, and where it stood, for `values`."""
         lines = self._reader(spark, "*.jsonl").text(str(self.folder)).where("trim(value) != ''")
         rows = self._reader(spark, "*.parquet").schema(_columns(spec)).parquet(str(self.folder))
@@ -100,8 +105,25 @@ class Kafka:
             )
         return found
 
-    def check(self) -> None:
-        """Raise `EnvironmentFault` when no broker answers."""
+    def check(self, settings: Settings) -> None:
+        """Raise `EnvironmentFault` when no broker answers, or none as the settings ask."""
+        from headrace.log.brokers import Brokers
+
+        self._reach()
+        Brokers(self.brokers, settings.kafka_security, str(self), "--from").admin(_CHECK_S)
+
+    def frame(self, spark: SparkSession, _spec: LineSpec, settings: Settings) -> DataFrame:
+        """The streaming frame: `value`, bytes."""
+        options = {
+            "kafka.bootstrap.servers": self.brokers,
+            "subscribe": self.topic,
+            "startingOffsets": "earliest",
+            "maxOffsetsPerTrigger": str(self.at_once),
+        } | java_options(settings.kafka_security)
+        return spark.readStream.format("kafka").options(**options).load().select("value")
+
+    def _reach(self) -> None:
+        """Raise `EnvironmentFault` at once where nobody listens: a client would go on trying."""
         problem: OSError | None = None
         for broker in self.brokers.split(","):
             host, _, port = broker.rpartition(":")
@@ -114,16 +136,6 @@ class Kafka:
         raise EnvironmentFault(
             f"{self}: no broker answers ({problem}); start Kafka or correct the address"
         )
-
-    def frame(self, spark: SparkSession, _spec: LineSpec) -> DataFrame:
-        """The streaming frame: `value`, bytes."""
-        options = {
-            "kafka.bootstrap.servers": self.brokers,
-            "subscribe": self.topic,
-            "startingOffsets": "earliest",
-            "maxOffsetsPerTrigger": str(self.at_once),
-        }
-        return spark.readStream.format("kafka").options(**options).load().select("value")
 
     @staticmethod
     def values(rows: pa.Table) -> list[bytes | None]:
@@ -139,6 +151,31 @@ def parse(text: str) -> Files | Kafka:
     if match := _KAFKA.match(text):
         return Kafka(match["brokers"], match["topic"])
     raise InputError(f"--from {text!r}: give files:DIR or kafka://HOST:PORT/TOPIC")
+
+
+def java_options(security: KafkaSecurity) -> dict[str, str]:
+    """What Kafka's Java client, which Spark uses, is told to connect.
+
+    The CA goes along as text, so that executors elsewhere need no file.
+    """
+    options = {"kafka.security.protocol": security.protocol}
+    if security.mechanism is not None:
+        username, password = (
+            _quoted(text or "") for text in (security.username, security.password)
+        )
+        options["kafka.sasl.mechanism"] = security.mechanism
+        options["kafka.sasl.jaas.config"] = (
+            f"{_LOGINS[security.mechanism[:5]]} required username={username} password={password};"
+        )
+    if security.ca is not None:
+        options["kafka.ssl.truststore.type"] = "PEM"
+        options["kafka.ssl.truststore.certificates"] = security.ca.read_text(encoding="ascii")
+    return options
+
+
+def _quoted(text: str) -> str:
+    """A word of a JAAS configuration."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def _columns(spec: LineSpec) -> str:
