@@ -153,8 +153,11 @@ class Reference:
         return found
 
     def varied(self) -> list[str]:
-        """Inputs that were not constant: a constant in a window is a stuck one."""
-        return [name for name in _inputs(self._spec) if _commonest(self._columns[name]) < 0.9]
+        """Inputs that were not constant: a constant in a window is a stuck one, unless it is of
+        the clock alone.
+        """
+        asked = [name for name in _inputs(self._spec) if name not in _of_the_clock(self._spec)]
+        return [name for name in asked if _commonest(self._columns[name]) < 0.9]
 
 
 def figures(
@@ -194,6 +197,15 @@ def _slack(spec: LineSpec) -> dict[str, float]:
         if made.intersection(feature.inputs):
             made.add(feature.name)
     return {**dict.fromkeys(made, _SLACK_OF_WINDOWS), DELAY: _SLACK_OF_DELAY}
+
+
+def _of_the_clock(spec: LineSpec) -> set[str]:
+    """Features that read nothing but the time: an hour has one hour, a day one weekday."""
+    found: set[str] = set()
+    for feature in spec.request_features:  # each may use those above it
+        if found.issuperset(feature.inputs):  # an hour or a weekday has none
+            found.add(feature.name)
+    return found
 
 
 def symptoms(now: Vitals, before: Vitals, expected: tuple[float, float] = (0.25, 4.0)) -> list[str]:

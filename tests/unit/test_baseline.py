@@ -56,6 +56,15 @@ def test_a_stuck_or_moved_input_is_named(spec: LineSpec, given: dict[str, Any], 
     assert any(reason.startswith(said) for reason in broken(spec, rows(spec, 11, **given)))
 
 
+def test_the_clock_alone_may_stand_still(spec: LineSpec) -> None:
+    inputs = (*spec.model.categorical, "hour")
+    spec = spec.model_copy(update={"model": spec.model.model_copy(update={"categorical": inputs})})
+    before = pa.concat_tables([rows(spec, n, hour=np.full(ROWS, n)) for n in range(10)])
+    found = baseline.figures(spec, rows(spec, 11, hour=np.full(ROWS, 11)), before)
+    assert "share of the commonest hour" not in found
+    assert found["share of the commonest user"].limit == 0.99
+
+
 def test_what_moves_all_the_time_may_move_on(spec: LineSpec) -> None:
     restless = [rows(spec, n, item_category=np.full(ROWS, n)) for n in range(12)]
     before = pa.concat_tables(restless[:-1]).combine_chunks()
