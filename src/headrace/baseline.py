@@ -31,6 +31,7 @@ FEWEST: Final = 4
 COMMON: Final = 20
 BINS: Final = 10
 DEVIATIONS: Final = 5.0
+_SURELY: Final = 0.95
 _MANY_POSITIVES: Final = 30
 _SLACK_OF_WINDOWS: Final = 10.0
 _SLACK_OF_DELAY: Final = 2.0
@@ -185,7 +186,7 @@ def figures(
     if vitals is not None:
         figure = Figure(vitals.lost_share, spec.gates.data.max_lost_labels)
         found["share of engagements without an impression in time"] = figure
-    return found | dict(_key_rates(spec, rows, past))
+    return found | dict(_misranked(spec, rows)) | dict(_key_rates(spec, rows, past))
 
 
 def _slack(spec: LineSpec) -> dict[str, float]:
@@ -264,6 +265,21 @@ def _commonest(column: NDArray[np.generic]) -> float:
     if not column.size:
         return float("nan")
     return float(np.unique(column, return_counts=True)[1].max()) / column.size
+
+
+def _misranked(spec: LineSpec, window: pa.Table) -> Iterator[tuple[str, Figure]]:
+    """Where the line declares `gates.data.max_misranked`: 1 - AUC of what was served, its low end.
+
+    Scores that rank worse than chance say that the labels are the wrong way round, whatever their
+    rate; no weather does that.
+    """
+    limit = spec.gates.data.max_misranked
+    if limit == 1:
+        return
+    scored = window.filter(pc.is_finite(window["score"]))  # bootstrapped rows never were
+    labels, scores = scored["label"].to_numpy(), scored["score"].to_numpy()
+    _, _, high = metrics.auc_difference(labels, scores, np.zeros(scores.size), _SURELY)
+    yield "share of pairs that served scores surely rank the wrong way", Figure(0.5 - high, limit)
 
 
 def _key_rates(

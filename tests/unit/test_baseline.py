@@ -100,6 +100,23 @@ def test_information_is_a_share_of_the_labels_entropy(bins: list[int], share: fl
     assert np.isnan(baseline.information(np.array(bins), np.ones(4, int)))
 
 
+@pytest.mark.parametrize("flipped", [False, True])
+def test_labels_that_are_the_wrong_way_round_are_told_by_the_scores(
+    spec: LineSpec, flipped: bool
+) -> None:
+    gate = spec.gates.data.model_copy(update={"max_misranked": 0.5, "label_rate": (0.0, 1.0)})
+    asked = spec.model_copy(update={"gates": spec.gates.model_copy(update={"data": gate})})
+    draw = np.random.default_rng(3)
+    labels = draw.random(ROWS) < 0.5
+    given = {"score": np.clip(0.4 + 0.2 * labels + draw.normal(0, 0.1, ROWS), 0, 1)}
+    samples = rows(spec, 11, label=(labels ^ flipped).astype("int8"), **given)
+    name = "share of pairs that served scores surely rank the wrong way"
+    assert any(reason.startswith(name) for reason in broken(asked, samples)) == flipped
+    assert name not in baseline.figures(spec, samples)  # only where it is declared
+    unscored = rows(spec, 11, score=np.full(ROWS, np.nan))
+    assert np.isnan(baseline.figures(asked, unscored)[name].value)
+
+
 def test_lost_labels_are_a_share_of_all_engagements(spec: LineSpec) -> None:
     lost = Vitals(30, 600, 100, fates={"too_late": 40, "duplicate_engagement": 10})
     said = "share of engagements without an impression in time is 0.4, must be at most 0.15"

@@ -70,11 +70,15 @@ class _Version:
 
 @dataclass
 class Course:
-    """A line as it runs: `window` plays one of `window_s` and does what a cycle does at its end."""
+    """A line as it runs: `window` plays one of `window_s` and does what a cycle does at its end.
+
+    `guard_first`: within a window so long the guard has seen enough before a candidate is judged.
+    """
 
     spec: LineSpec
     stage: Stage
     window_s: int
+    guard_first: bool
     champion: _Version
     models: tuple[Model, Model]  # of the champion, of whoever else is asked
     defence: Defence = ALL
@@ -97,8 +101,10 @@ class Course:
         seen = self.stage.play(self.window_s, self.models[0].predict, self.champion.name, poison)
         self._look_at_vitals(seen.vitals)
         sound = self._check(seen)
+        if self.guard_first:
+            self._watch(seen)
         self._judge(seen, plausible=sound)
-        if self.defence.guard:
+        if not self.guard_first:
             self._watch(seen)
         if sound:
             self._waiting.append((self.number, seen))
@@ -221,6 +227,8 @@ class Course:
 
     def _watch(self, seen: Seen) -> None:
         """The guard's look at the rows that the champion answered."""
+        if not self.defence.guard:
+            return
         samples = seen.samples
         mine = samples.filter(pa.array(np.array(samples["version"]) == self.champion.name))
         self._answered.append(mine)
@@ -279,10 +287,12 @@ def _with_nan(state: State) -> State:
     return {**state, name: spoiled}
 
 
-def opened(spec: LineSpec, stage: Stage, history_s: int, window_s: int) -> Course:
+def opened(
+    spec: LineSpec, stage: Stage, history_s: int, window_s: int, *, guard_first: bool = False
+) -> Course:
     """A line after a history that no model answered, with a base model that learned it."""
     history = stage.play(history_s, None, "bootstrap")
     models = Model(spec.model, spec.seed), Model(spec.model, spec.seed)
     models[0].learn(history.samples)
     base = _Version("base", models[0].state(), None)
-    return Course(spec, stage, window_s, base, models)
+    return Course(spec, stage, window_s, guard_first, base, models)

@@ -40,6 +40,7 @@ START_US: Final = 1_750_000_000_000_000
 class Drill:
     """How a line is drilled: a base model of `history_s`, then windows of `window_s`, of which
     `warm_windows` pass before anything is poisoned; those of a recording begin at `begins_h`.
+    `guard_first` is that of the `Course`.
     """
 
     window_s: int
@@ -47,6 +48,7 @@ class Drill:
     warm_windows: int
     poisons: tuple[Poison, ...]
     begins_h: int = 0
+    guard_first: bool = False
 
 
 _COUPONS: Final = (
@@ -98,7 +100,9 @@ DRILLS: Final = {
     # A day, because mornings are in time and evenings late: what a window says must not depend on
     # its hour. It begins at three, when what was late yesterday has landed and nothing leaves yet.
     # January is the base; in two more weeks the gates learn what is usual.
-    "flights": Drill(DAY_S, 31 * DAY_S, warm_windows=14, poisons=_FLIGHTS, begins_h=3),
+    "flights": Drill(
+        DAY_S, 31 * DAY_S, warm_windows=14, poisons=_FLIGHTS, begins_h=3, guard_first=True
+    ),
 }
 
 

@@ -72,7 +72,8 @@ def run(
     """
     drill = drill_of(spec)
     chosen = _chosen(drill.poisons, only)
-    course = opened(spec, stage_of(spec, seed, data), drill.history_s, drill.window_s)
+    stage = stage_of(spec, seed, data)
+    course = opened(spec, stage, drill.history_s, drill.window_s, guard_first=drill.guard_first)
     for _ in range(drill.warm_windows):
         course.window()
     say(f"base and {drill.warm_windows} clean windows: {len(course.promoted)} promoted")
