@@ -52,9 +52,11 @@ def test_poison_is_met_on_real_flights() -> None:
     only = ["flipped labels", "clock skew"]
     told = drills.run(FLIGHTS, clean_windows=2, data=DATA, only=only, defences=["all"])
     assert (told["window_s"], told["from"]) == (86_400, "2013-02-15")
+    learned = {drill["drill"]: drill["through"] for drill in told["drills"]}
+    assert learned["clock skew"] == 0
+    assert learned["flipped labels"] < drills.POISONED  # the first day is refused
     for drill in told["drills"]:
-        assert (drill["caught_by"], drill["through"]) == ("data gate", 0), drill["drill"]
-        assert drill["seconds"] == 86_400
+        assert (drill["caught_by"], drill["seconds"]) == ("data gate", 86_400), drill["drill"]
         assert drill["rows"] > 500
         assert drill["click_rate"] is None
     untouched = told["clean_minutes"]["all"]
