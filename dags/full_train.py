@@ -39,7 +39,10 @@ def plan(line: str) -> bool:
 def build(spec: LineSpec) -> DAG:
     """The DAG of one line."""
     every = timedelta(microseconds=spec.cadence.full)
-    nightly = CronTriggerTimetable("0 3 * * *", timezone=spec.timezone)
+    # a line that is new, or whose Airflow is, waits for its first night: it was just trained
+    nightly = CronTriggerTimetable(
+        "0 3 * * *", timezone=spec.timezone, run_immediately=timedelta(0)
+    )
     schedule = nightly if every == timedelta(days=1) else DeltaTriggerTimetable(every)
     with DAG(
         dag_id=f"full_train_{spec.line}",

@@ -93,6 +93,11 @@ class Campaign:
         dag_id = f"{dag}_{self.spec.line}"
         return self.airflow.wait(dag_id, run), self.airflow.task_states(dag_id, run)
 
+    def tries(self, dag: str, run: str, task: str) -> int:
+        """How often a task of a run was begun."""
+        where = f"/api/v2/dags/{dag}_{self.spec.line}/dagRuns/{run}/taskInstances/{task}"
+        return int(self.airflow._call("GET", where)["try_number"])
+
     def log(self, dag: str, run: str, task: str) -> str:
         where = f"/api/v2/dags/{dag}_{self.spec.line}/dagRuns/{run}/taskInstances/{task}/logs/1"
         return str(self.airflow._call("GET", where))

@@ -19,6 +19,7 @@ from headrace.errors import EnvironmentFault
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_STREAM_BYTES: Final = 2**20
 _DICTIONARY_BYTES: Final = 2**15  # a column of ids outgrows it early, and is written plainly
 
 
@@ -38,7 +39,11 @@ def disk_faults(folder: Path) -> Iterator[None]:
 
 def sync_folder(folder: Path) -> None:
     """Make renames inside a folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -100,14 +105,19 @@ def write_parquet(path: Path, table: pa.Table) -> None:
 
 
 def write_arrow(path: Path, table: pa.Table) -> None:
-    """Write an Arrow IPC file; the caller publishes its folder."""
+    """Write an Arrow IPC file; the caller publishes its folder.
+
+    Arrow opens it: into a file of Python's, each of its hundred small writes would wait for the
+    interpreter, and a thread that answers requests for them.
+    """
     import pyarrow as pa
 
-    with path.open("wb") as file:
-        with pa.ipc.new_file(file, table.schema) as writer:
-            writer.write_table(table.combine_chunks())
-        file.flush()
-        os.fsync(file.fileno())
+    with (
+        pa.output_stream(str(path), compression=None, buffer_size=_STREAM_BYTES) as file,
+        pa.ipc.new_file(file, table.schema) as writer,
+    ):
+        writer.write_table(table.combine_chunks())
+    _sync(path)
 
 
 @contextmanager
@@ -117,8 +127,7 @@ def whole(path: Path) -> Iterator[Path]:
     partial = path.with_name(path.name + ".tmp")
     try:
         yield partial
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
+        _sync(partial)
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)

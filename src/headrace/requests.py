@@ -210,9 +210,12 @@ class _Inputs:
         return self._logs[name]
 
     def _time_part(self, kind: str) -> Ints:
-        local = self._request_us().cast(pa.timestamp("us", tz=self._spec.timezone))
-        part = _TIME_PARTS[kind](local).cast(pa.int64())
-        return np.asarray(_filled(part, -1).to_numpy())
+        at = self._request_us()
+        at_us = np.empty(0, np.int64) if at.null_count else at.to_numpy()
+        together = at_us.size > 1 and bool((at_us == at_us[0]).all())  # as online: one moment
+        local = (at[:1] if together else at).cast(pa.timestamp("us", tz=self._spec.timezone))
+        part = np.asarray(_filled(_TIME_PARTS[kind](local).cast(pa.int64()), -1).to_numpy())
+        return np.repeat(part, len(at)) if together else part
 
     def _request_us(self) -> pa.Array:
         at = self._column("request_at", "request_at")

@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -94,23 +95,24 @@ def saw(
     return found
 
 
+def two_hours() -> dict[str, str]:
+    """The last two hours in UTC, by the titles of their fields."""
+    to = datetime.now(UTC)
+    return {"From": f"{to - timedelta(hours=2):%Y-%m-%dT%H:%M}", "To": f"{to:%Y-%m-%dT%H:%M}"}
+
+
 @pytest.mark.parametrize("dag", DAGS or ["small"])
 def test_a_person_signs_in_fills_the_form_and_sees_the_run_turn_green(stack, playwright, dag):
     with AirflowClient(stack) as airflow:
         asks = airflow._call("GET", f"/api/v2/dags/{dag}/details")["params"]
         params = {name: "from the browser" for name in ("reason",) if name in asks}
-        answer = saw(
-            "trigger.cjs",
-            playwright,
-            stack,
-            dag,
-            limit_s=840,
-            dag=dag,
-            params=params,
-            timeout_s=780,
-        )
+        moments = {title: moment for title, moment in two_hours().items() if title.lower() in asks}
+        form = {"dag": dag, "params": params, "moments": moments, "timeout_s": 780}
+        answer = saw("trigger.cjs", playwright, stack, dag, limit_s=840, **form)
         assert answer["state"] == "success"
         assert params.items() <= answer["conf"].items()
+        told = {title: answer["conf"][title.lower()][:16] for title in moments}
+        assert told == moments
         assert len(answer["screens"]) == 5
         assert set(airflow.task_states(dag, answer["run"]).values()) <= {"success", "skipped"}
 

@@ -1,5 +1,5 @@
 // Signs in to Airflow, opens a DAG, triggers it from its form, waits until the run is green.
-// node trigger.cjs '{"url","user","password","dag","params":{},"out","chromium","timeout_s"}'
+// node trigger.cjs '{"url","user","password","dag","params":{},"moments":{},"out","chromium","timeout_s"}'
 // Prints one JSON line {"state", "run", "screens"}; exit 1 when the run is not green.
 const path = require("path");
 const { given, inChromium, desktop, signIn } = require("./browser.cjs");
@@ -38,6 +38,15 @@ inChromium(async (browser) => {
       const field = dialog.locator(`[name=element_${name}]`);
       if (!(await field.isVisible())) await dialog.getByText("Run Parameters").first().click();
       await field.fill(value);
+    }
+    for (const [title, moment] of Object.entries(given.moments || {})) {
+      const [date, time] = moment.split("T");
+      const field = dialog.locator("[data-scope=field][data-part=root]")
+        .filter({ has: page.getByText(title, { exact: true }) }).last();
+      await field.getByTestId("datetime-input").click();
+      await page.locator("[placeholder='YYYY/MM/DD']:visible").fill(date.replaceAll("-", "/"));
+      await page.locator("[placeholder='HH:mm']:visible").fill(time);
+      await dialog.getByRole("heading").first().click(); // closes the calendar
     }
     await page.waitForTimeout(500); // the dialog fades in
     await shoot("form");

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import sys
 import threading
 import time
 import warnings
@@ -23,7 +25,7 @@ from headrace.model import Model
 from headrace.race.arms import Arm, Race
 from headrace.serving.app import create_app, run
 from headrace.serving.payload import MAX_BODY_BYTES, MAX_CANDIDATES
-from headrace.serving.served import ServedWriter
+from headrace.serving.served import NICE, ServedWriter
 from headrace.settings import Settings
 from tests.serving import WATERMARK_US, advance, publish, served_rows, until
 
@@ -313,6 +315,16 @@ def test_a_full_queue_sheds_where_that_is_the_policy_and_counts():
     log.full = False
     writer.stop()
     assert log.written == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread has no priority")
+def test_the_writer_gives_way_to_the_threads_that_answer():
+    writer = ServedWriter(StuckLog(), linger_s=0.01)
+    writer.start()
+    mine = os.getpriority(os.PRIO_PROCESS, 0)
+    until(lambda: os.getpriority(os.PRIO_PROCESS, writer._thread.native_id) == max(mine, NICE))
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == mine
+    writer.stop()
 
 
 def test_stop_tells_when_accepted_rows_could_not_be_written():

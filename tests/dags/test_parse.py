@@ -50,6 +50,7 @@ for path in sorted(Path(sys.argv[1]).glob("*.py")):
                 "file": path.stem,
                 "tasks": {t.task_id: t.retries for t in dag.tasks},
                 "scheduled": dag.timetable.__class__.__name__,
+                "at_once": str(getattr(dag.timetable, "run_immediately", None)),
                 "max_active_runs": dag.max_active_runs,
                 "catchup": dag.catchup,
                 "doc": bool(dag.doc_md),
@@ -186,6 +187,11 @@ def test_only_live_lines_are_scheduled(parsed):
     assert kinds["watch_drift_coupons"] == "DeltaTriggerTimetable"
     assert kinds["watch_drift_flights"] == kinds["watch_parity_flights"] == "NullTimetable"
     assert kinds["incremental_train_flights"] == kinds["full_train_news"] == "NullTimetable"
+
+
+def test_a_line_that_was_just_trained_waits_for_its_first_night(parsed):
+    # False would mean: unless the last night was less than two hours and a half ago
+    assert parsed["dags"]["full_train_coupons"]["at_once"] == "0:00:00"
 
 
 def test_a_verdict_is_not_retried_and_the_work_is(parsed):

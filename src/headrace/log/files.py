@@ -8,7 +8,6 @@ need no lock and never see a torn one; a leftover `.tmp` of a killed writer is n
 from __future__ import annotations
 
 import fcntl
-import os
 from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import IO
 
 import pyarrow as pa
 
-from headrace.atomic import sync_folder
+from headrace.atomic import sync_folder, write_arrow
 from headrace.errors import EnvironmentFault, InputError, IntegrityError
 from headrace.log.segments import EMPTY, Segment, announce, covered, due, list_segments
 
@@ -139,11 +138,7 @@ class FileLog:
     def _write(self, segment: Segment, table: pa.Table) -> None:
         torn = segment.path.with_suffix(".tmp")
         try:
-            with torn.open("wb") as file:
-                with pa.ipc.new_file(file, self._schema) as writer:
-                    writer.write_table(table.combine_chunks())
-                file.flush()
-                os.fsync(file.fileno())
+            write_arrow(torn, pa.Table.from_arrays(table.columns, schema=self._schema))
             torn.rename(segment.path)
             sync_folder(self._folder)
         except BaseException:
