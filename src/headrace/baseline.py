@@ -31,6 +31,7 @@ FEWEST: Final = 4
 COMMON: Final = 20
 BINS: Final = 10
 DEVIATIONS: Final = 5.0
+_SURELY: Final = 0.95
 _MANY_POSITIVES: Final = 30
 _SLACK_OF_WINDOWS: Final = 10.0
 _SLACK_OF_DELAY: Final = 2.0
@@ -153,8 +154,11 @@ class Reference:
         return found
 
     def varied(self) -> list[str]:
-        """Inputs that were not constant: a constant in a window is a stuck one."""
-        return [name for name in _inputs(self._spec) if _commonest(self._columns[name]) < 0.9]
+        """Inputs that were not constant: a constant in a window is a stuck one, unless it is of
+        the clock alone.
+        """
+        asked = [name for name in _inputs(self._spec) if name not in _of_the_clock(self._spec)]
+        return [name for name in asked if _commonest(self._columns[name]) < 0.9]
 
 
 def figures(
@@ -182,7 +186,7 @@ def figures(
     if vitals is not None:
         figure = Figure(vitals.lost_share, spec.gates.data.max_lost_labels)
         found["share of engagements without an impression in time"] = figure
-    return found | dict(_key_rates(spec, rows, past))
+    return found | dict(_misranked(spec, rows)) | dict(_key_rates(spec, rows, past))
 
 
 def _slack(spec: LineSpec) -> dict[str, float]:
@@ -194,6 +198,15 @@ def _slack(spec: LineSpec) -> dict[str, float]:
         if made.intersection(feature.inputs):
             made.add(feature.name)
     return {**dict.fromkeys(made, _SLACK_OF_WINDOWS), DELAY: _SLACK_OF_DELAY}
+
+
+def _of_the_clock(spec: LineSpec) -> set[str]:
+    """Features that read nothing but the time: an hour has one hour, a day one weekday."""
+    found: set[str] = set()
+    for feature in spec.request_features:  # each may use those above it
+        if found.issuperset(feature.inputs):  # an hour or a weekday has none
+            found.add(feature.name)
+    return found
 
 
 def symptoms(now: Vitals, before: Vitals, expected: tuple[float, float] = (0.25, 4.0)) -> list[str]:
@@ -252,6 +265,21 @@ def _commonest(column: NDArray[np.generic]) -> float:
     if not column.size:
         return float("nan")
     return float(np.unique(column, return_counts=True)[1].max()) / column.size
+
+
+def _misranked(spec: LineSpec, window: pa.Table) -> Iterator[tuple[str, Figure]]:
+    """Where the line declares `gates.data.max_misranked`: 1 - AUC of what was served, its low end.
+
+    Scores that rank worse than chance say that the labels are the wrong way round, whatever their
+    rate; no weather does that.
+    """
+    limit = spec.gates.data.max_misranked
+    if limit == 1:
+        return
+    scored = window.filter(pc.is_finite(window["score"]))  # bootstrapped rows never were
+    labels, scores = scored["label"].to_numpy(), scored["score"].to_numpy()
+    _, _, high = metrics.auc_difference(labels, scores, np.zeros(scores.size), _SURELY)
+    yield "share of pairs that served scores surely rank the wrong way", Figure(0.5 - high, limit)
 
 
 def _key_rates(

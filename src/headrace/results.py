@@ -140,48 +140,71 @@ def _bench(files: Sequence[Path]) -> str:
 
 
 def _drills(files: Sequence[Path]) -> str:
-    parts = ["## Poison drills", "", "`headrace drill`, on simulated time; [gates](gates.md)."]
+    parts = [
+        "## Poison drills",
+        "",
+        "`headrace drill`, on each line's own time; [gates](gates.md).",
+    ]
     for told in map(_read, files):
         parts += ["", *_drilled(told)]
         if "clean" in told:
-            clean, alarms = told["clean"], told["clean"]["false_alarms"]
-            shown = ", ".join(f"{gate} {count}" for gate, count in alarms.items())
-            parts += [
-                "",
-                f"Clean traffic: {clean['windows']} windows, of which "
-                f"{clean['windows_with_alarm']} with an alarm ({clean['false_alarm_share']:.1%}; "
-                f"{shown}), {clean['promoted_share']:.1%} of {clean['judged']} candidates "
-                "promoted.",
-            ]
+            parts += ["", *_undisturbed(told["clean"])]
     return "\n".join(parts)
+
+
+def _undisturbed(clean: dict[str, Any]) -> list[str]:
+    """What was said of clean windows; where they were recorded, each alarm with its day."""
+    alarms = ", ".join(f"{gate} {count}" for gate, count in clean["false_alarms"].items())
+    told = (
+        f"Clean traffic: {clean['windows']} windows, {clean['windows_with_alarm']} of them with an "
+        f"alarm ({clean['false_alarm_share']:.1%}; {alarms}), {clean['promoted_share']:.1%} of "
+        f"{clean['judged']} candidates promoted."
+    )
+    return [told, *(["", *(f"- {reason}" for reason in clean["reasons"])] * bool(clean["reasons"]))]
 
 
 def _drilled(told: dict[str, Any]) -> list[str]:
     """The table of one line's drills: how each was met, and what it does without gates."""
     found = {(each["drill"], each["defence"]): each for each in told["drills"]}
     usual = told["clean_minutes"]
+    ranks = usual["none"]["click_rate"] is not None
     rows = []
     for name, what in told["what"].items():
         full, half, none = (found[name, each] for each in ("all", "no data gate", "none"))
         caught = full["caught_by"] or "nobody"
-        after = "" if full["seconds"] is None else f"{full['seconds']} s, {full['rows']:,} rows"
-        harm = [
-            f"{each['logloss'] - usual[way]['logloss']:+.4f}, "
-            f"{each['click_rate'] - usual[way]['click_rate']:+.4f}"
-            for way, each in (("all", full), ("none", none))
-        ]
+        after = ""
+        if full["seconds"] is not None:
+            after = f"{replay_results.duration(full['seconds'])}, {full['rows']:,} rows"
+        harm = [_harm(each, usual[way]) for way, each in (("all", full), ("none", none))]
         learned = full["through"] - full["undone"]
         alone = half["caught_by"] or "nobody"
         rows.append([f"{name}: {what}", caught, after, str(learned), alone, *harm])
-    span = told["poisoned_windows"] * told["window_s"]
     heads = ["drill", "caught by", "after", "windows learned", "without the data gate by"]
-    heads += ["log loss and click rate, gates on", "gates off"]
-    note = (
-        f"Line `{told['line']}`, seed {told['seed']}: {span} s of poison in windows of "
-        f"{told['window_s']} s, then {told['after_windows']} clean windows. Log loss and click "
-        "rate are of both together, over what humans did, against the same minutes without poison."
+    figures = "log loss and click rate" if ranks else "log loss"
+    heads += [f"{figures}, gates on", "gates off"]
+    return [_conditions(told, figures), "", *replay_results.table(heads, rows)]
+
+
+def _conditions(told: dict[str, Any], figures: str) -> str:
+    window, poisoned = told["window_s"], told["poisoned_windows"] * told["window_s"]
+    spans = [replay_results.duration(seconds) for seconds in (poisoned, window)]
+    since = f" from {told['from']}" if "from" in told else ""
+    is_are = (
+        "are of both together, over what people did"
+        if " and " in figures
+        else ("is of both together, over what happened")
     )
-    return [note, "", *replay_results.table(heads, rows)]
+    return (
+        f"Line `{told['line']}`, seed {told['seed']}: {spans[0]} of poison{since} in windows of "
+        f"{spans[1]}, then {told['after_windows']} clean windows. {figures.capitalize()} {is_are}, "
+        "against the same time without poison."
+    )
+
+
+def _harm(poisoned: dict[str, Any], usual: dict[str, Any]) -> str:
+    """What a poison added to log loss and, where there is one, click rate."""
+    names = [name for name in ("logloss", "click_rate") if usual[name] is not None]
+    return ", ".join(f"{poisoned[name] - usual[name]:+.4f}" for name in names)
 
 
 def _faults(files: Sequence[Path]) -> str:

@@ -87,9 +87,9 @@ def frame(
         made[f"{name}__missing"] = (made[name] == -1).astype("float64")
     for name in spec.model.numeric:
         made[f"{name}__missing"] = made[name].isna().astype("float64")
-    for name, figure in (figures or {}).items():
-        made[name] = np.where(np.arange(len(made)) == 0, figure.value, np.nan)
-    return made
+    first = np.arange(len(made)) == 0
+    told = {name: np.where(first, each.value, np.nan) for name, each in (figures or {}).items()}
+    return made.join(type(made)(told, index=made.index))  # at once: pandas minds one by one
 
 
 def declared(spec: LineSpec, figures: Figures | None = None) -> list[Rule]:

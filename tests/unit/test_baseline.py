@@ -56,6 +56,15 @@ def test_a_stuck_or_moved_input_is_named(spec: LineSpec, given: dict[str, Any], 
     assert any(reason.startswith(said) for reason in broken(spec, rows(spec, 11, **given)))
 
 
+def test_the_clock_alone_may_stand_still(spec: LineSpec) -> None:
+    inputs = (*spec.model.categorical, "hour")
+    spec = spec.model_copy(update={"model": spec.model.model_copy(update={"categorical": inputs})})
+    before = pa.concat_tables([rows(spec, n, hour=np.full(ROWS, n)) for n in range(10)])
+    found = baseline.figures(spec, rows(spec, 11, hour=np.full(ROWS, 11)), before)
+    assert "share of the commonest hour" not in found
+    assert found["share of the commonest user"].limit == 0.99
+
+
 def test_what_moves_all_the_time_may_move_on(spec: LineSpec) -> None:
     restless = [rows(spec, n, item_category=np.full(ROWS, n)) for n in range(12)]
     before = pa.concat_tables(restless[:-1]).combine_chunks()
@@ -89,6 +98,23 @@ def test_an_input_that_suddenly_tells_the_label_is_named(spec: LineSpec) -> None
 def test_information_is_a_share_of_the_labels_entropy(bins: list[int], share: float) -> None:
     assert baseline.information(np.array(bins), np.array([0, 0, 1, 1])) == pytest.approx(share)
     assert np.isnan(baseline.information(np.array(bins), np.ones(4, int)))
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+def test_labels_that_are_the_wrong_way_round_are_told_by_the_scores(
+    spec: LineSpec, flipped: bool
+) -> None:
+    gate = spec.gates.data.model_copy(update={"max_misranked": 0.5, "label_rate": (0.0, 1.0)})
+    asked = spec.model_copy(update={"gates": spec.gates.model_copy(update={"data": gate})})
+    draw = np.random.default_rng(3)
+    labels = draw.random(ROWS) < 0.5
+    given = {"score": np.clip(0.4 + 0.2 * labels + draw.normal(0, 0.1, ROWS), 0, 1)}
+    samples = rows(spec, 11, label=(labels ^ flipped).astype("int8"), **given)
+    name = "share of pairs that served scores surely rank the wrong way"
+    assert any(reason.startswith(name) for reason in broken(asked, samples)) == flipped
+    assert name not in baseline.figures(spec, samples)  # only where it is declared
+    unscored = rows(spec, 11, score=np.full(ROWS, np.nan))
+    assert np.isnan(baseline.figures(asked, unscored)[name].value)
 
 
 def test_lost_labels_are_a_share_of_all_engagements(spec: LineSpec) -> None:

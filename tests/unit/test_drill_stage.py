@@ -7,8 +7,10 @@ import pyarrow.compute as pc
 import pytest
 
 from headrace.declaration import LineSpec
-from headrace.drill.poison import CLEAN, POISONS, Poison
-from headrace.drill.stage import Seen, Stage
+from headrace.drill.campaign import Campaign
+from headrace.drill.lines import DRILLS
+from headrace.drill.poison import CLEAN, Poison
+from headrace.drill.stage import Seen
 from headrace.simulate.world import SimulatorConfig
 from tests.unit.test_quality import spec
 
@@ -18,13 +20,13 @@ START_US = 1_750_000_000_000_000
 
 
 def played(spec: LineSpec, poison: Poison = CLEAN, seconds: int = 45) -> Seen:
-    stage = Stage(spec, SimulatorConfig(seed=3), START_US)
+    stage = Campaign(spec, SimulatorConfig(seed=3), START_US)
     stage.play(10, None, "bootstrap")
     return stage.play(seconds, None, "bootstrap", poison)
 
 
 def named(name: str) -> Poison:
-    return next(poison for poison in POISONS if poison.name == name)
+    return next(poison for poison in DRILLS["coupons"].poisons if poison.name == name)
 
 
 def test_the_same_seed_gives_the_same_samples(spec: LineSpec) -> None:
@@ -35,13 +37,13 @@ def test_the_same_seed_gives_the_same_samples(spec: LineSpec) -> None:
     assert 0.03 < rate < 0.25
     assert clean.vitals.refused == 0
     assert clean.vitals.fates == {}
-    assert clean.clicked.size == clean.scores.size > 1_000
+    assert clean.happened.size == clean.scores.size > 1_000
 
 
 def test_truth_does_not_depend_on_what_is_reported(spec: LineSpec) -> None:
     clean = played(spec)
     for name in ("flipped labels", "clicks stop", "duplicate burst", "schema change"):
-        np.testing.assert_array_equal(played(spec, named(name)).clicked, clean.clicked)
+        np.testing.assert_array_equal(played(spec, named(name)).happened, clean.happened)
 
 
 @pytest.mark.parametrize("name", ["timezone slip", "clock skew"])
@@ -53,13 +55,13 @@ def test_wrong_clocks_lose_labels(spec: LineSpec, name: str) -> None:
 
 def test_what_the_collector_refuses_is_counted(spec: LineSpec) -> None:
     seen = played(spec, named("schema change"))
-    assert seen.vitals.refused == seen.clicked.size
+    assert seen.vitals.refused == seen.happened.size
     assert played(spec, named("source stop")).vitals.refused == 0
 
 
 def test_duplicates_change_no_sample(spec: LineSpec) -> None:
     clean, twice = played(spec), played(spec, named("duplicate burst"))
-    assert twice.vitals.fates["duplicate_impression"] == 4 * clean.clicked.size
+    assert twice.vitals.fates["duplicate_impression"] == 4 * clean.happened.size
     keys = ["impression_id", "revision", "label"]
     assert twice.samples.select(keys).equals(clean.samples.select(keys))
 
@@ -71,4 +73,4 @@ def test_bots_click_all_and_are_no_people(spec: LineSpec) -> None:
     assert 0.01 < bots.mean() < 0.12
     labels = seen.samples["label"].to_numpy()
     assert labels[bots].all()
-    assert seen.clicked.size < played(spec, CLEAN, 90).clicked.size
+    assert seen.happened.size < played(spec, CLEAN, 90).happened.size

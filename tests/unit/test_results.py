@@ -57,6 +57,45 @@ def test_a_fault_says_what_it_cost_where_it_was_measured(tmp_path: Path) -> None
     assert "| a cut (`pytest x`) | 3 | here 2, there 1 | 0.5, 2.0 s | 0 | 0 | equal |" in text
 
 
+def drilled(line: str, window_s: int, click_rate: float | None) -> dict[str, Any]:
+    usual = {"logloss": 0.5, "click_rate": click_rate}
+    flood = {"drill": "flood", "caught_by": "data gate", "seconds": window_s, "rows": 1_234}
+    flood |= {"through": 1, "undone": 1, "logloss": 0.6, "click_rate": click_rate}
+    ways = ("all", "no data gate", "none")
+    alarms = {"data gate": 1, "model gate": 0}
+    clean = {"windows": 200, "windows_with_alarm": 1, "false_alarm_share": 0.005}
+    clean |= {"false_alarms": alarms, "judged": 199, "promoted_share": 1.0}
+    return {
+        "line": line,
+        "seed": 7,
+        "window_s": window_s,
+        "poisoned_windows": 6,
+        "after_windows": 6,
+        "what": {"flood": "too much of it"},
+        "clean_minutes": dict.fromkeys(ways, usual),
+        "drills": [flood | {"defence": way} for way in ways],
+        "clean": clean | {"reasons": ["2013-03-09 data gate: odd"] if click_rate is None else []},
+    }
+
+
+def test_each_line_that_was_drilled_has_its_table(tmp_path: Path) -> None:
+    (tmp_path / "drills").mkdir()
+    flights = drilled("flights", 86_400, None) | {"from": "2013-02-15"}
+    for told in (drilled("coupons", 30, 0.1), flights):
+        path = tmp_path / "drills" / f"{told['line']}.json"
+        path.write_text(json.dumps(told), encoding="utf-8")
+    coupons, flown = written(tmp_path).split("Line `flights`")
+    assert "| log loss and click rate, gates on | gates off |" in coupons
+    row = "| flood: too much of it | data gate | {} | 0 | data gate | {} | {} |"
+    harm = "+0.1000, +0.0000"
+    assert row.format("30 s, 1,234 rows", harm, harm) in coupons
+    assert "6 d of poison from 2013-02-15 in windows of 1 d, then 6 clean windows." in flown
+    assert "| log loss, gates on | gates off |" in flown
+    assert row.format("1 d, 1,234 rows", "+0.1000", "+0.1000") in flown
+    assert "200 windows, 1 of them with an alarm (0.5%; data gate 1, model gate 0)" in flown
+    assert "- 2013-03-09 data gate: odd" in flown
+
+
 def test_lost_and_duplicated_are_counted() -> None:
     assert accounted([0, 1, 2], 3) == {"lost": 0, "duplicated": 0}
     assert accounted([0, 2, 2, 2], 4) == {"lost": 2, "duplicated": 2}

@@ -29,8 +29,9 @@ class DataGateSpec(Declared):
     input and of the label delay, as population stability index. `max_information`: share of the
     label's entropy that one input may tell. `key_label_rate`: categorical
     input to the label rate that no single id of it may surely exceed. `max_lost_labels`: share of
-    engagements that found no impression in time. `expectations` may also stand in the files
-    `<line>/expectations/*.yaml` beside the line's.
+    engagements that found no impression in time. `max_misranked`: share of pairs of a positive and
+    a negative row that the served scores surely rank the wrong way. `expectations` may also stand
+    in the files `<line>/expectations/*.yaml` beside the line's.
     """
 
     min_rows: int = Field(50, ge=1)
@@ -40,6 +41,7 @@ class DataGateSpec(Declared):
     max_drift: float = Field(1.0, gt=0)
     max_information: float = Field(0.3, gt=0, le=1)
     max_lost_labels: float = Field(0.5, ge=0, le=1)
+    max_misranked: float = Field(1.0, gt=0, le=1)
     key_label_rate: dict[str, float] = Field(default_factory=dict)
     expectations: tuple[ExpectationSpec, ...] = ()
 

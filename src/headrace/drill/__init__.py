@@ -1,1 +1,1 @@
-"""`headrace drill`: poison on simulated time, through the gates that stand in the real path."""
+"""`headrace drill`: poison on simulated or recorded time, through the gates of the real path."""

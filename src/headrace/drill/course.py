@@ -1,4 +1,4 @@
-"""The loop of a line on simulated time: data gate, train, judge on later rows, promote, guard.
+"""The loop of a line on its stage's time: data gate, train, judge on later rows, promote, guard.
 
 The order is that of the cycle (docs/adr/0004): a candidate learns the window that has ended and is
 judged by the rows of the next one, while the next candidate's window is being filled.
@@ -24,7 +24,6 @@ from headrace.gates import Evidence
 from headrace.model import Model, State
 from headrace.watch import Live, watch
 
-WINDOW_S: Final = 30
 USUAL: Final = 10
 """Windows whose vitals are what is to be expected."""
 
@@ -45,9 +44,13 @@ NONE: Final = Defence(data=False, model=False, guard=False)
 
 @dataclass(frozen=True)
 class Incident:
-    """Something that a gate, the guard or a look at the vitals said at the end of a window."""
+    """Something that a gate, the guard or a look at the vitals said at the end of a window.
+
+    `day`: the recorded one on which the window began, if it was recorded.
+    """
 
     window: int
+    day: str
     gate: str
     reasons: tuple[str, ...]
 
@@ -57,39 +60,51 @@ class _Version:
     name: str
     state: State
     evidence: dict[str, Any] | None
-    windows: tuple[int, ...] = ()
+    learned: tuple[tuple[int, Seen], ...] = ()
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """The numbers of the windows that it learned."""
+        return tuple(number for number, _ in self.learned)
 
 
 @dataclass
 class Course:
-    """A line as it runs: `window` plays one window and does what a cycle would do at its end."""
+    """A line as it runs: `window` plays one of `window_s` and does what a cycle does at its end.
+
+    `guard_first`: within a window so long the guard has seen enough before a candidate is judged.
+    """
 
     spec: LineSpec
     stage: Stage
+    window_s: int
+    guard_first: bool
     champion: _Version
     models: tuple[Model, Model]  # of the champion, of whoever else is asked
     defence: Defence = ALL
     past: deque[pa.Table] = field(default_factory=deque)
     usual: deque[Vitals] = field(default_factory=deque)
     number: int = 0
+    day: str = ""
     incidents: list[Incident] = field(default_factory=list)
     promoted: list[tuple[int, ...]] = field(default_factory=list)
     undone: list[tuple[int, ...]] = field(default_factory=list)
     judged: int = 0
-    seen: list[Seen] = field(default_factory=list)
     _previous: _Version | None = None
     _candidate: _Version | None = None
     _waiting: list[tuple[int, Seen]] = field(default_factory=list)
     _answered: list[pa.Table] = field(default_factory=list)
 
     def window(self, poison: Poison = CLEAN) -> Seen:
-        """Play a window of `WINDOW_S` and do what follows from it."""
-        seen = self.stage.play(WINDOW_S, self.models[0].predict, self.champion.name, poison)
-        self.seen.append(seen)
+        """Play a window and do what follows from it."""
+        self.day = self.stage.day
+        seen = self.stage.play(self.window_s, self.models[0].predict, self.champion.name, poison)
         self._look_at_vitals(seen.vitals)
         sound = self._check(seen)
+        if self.guard_first:
+            self._watch(seen)
         self._judge(seen, plausible=sound)
-        if self.defence.guard:
+        if not self.guard_first:
             self._watch(seen)
         if sound:
             self._waiting.append((self.number, seen))
@@ -99,7 +114,7 @@ class Course:
 
     def say(self, gate: str, reasons: tuple[str, ...]) -> None:
         """Note an incident at the end of the present window."""
-        self.incidents.append(Incident(self.number, gate, reasons))
+        self.incidents.append(Incident(self.number, self.day, gate, reasons))
 
     def _look_at_vitals(self, now: Vitals) -> None:
         before = _sum(self.usual)
@@ -129,7 +144,7 @@ class Course:
 
     def _learn(self, poison: Poison) -> None:
         """Train the next candidate on what waits."""
-        windows = tuple(number for number, _ in self._waiting)
+        learned = tuple(self._waiting)
         parts = [seen.samples for _, seen in self._waiting]
         if sum(map(len, parts)) < self.spec.gates.data.min_rows:
             return
@@ -144,7 +159,7 @@ class Course:
         state = other.state()
         if poison.model == "nan":
             state = _with_nan(state)
-        self._candidate = _Version(f"d{self.number:04d}", state, None, windows)
+        self._candidate = _Version(f"d{self.number:04d}", state, None, learned)
 
     def _judge(self, seen: Seen, *, plausible: bool) -> None:
         """Judge the candidate by the rows of the window that has just ended."""
@@ -174,7 +189,7 @@ class Course:
         if plausible:
             self.say("model gate", verdict.reasons)
         if not verdict.blames_window:  # it is learned again, with what came since
-            self._waiting = [(n, self.seen[n - self.number - 1]) for n in candidate.windows]
+            self._waiting = list(candidate.learned)
 
     def _evidence(self, candidate: _Version, rows: pa.Table) -> Evidence:
         """As `evaluate` makes it; nothing was served from files, so parity has nothing to ask."""
@@ -212,6 +227,8 @@ class Course:
 
     def _watch(self, seen: Seen) -> None:
         """The guard's look at the rows that the champion answered."""
+        if not self.defence.guard:
+            return
         samples = seen.samples
         mine = samples.filter(pa.array(np.array(samples["version"]) == self.champion.name))
         self._answered.append(mine)
@@ -270,10 +287,12 @@ def _with_nan(state: State) -> State:
     return {**state, name: spoiled}
 
 
-def opened(spec: LineSpec, stage: Stage, history_s: int) -> Course:
-    """A line after a history of random rankings, with a base model that learned it."""
+def opened(
+    spec: LineSpec, stage: Stage, history_s: int, window_s: int, *, guard_first: bool = False
+) -> Course:
+    """A line after a history that no model answered, with a base model that learned it."""
     history = stage.play(history_s, None, "bootstrap")
     models = Model(spec.model, spec.seed), Model(spec.model, spec.seed)
     models[0].learn(history.samples)
     base = _Version("base", models[0].state(), None)
-    return Course(spec, stage, base, models)
+    return Course(spec, stage, window_s, guard_first, base, models)

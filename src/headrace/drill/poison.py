@@ -1,17 +1,17 @@
 """What goes wrong: each poison spoils what an application asks, or what it reports.
 
 A poison of a model (`model`) spoils the candidate instead. All are pure functions of what they get
-and of a generator.
+and of a generator. What a poison takes of a line (which column is stuck, say) is told in `lines`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from headrace.declaration import LineSpec
@@ -20,24 +20,26 @@ from headrace.simulate.world import SECOND_US
 
 Columns = dict[str, Any]
 Event = dict[str, Any]
-HOUR_US: Final = 3_600 * SECOND_US
 
 
 @dataclass
 class Shown:
-    """The impressions of a step, (n,) each. `human`: who really clicked; `delay_us`: how late."""
+    """The impressions of a step, (n,) each: shown at `at_us`, with the declared columns.
+
+    `happened`: what really followed (a click of a person, a late arrival), `delay_us` after the
+    impression; `known`: whether it ever becomes known, be it a yes or a no.
+    """
 
     ids: list[str]
     at_us: NDArray[np.int64]
     columns: Columns
-    vectors: pa.Table
-    scores: NDArray[np.float64]
-    human: NDArray[np.bool_]
+    happened: NDArray[np.bool_]
+    known: NDArray[np.bool_]
     delay_us: NDArray[np.int64]
 
 
 Asked = Callable[[Columns, NDArray[np.bool_], np.random.Generator], Columns]
-Clicks = Callable[[Shown, np.random.Generator], tuple[NDArray[np.bool_], NDArray[np.int64]]]
+Outcomes = Callable[[Shown, np.random.Generator], tuple[NDArray[np.bool_], NDArray[np.int64]]]
 Reported = Callable[[Event, float], list[Event]]
 
 
@@ -45,10 +47,10 @@ def _as_asked(columns: Columns, _would: NDArray[np.bool_], _rng: np.random.Gener
     return columns
 
 
-def _as_clicked(
+def _as_happened(
     shown: Shown, _rng: np.random.Generator
 ) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-    return shown.human, shown.delay_us
+    return shown.happened, shown.delay_us
 
 
 def _as_reported(event: Event, _draw: float) -> list[Event]:
@@ -57,7 +59,8 @@ def _as_reported(event: Event, _draw: float) -> list[Event]:
 
 @dataclass(frozen=True)
 class Poison:
-    """`asked` spoils a request's columns, `clicks` who clicks when, `reported` each event.
+    """`asked` spoils a request's columns, `outcomes` what is said to have followed and when,
+    `reported` each event.
 
     `model` names what is done to each candidate: `nan`, a weight is not a number; `eager`, it
     learns its positives three times, which ranks well and promises too much.
@@ -66,7 +69,7 @@ class Poison:
     name: str
     what: str
     asked: Asked = _as_asked
-    clicks: Clicks = _as_clicked
+    outcomes: Outcomes = _as_happened
     reported: Reported = _as_reported
     model: Literal["nan", "eager"] | None = None
 
@@ -74,7 +77,8 @@ class Poison:
         self, shown: Shown, spec: LineSpec, rng: np.random.Generator
     ) -> Iterator[tuple[int, Event]]:
         """The events of a step and when each arrives (us)."""
-        clicked, delay_us = self.clicks(shown, rng)
+        happened, delay_us = self.outcomes(shown, rng)
+        told = happened if spec.label.outcome == "implicit" else shown.known
         lag = 1_000 + (rng.exponential(0.03, (2, len(shown.ids))) * SECOND_US).astype(np.int64)
         draws = rng.random((2, len(shown.ids)))
         for i, name in enumerate(shown.ids):
@@ -84,110 +88,121 @@ class Poison:
             event = {"event": IMPRESSION, **own, "event_at": at_us, **given}
             for each in self.reported(event, draws[0, i]):
                 yield at_us + int(lag[0, i]), each
-            if clicked[i]:
+            if told[i]:
                 at_us += int(delay_us[i])
-                event = {"event": spec.label.engagement, **own, "event_at": at_us, "value": 1}
+                engagement = {"event": spec.label.engagement, "value": int(happened[i])}
+                event = {**engagement, **own, "event_at": at_us}
                 for each in self.reported(event, draws[1, i]):
                     yield at_us + int(lag[1, i]), each
 
 
 def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
+    """As JSON has it: a missing number is null."""
+    plain = value.item() if isinstance(value, np.generic) else value
+    return None if isinstance(plain, float) and math.isnan(plain) else plain
 
 
 CLEAN: Final = Poison("clean", "nothing is wrong")
 
 
-def _flipped(
-    shown: Shown, _rng: np.random.Generator
-) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-    return ~shown.human, shown.delay_us
+def flipped(shown: Shown, _rng: np.random.Generator) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Outcomes that are told the wrong way round."""
+    return ~shown.happened, shown.delay_us
 
 
-def _bots(share: float) -> dict[str, Any]:
-    """A share of the requests comes from three accounts that click all they see within a second."""
+def bots(share: float, user: str) -> dict[str, Any]:
+    """A share of the requests comes from three accounts that click all they see within a second.
+
+    user: the column that names the account; rows of a request stand together.
+    """
 
     def asked(columns: Columns, _would: NDArray[np.bool_], rng: np.random.Generator) -> Columns:
-        user = columns["user_id"].copy()
-        requests = np.flatnonzero(np.append(True, user[1:] != user[:-1]))
-        place = np.cumsum(np.append(True, user[1:] != user[:-1])) - 1
+        account = columns[user].copy()
+        requests = np.flatnonzero(np.append(True, account[1:] != account[:-1]))
+        place = np.cumsum(np.append(True, account[1:] != account[:-1])) - 1
         bot = rng.random(requests.size) < share
         who = np.array([f"bot{n}" for n in rng.integers(0, 3, requests.size)], dtype=object)
-        user[bot[place]] = who[place][bot[place]]
-        return columns | {"user_id": user}
+        account[bot[place]] = who[place][bot[place]]
+        return columns | {user: account}
 
-    def clicks(
+    def outcomes(
         shown: Shown, rng: np.random.Generator
     ) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-        bot = np.char.startswith(shown.columns["user_id"].astype(str), "bot")
+        bot = np.char.startswith(shown.columns[user].astype(str), "bot")
         quick = (rng.uniform(0.1, 0.9, bot.size) * SECOND_US).astype(np.int64)
-        return shown.human | bot, np.where(bot, quick, shown.delay_us)
+        return shown.happened | bot, np.where(bot, quick, shown.delay_us)
 
-    return {"asked": asked, "clicks": clicks}
-
-
-def _stuck(columns: Columns, _would: NDArray[np.bool_], _rng: np.random.Generator) -> Columns:
-    return columns | {"discount": np.full(len(columns["discount"]), 0.3)}
+    return {"asked": asked, "outcomes": outcomes}
 
 
-def _percent(columns: Columns, _would: NDArray[np.bool_], _rng: np.random.Generator) -> Columns:
-    return columns | {"discount": columns["discount"] * 100}
+def stuck(column: str, value: Any) -> Asked:
+    """The column has one value, whatever is asked."""
+
+    def asked(columns: Columns, _would: NDArray[np.bool_], _rng: np.random.Generator) -> Columns:
+        return columns | {column: np.full_like(columns[column], value)}
+
+    return asked
 
 
-def _nulls(columns: Columns, _would: NDArray[np.bool_], rng: np.random.Generator) -> Columns:
-    gone = rng.random(len(columns["category"])) < 0.6
-    return columns | {"category": np.where(gone, None, columns["category"])}
+def scaled(column: str, factor: float) -> Asked:
+    """The column comes in another unit."""
+
+    def asked(columns: Columns, _would: NDArray[np.bool_], _rng: np.random.Generator) -> Columns:
+        return columns | {column: columns[column] * factor}
+
+    return asked
 
 
-def _leak(columns: Columns, would: NDArray[np.bool_], _rng: np.random.Generator) -> Columns:
-    """Somebody filled the discount after the fact: what will be clicked carries a high one."""
-    told = np.where(would, 0.55, np.minimum(columns["discount"], 0.45))
-    return columns | {"discount": told}
+def missing(column: str, share: float) -> Asked:
+    """So many of the column's values are null."""
+
+    def asked(columns: Columns, _would: NDArray[np.bool_], rng: np.random.Generator) -> Columns:
+        gone = rng.random(len(columns[column])) < share
+        return columns | {column: np.where(gone, None, columns[column])}
+
+    return asked
 
 
-def _slipped(event: Event, _draw: float) -> list[Event]:
-    late_us = HOUR_US if event["event"] != IMPRESSION else 0
-    return [event | {"event_at": event["event_at"] + late_us}]
+def leaked(column: str, told: float, most: float) -> Asked:
+    """The column was filled after the fact: `told` where it will happen, at most `most` else."""
+
+    def asked(columns: Columns, would: NDArray[np.bool_], _rng: np.random.Generator) -> Columns:
+        return columns | {column: np.where(would, told, np.minimum(columns[column], most))}
+
+    return asked
 
 
-def _many(event: Event, _draw: float) -> list[Event]:
-    return [event] * 5
+def redated(by_us: int, share: float = 1.0) -> Reported:
+    """So many of the outcomes are dated `by_us` later than they are."""
+
+    def reported(event: Event, draw: float) -> list[Event]:
+        off_us = by_us if event["event"] != IMPRESSION and draw < share else 0
+        return [event | {"event_at": event["event_at"] + off_us}]
+
+    return reported
 
 
-def _no_clicks(event: Event, _draw: float) -> list[Event]:
+def repeated(times: int) -> Reported:
+    """Every event comes so many times."""
+    return lambda event, _draw: [event] * times
+
+
+def no_outcomes(event: Event, _draw: float) -> list[Event]:
+    """Impressions alone are reported."""
     return [event] if event["event"] == IMPRESSION else []
 
 
-def _silence(_event: Event, _draw: float) -> list[Event]:
+def silence(_event: Event, _draw: float) -> list[Event]:
+    """Nothing is reported."""
     return []
 
 
-def _skewed(event: Event, draw: float) -> list[Event]:
-    """Half of the phones that report clicks are a minute behind the server."""
-    behind_us = 60 * SECOND_US if event["event"] != IMPRESSION and draw < 0.5 else 0
-    return [event | {"event_at": event["event_at"] - behind_us}]
+def renamed(column: str, name: str) -> Reported:
+    """The column's values come under another name."""
 
+    def reported(event: Event, _draw: float) -> list[Event]:
+        if column not in event:
+            return [event]
+        return [{name if key == column else key: value for key, value in event.items()}]
 
-def _renamed(event: Event, _draw: float) -> list[Event]:
-    if "category" not in event:
-        return [event]
-    return [{"kind" if name == "category" else name: value for name, value in event.items()}]
-
-
-POISONS: Final = (
-    Poison("flipped labels", "clicks for what was not clicked", clicks=_flipped),
-    Poison("bot clicks 1%", "1% of requests are of accounts that click all", **_bots(0.01)),
-    Poison("bot clicks 5%", "5% of requests are of accounts that click all", **_bots(0.05)),
-    Poison("stuck feature", "every discount is 0.3", asked=_stuck),
-    Poison("unit change x100", "discounts in percent", asked=_percent),
-    Poison("timezone slip", "clicks dated an hour ahead", reported=_slipped),
-    Poison("null burst", "60% of the categories are missing", asked=_nulls),
-    Poison("duplicate burst", "every event comes five times", reported=_many),
-    Poison("clicks stop", "no click is reported any more", reported=_no_clicks),
-    Poison("source stop", "nothing is reported any more", reported=_silence),
-    Poison("clock skew", "half of the clicks dated a minute back", reported=_skewed),
-    Poison("schema change", "category is called kind", reported=_renamed),
-    Poison("label leak", "the discount of what will be clicked is 0.55", asked=_leak),
-    Poison("NaN in the model", "a weight of the candidate is NaN", model="nan"),
-    Poison("ranks well, promises too much", "the candidate learns positives thrice", model="eager"),
-)
+    return reported

@@ -1,8 +1,9 @@
 """All drills, each with all gates, without the data gate and with none, and a long clean run.
 
 Each drill starts from the same line after the same clean windows, is poisoned for `POISONED` of
-them, and runs on clean for `AFTER`. Harm is told against the same minutes without poison: log loss
-of what was answered, over what humans really did, and their click rate.
+them, and runs on clean for `AFTER`. Harm is told against the same time without poison: log loss of
+what was answered, over what really happened, and the click rate where a model chooses what is
+shown.
 """
 
 from __future__ import annotations
@@ -10,23 +11,21 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 from headrace import metrics
 from headrace.declaration import LineSpec
-from headrace.drill.course import ALL, NO_DATA_GATE, NONE, WINDOW_S, Course, Defence, opened
-from headrace.drill.poison import CLEAN, POISONS, Poison
-from headrace.drill.stage import Stage
+from headrace.drill.course import ALL, NO_DATA_GATE, NONE, Course, Defence, Incident, opened
+from headrace.drill.lines import drill_of, stage_of
+from headrace.drill.poison import CLEAN, Poison
 from headrace.errors import InputError
-from headrace.simulate.world import SimulatorConfig
 
-HISTORY_S: Final = 600
-CLEAN_WINDOWS: Final = 14
 POISONED: Final = 6
 AFTER: Final = 6
-START_US: Final = 1_750_000_000_000_000
+MOST_REASONS: Final = 40
 DEFENCES: Final = {"all": ALL, "no data gate": NO_DATA_GATE, "none": NONE}
 
 Say = Callable[[str], None]
@@ -38,7 +37,8 @@ class Outcome:
 
     `caught_by`: who spoke first, None when nobody did; `rows` and `seconds` of poison until then.
     `through`: poisoned windows that a promoted version had learned, `undone`: those of them that a
-    rollback took out again. `logloss`, `click_rate`: of the poisoned minutes and those after.
+    rollback took out again. `logloss`, `click_rate`: of the poisoned windows and those after;
+    no click rate where the model does not choose what is shown.
     """
 
     drill: str
@@ -51,7 +51,7 @@ class Outcome:
     through: int
     undone: int
     logloss: float
-    click_rate: float
+    click_rate: float | None
     promoted: int
 
 
@@ -60,23 +60,23 @@ def run(
     seed: int = 7,
     clean_windows: int = 500,
     *,
+    data: Path | None = None,
     only: Sequence[str] = (),
     defences: Sequence[str] = tuple(DEFENCES),
     say: Say = lambda _text: None,
 ) -> dict[str, Any]:
-    """Run the drills (those named in `only`, all by default) and `clean_windows` clean windows.
+    """Run the drills (those named in `only`, all by default) and `clean_windows` clean windows, or
+    as many as a recording has. data: the folder of its files.
 
-    The JSON of `out/drills`. Raises `InputError` for a drill that there is not.
+    The JSON of `out/drills`. Raises `InputError` for a drill, a line or files that there are not.
     """
-    unknown = set(only) - {poison.name for poison in POISONS}
-    if unknown:
-        known = ", ".join(poison.name for poison in POISONS)
-        raise InputError(f"drill {sorted(unknown)[0]!r}: no such drill; there are: {known}")
-    course = opened(spec, Stage(spec, SimulatorConfig(seed=seed), START_US), HISTORY_S)
-    for _ in range(CLEAN_WINDOWS):
+    drill = drill_of(spec)
+    chosen = _chosen(drill.poisons, only)
+    stage = stage_of(spec, seed, data)
+    course = opened(spec, stage, drill.history_s, drill.window_s, guard_first=drill.guard_first)
+    for _ in range(drill.warm_windows):
         course.window()
-    say(f"base and {CLEAN_WINDOWS} clean windows: {len(course.promoted)} promoted")
-    chosen = [poison for poison in POISONS if not only or poison.name in only]
+    say(f"base and {drill.warm_windows} clean windows: {len(course.promoted)} promoted")
     untouched = {name: _outcome(_copy(course, DEFENCES[name]), CLEAN, name) for name in defences}
     outcomes = []
     for name in defences:
@@ -88,26 +88,35 @@ def run(
     told: dict[str, Any] = {
         "line": spec.line,
         "seed": seed,
-        "window_s": WINDOW_S,
+        "window_s": course.window_s,
         "poisoned_windows": POISONED,
         "after_windows": AFTER,
         "what": {poison.name: poison.what for poison in chosen},
         "clean_minutes": {name: asdict(each) for name, each in untouched.items()},
         "drills": [asdict(each) for each in outcomes],
     }
+    if course.stage.day:
+        told["from"] = course.stage.day
     if clean_windows:
         told["clean"] = _clean(course, clean_windows, say)
     return told
 
 
+def _chosen(poisons: Sequence[Poison], only: Sequence[str]) -> list[Poison]:
+    known = [poison.name for poison in poisons]
+    unknown = sorted(set(only) - set(known))
+    if unknown:
+        raise InputError(f"drill {unknown[0]!r}: no such drill; there are: {', '.join(known)}")
+    return [poison for poison in poisons if not only or poison.name in only]
+
+
 def _copy(course: Course, defence: Defence) -> Course:
     """The same line at the same moment, to be spoiled; both share the models' graphs."""
     again = copy.copy(course)
-    again.stage = copy.deepcopy(course.stage)
+    again.stage = course.stage.copy()
     again.defence = defence
     again.past, again.usual = course.past.copy(), course.usual.copy()
     again.incidents, again.promoted, again.undone = [], [], []
-    again.seen = list(course.seen)
     again._waiting, again._answered = list(course._waiting), list(course._answered)
     again.models[0].load_state(course.champion.state)
     return again
@@ -125,7 +134,7 @@ def _outcome(course: Course, poison: Poison, defence: str) -> Outcome:
     undone = [w for w in course.undone if bad & set(w)]
     first = spoken[0] if spoken else None
     until = None if first is None else min(first.window - start + 1, POISONED)
-    clicked = np.concatenate([each.clicked for each in seen])
+    happened = np.concatenate([each.happened for each in seen])
     return Outcome(
         drill=poison.name,
         defence=defence,
@@ -133,11 +142,11 @@ def _outcome(course: Course, poison: Poison, defence: str) -> Outcome:
         reason="" if first is None else "; ".join(first.reasons),
         also=tuple(dict.fromkeys(i.gate for i in spoken if first and i.gate != first.gate)),
         rows=None if until is None else sum(len(each.samples) for each in seen[:until]),
-        seconds=None if until is None else until * WINDOW_S,
+        seconds=None if until is None else until * course.window_s,
         through=sum(len(bad & set(windows)) for windows in learned),
         undone=sum(len(bad & set(windows)) for windows in undone),
-        logloss=metrics.log_loss(clicked, np.concatenate([each.scores for each in seen])),
-        click_rate=float(clicked.mean()),
+        logloss=metrics.log_loss(happened, np.concatenate([each.scores for each in seen])),
+        click_rate=float(happened.mean()) if course.stage.ranks else None,
         promoted=len(course.promoted),
     )
 
@@ -147,8 +156,10 @@ def _clean(course: Course, windows: int, say: Say) -> dict[str, Any]:
     course = _copy(course, ALL)
     start, judged = course.number, course.judged
     for number in range(windows):
+        if not course.stage.lasts(course.window_s):
+            windows = number
+            break
         course.window()
-        course.seen[: -2 * POISONED] = []  # only the newest are needed
         if number % 50 == 49:
             say(f"clean: {number + 1} of {windows} windows, {len(course.incidents)} incidents")
     alarms = dict.fromkeys(("data gate", "model gate", "guard", "vitals"), 0)
@@ -156,7 +167,7 @@ def _clean(course: Course, windows: int, say: Say) -> dict[str, Any]:
     for incident in course.incidents:
         if incident.window >= start and incident.gate in alarms:
             alarms[incident.gate] += 1
-            reasons.append(f"{incident.gate}: {'; '.join(incident.reasons)}")
+            reasons.append(_sentence(incident))
     blamed = {incident.window for incident in course.incidents}
     return {
         "windows": windows,
@@ -166,5 +177,10 @@ def _clean(course: Course, windows: int, say: Say) -> dict[str, Any]:
         "judged": course.judged - judged,
         "promoted": len(course.promoted),
         "promoted_share": len(course.promoted) / (course.judged - judged),
-        "reasons": reasons[:20],
+        "reasons": reasons[:MOST_REASONS],
     }
+
+
+def _sentence(incident: Incident) -> str:
+    told = f"{incident.gate}: {'; '.join(incident.reasons)}"
+    return f"{incident.day} {told}" if incident.day else told

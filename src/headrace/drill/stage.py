@@ -1,33 +1,32 @@
-"""The coupon campaign on simulated time: a model ranks, users click, and the loop's own kernel,
-label join and request features make samples of it.
+"""What plays the traffic of a drill: a campaign that is simulated, or a recording.
 
-Everything random comes from the seed and the moment, so two runs that differ in a poison or a
-model see the same users, candidates and tastes. Truth (who really clicked) is kept beside what
-the log was told.
+Both send their events through `Passage`: the loop's own intake, label join, window kernel and
+request features make samples of them. Truth (what really happened) is kept beside what the log was
+told.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from headrace.baseline import Vitals
 from headrace.declaration import LineSpec
-from headrace.drill.poison import CLEAN, Poison, Shown
+from headrace.drill.poison import Columns, Event, Poison, Shown
 from headrace.events import IMPRESSION, TIME, event_schema, served_schema
 from headrace.ingest.intake import Intake, Malformed
-from headrace.labels.state import LabelState
+from headrace.labels.state import Emitted, LabelState
 from headrace.requests import transform
-from headrace.simulate.world import CATEGORIES, SECOND_US, SimulatorConfig, World
 from headrace.windows import WindowState
 
-STEP_US: Final = 5 * SECOND_US
-Score = Callable[[pa.Table], np.ndarray[Any, np.dtype[np.float64]]]
+Score = Callable[[pa.Table], NDArray[np.float64]]
+Truth = tuple[NDArray[np.bool_], NDArray[np.float64]]
 
 
 @dataclass
@@ -36,113 +35,62 @@ class Seen:
 
     samples: pa.Table
     vitals: Vitals
-    truth: list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]] = field(default_factory=list)
+    truth: list[Truth] = field(default_factory=list)
 
     @property
-    def clicked(self) -> np.ndarray[Any, np.dtype[np.int8]]:
-        """What humans did, (shown,)."""
-        return np.concatenate([clicked for clicked, _ in self.truth]).astype(np.int8)
+    def happened(self) -> NDArray[np.int8]:
+        """What really followed, (shown,)."""
+        return np.concatenate([happened for happened, _ in self.truth]).astype(np.int8)
 
     @property
-    def scores(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+    def scores(self) -> NDArray[np.float64]:
         """What had been answered for the same impressions."""
         return np.concatenate([score for _, score in self.truth])
 
 
-class Stage:
-    """Traffic of one line; `play` goes on from where it stands."""
+class Stage(Protocol):
+    """Traffic of one line; `play` goes on from where it stands.
 
-    def __init__(self, spec: LineSpec, config: SimulatorConfig, start_us: int) -> None:
-        self.spec, self.config = spec, config
-        self.world = World(config)
+    `ranks`: whether the scores decide what is shown, so that a click rate tells their worth.
+    """
+
+    spec: LineSpec
+    ranks: bool
+
+    @property
+    def day(self) -> str:
+        """The recorded day on which it stands, empty where time is made up."""
+
+    def lasts(self, seconds: int) -> bool:
+        """Whether there is traffic for so many seconds more."""
+
+    def copy(self) -> Self:
+        """The same traffic at the same moment, to be played otherwise."""
+
+    def play(self, seconds: int, score: Score | None, version: str, poison: Poison = ...) -> Seen:
+        """Traffic of so many seconds, answered with `score` (None: by nobody) as `version`."""
+
+
+class Passage:
+    """The path of a drill's events to samples; time is what the stage says it is."""
+
+    def __init__(self, spec: LineSpec, start_us: int) -> None:
+        self.spec = spec
         self.windows, self.labels = WindowState(spec), LabelState(spec)
-        self.at_us = start_us
         self._intake = Intake(spec)
         self._offset = 0
-        self._due: list[tuple[int, dict[str, Any]]] = []  # arrival, event
+        self._due: list[tuple[int, Event]] = []  # arrival, event
         self._last_us = start_us
 
-    def play(self, seconds: int, score: Score | None, version: str, poison: Poison = CLEAN) -> Seen:
-        """Traffic of so many seconds, ranked by `score` (None: at random)."""
-        parts, fates, refused, events, truth = [], Counter[str](), 0, 0, []
-        engagements = 0
-        end_us = self.at_us + seconds * SECOND_US
-        while self.at_us < end_us:
-            shown = self._ask(score, poison)
-            people = ~np.char.startswith(shown.columns["user_id"].astype(str), "bot")
-            truth.append((shown.human[people], shown.scores[people]))
-            served = self._served(shown, version)
-            refused += self._send(shown, poison)
-            batch = self._arrived(self.at_us + STEP_US)
-            self.at_us += STEP_US
-            self.windows.append(self.labels.resolve(batch))
-            emitted = self.labels.emit(served, self.at_us)
-            self.windows.expire(self.at_us)
-            parts.append(emitted.samples)
-            fates.update(emitted.fates["fate"].to_pylist())
-            events += batch.num_rows
-            engagements += sum(name != IMPRESSION for name in batch["event"].to_pylist())
-        vitals = Vitals(float(seconds), events, engagements, refused, dict(fates))
-        return Seen(pa.concat_tables(parts).combine_chunks(), vitals, truth)
-
-    def _ask(self, score: Score | None, poison: Poison) -> Shown:
-        """The requests of a step: candidates, answers, what was shown, who clicked when."""
-        config, world = self.config, self.world
-        rng = np.random.default_rng([config.seed, 3, self.at_us // STEP_US])
-        requests = max(int(rng.poisson(config.requests_per_s * STEP_US / SECOND_US)), 1)
-        width = config.candidates
-        asked_us = np.repeat(
-            np.sort(rng.integers(self.at_us, self.at_us + STEP_US, requests)), width
-        )
-        user = np.repeat(rng.choice(config.users, requests, p=world.activity), width)
-        slot = np.argsort(rng.random((requests, config.coupons)), axis=1)[:, :width].ravel()
-        generation = world.generation(slot, asked_us)
-        would = rng.random(len(slot))
-        columns: dict[str, Any] = {
-            "user_id": np.array([f"u{n:04d}" for n in user.tolist()], dtype=object),
-            "item_id": np.array(world.item_id(slot, generation), dtype=object),
-            "category": np.array(CATEGORIES, dtype=object)[world.slot_category[slot]],
-            "discount": world.discount(slot, generation),
-        }
-        p_item = world.p_item(user, slot, asked_us)
-        columns = poison.asked(columns, would < p_item, np.random.default_rng([self.at_us, 5]))
-        table = self._features(columns, asked_us)
-        scores = rng.random(len(slot)) if score is None else score(table)
-        noise = rng.normal(0, config.exploration, len(slot))
-        clipped = np.clip(np.nan_to_num(scores, nan=0.5), 1e-6, 1 - 1e-6)
-        wish = np.log(clipped / (1 - clipped)) + noise
-        size = np.repeat(rng.integers(config.shown[0], config.shown[1] + 1, requests), width)
-        rank = np.argsort(np.argsort(-wish.reshape(requests, width), axis=1), axis=1).ravel()
-        kept = np.flatnonzero(rank < size)
-        position = rank[kept]
-        p_click = world.p_click(user[kept], slot[kept], position, asked_us[kept])
-        human = would[kept] < p_click
-        delay = world.delays_us(rng, len(slot), self.spec.label.attribution_window)[kept]
-        request = np.repeat(np.arange(requests), width)[kept]
-        stem = f"d{self.at_us // STEP_US}"
-        ids = [
-            f"{stem}-{r:04d}:{p}" for r, p in zip(request.tolist(), position.tolist(), strict=True)
-        ]
-        return Shown(
-            ids=ids,
-            at_us=asked_us[kept],
-            columns={name: values[kept] for name, values in columns.items()}
-            | {"position": position},
-            vectors=table.take(pa.array(kept)),
-            scores=np.full(len(kept), np.nan) if score is None else scores[kept],
-            human=human,
-            delay_us=delay,
-        )
-
-    def _features(self, columns: dict[str, Any], asked_us: np.ndarray[Any, Any]) -> pa.Table:
-        """Window values of the newest step and request features, as a server would read them."""
+    def vectors(
+        self, columns: Columns, asked_us: NDArray[np.int64], read_us: NDArray[np.int64]
+    ) -> pa.Table:
+        """Declared columns, window values of the moments `read_us` and request features, (n,)."""
         fields = {f.name: f.type for f in event_schema(self.spec)}
-        filled = {"position": np.zeros(len(asked_us), np.int64), **columns}
         table = pa.table(
-            {n: pa.array(filled[n], fields[n], from_pandas=True) for n in self.spec.columns}
+            {n: pa.array(columns[n], fields[n], from_pandas=True) for n in self.spec.columns}
         )
-        at = np.full(table.num_rows, self.at_us)
-        values = self.windows.values(table, at)
+        values = self.windows.values(table, read_us)
         asked = table.append_column("request_at", pa.array(asked_us))
         for name in values.column_names:
             asked = asked.append_column(name, values[name])
@@ -151,16 +99,19 @@ class Stage:
             asked = asked.append_column(name, inputs[name])
         return asked
 
-    def _served(self, shown: Shown, version: str) -> pa.Table:
+    def served(
+        self, shown: Shown, vectors: pa.Table, scores: NDArray[np.float64], version: str
+    ) -> pa.Table:
+        """What a server would have logged (`served_schema`)."""
         count = len(shown.ids)
         at = pa.array(shown.at_us).cast(TIME)
-        given: dict[str, Any] = {name: shown.vectors[name] for name in shown.vectors.column_names}
+        given: dict[str, Any] = {name: vectors[name] for name in vectors.column_names}
         given |= {
-            "impression_id": pa.array(shown.ids),
-            "request_id": pa.array([name.split(":")[0] for name in shown.ids]),
+            "impression_id": pa.array(shown.ids, pa.string()),
+            "request_id": pa.array([name.split(":")[0] for name in shown.ids], pa.string()),
             "served_at": at,
             "version": pa.repeat(version, count),
-            "score": pa.array(shown.scores),
+            "score": pa.array(scores),
             "arm": pa.nulls(count, pa.string()),
             "propensity": pa.nulls(count, pa.float64()),
             "fallback": pa.nulls(count, pa.string()),
@@ -169,10 +120,10 @@ class Stage:
         schema = served_schema(self.spec)
         return pa.table([given[item.name] for item in schema], schema=schema)
 
-    def _send(self, shown: Shown, poison: Poison) -> int:
-        """Put the events on their way; returns how many the collector refused."""
+    def send(self, events: Iterable[tuple[int, Event]]) -> int:
+        """Put events (arrival in us, event) on their way; returns how many were refused."""
         refused = 0
-        for due_us, event in poison.sent(shown, self.spec, np.random.default_rng([self.at_us, 6])):
+        for due_us, event in events:
             try:
                 row = self._intake.row(event, due_us)
             except Malformed:
@@ -181,8 +132,8 @@ class Stage:
                 self._due.append((due_us, row))
         return refused
 
-    def _arrived(self, end_us: int) -> pa.Table:
-        """Events that arrive before `end_us`, in order, with their offsets."""
+    def arrived(self, end_us: int) -> pa.Table:
+        """Take in what arrives before `end_us`, in order, and return it with its offsets."""
         self._due.sort(key=lambda each: each[0])
         rows = []
         while self._due and self._due[0][0] < end_us:
@@ -192,4 +143,38 @@ class Stage:
         table = pa.Table.from_pylist(rows, schema=event_schema(self.spec))
         offsets = np.arange(self._offset, self._offset + len(rows), dtype=np.int64)
         self._offset += len(rows)
-        return table.append_column("offset", pa.array(offsets))
+        batch = table.append_column("offset", pa.array(offsets))
+        self.windows.append(self.labels.resolve(batch))
+        return batch
+
+    def emitted(self, served: pa.Table, at_us: int) -> Emitted:
+        """The samples and fates that are due at `at_us`."""
+        found = self.labels.emit(served, at_us)
+        self.windows.expire(at_us)
+        return found
+
+
+@dataclass
+class Tally:
+    """What the steps of a stretch brought so far."""
+
+    samples: list[pa.Table] = field(default_factory=list)
+    truth: list[Truth] = field(default_factory=list)
+    fates: Counter[str] = field(default_factory=Counter)
+    refused: int = 0
+    events: int = 0
+    engagements: int = 0
+
+    def take(self, batch: pa.Table, emitted: Emitted) -> None:
+        """Count a step's events and keep its samples."""
+        self.samples.append(emitted.samples)
+        self.fates.update(emitted.fates["fate"].to_pylist())
+        self.events += batch.num_rows
+        self.engagements += sum(name != IMPRESSION for name in batch["event"].to_pylist())
+
+    def seen(self, seconds: int) -> Seen:
+        """All of it."""
+        vitals = Vitals(
+            float(seconds), self.events, self.engagements, self.refused, dict(self.fates)
+        )
+        return Seen(pa.concat_tables(self.samples).combine_chunks(), vitals, self.truth)

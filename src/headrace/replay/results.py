@@ -51,7 +51,7 @@ def _line(result: dict[str, Any]) -> list[str]:
         f"### {result['line']}",
         "",
         f"{result['rows']:,} labelled rows, {100 * result['label_rate']:.2f}% positive; fresh "
-        f"learns every {_duration(training['incremental_s'])}; frozen after the "
+        f"learns every {duration(training['incremental_s'])}; frozen after the "
         f"{training['frozen_rule']} (from {training['frozen_from']}).",
         "",
         *table(
@@ -145,7 +145,8 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """So many seconds in the largest unit that fits a whole number of times."""
     for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= size and seconds % size == 0:
             return f"{int(seconds // size)} {unit}"
