@@ -7,7 +7,7 @@ who return) may move on, and what never moved may not.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -32,6 +32,7 @@ COMMON: Final = 20
 BINS: Final = 10
 DEVIATIONS: Final = 5.0
 _SURELY: Final = 0.95
+_MISRANKED: Final = "share of pairs that served scores surely rank the wrong way"
 _MANY_POSITIVES: Final = 30
 _SLACK_OF_WINDOWS: Final = 10.0
 _SLACK_OF_DELAY: Final = 2.0
@@ -279,7 +280,16 @@ def _misranked(spec: LineSpec, window: pa.Table) -> Iterator[tuple[str, Figure]]
     scored = window.filter(pc.is_finite(window["score"]))  # bootstrapped rows never were
     labels, scores = scored["label"].to_numpy(), scored["score"].to_numpy()
     _, _, high = metrics.auc_difference(labels, scores, np.zeros(scores.size), _SURELY)
-    yield "share of pairs that served scores surely rank the wrong way", Figure(0.5 - high, limit)
+    yield _MISRANKED, Figure(0.5 - high, limit)
+
+
+def contradiction(reasons: Iterable[str]) -> str | None:
+    """The reason, if it is among them, that the labels contradict the scores that were served.
+
+    What tells labels wrongly spoils the windows over them too, and by the next one the scores
+    agree with it. So a line that meets it is frozen until somebody has looked.
+    """
+    return next((reason for reason in reasons if _MISRANKED in reason), None)
 
 
 def _key_rates(

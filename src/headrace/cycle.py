@@ -157,9 +157,12 @@ def check_data(
 def _refuse(
     settings: Settings, spec: LineSpec, from_tick: int, to_tick: int, report: DataReport
 ) -> None:
-    Quarantine(settings.line_home(spec.line)).add(
-        from_tick, to_tick, report.reasons, report.failed_rows
-    )
+    from headrace import baseline
+
+    home = settings.line_home(spec.line)
+    Quarantine(home).add(from_tick, to_tick, report.reasons, report.failed_rows)
+    if (why := baseline.contradiction(report.reasons)) is not None:
+        turns.freeze(home, why)
     body = {"ticks": [from_tick, to_tick], "reasons": report.reasons}
     alarms.raise_alarm(settings, spec.line, "quarantine", body)
 

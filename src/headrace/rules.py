@@ -67,7 +67,7 @@ def frame(
     """One row for each sample: keys, label, score, model inputs, indicators of what is missing.
 
     settled: (rows,) the rows whose impressions may tell the label rate; default is all but those
-    that `labels.revisions.unsettled` leaves out.
+    that `labels.revisions.unsettled` leaves out, and of a stretch those that are `unaccompanied`.
     """
     known_now = ~unsettled(spec, samples) if settled is None else settled
     inputs = (*spec.model.categorical, *spec.model.numeric)
@@ -81,7 +81,9 @@ def frame(
     made[FIRST_LABEL] = newest.where(known).astype("float64")
     if spec.converts:
         made[UNCLICKED] = made["conversion"] - made["label"]
-    even = made[FIRST_LABEL].mask(unaccompanied(spec, samples))
+    even = made[FIRST_LABEL]
+    if settled is None:
+        even = even.mask(unaccompanied(spec, samples))
     made[ODD_STRETCH] = _odd_stretches(spec, even)
     for name in spec.model.categorical:
         made[f"{name}__missing"] = (made[name] == -1).astype("float64")

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from headrace import cycle, train
+from headrace import cycle, train, turns
 from headrace.cycle import Interval
 from headrace.errors import ConflictError, InputError
 from headrace.sample import Quarantine
@@ -96,6 +96,21 @@ def test_flipped_labels_are_rejected_by_the_model_gate_and_quarantined(line: Lin
     verdict = line.store.verdict("v000002")
     assert verdict is not None
     assert verdict["passed"] is False
+
+
+def test_labels_that_contradict_the_served_scores_freeze_the_line(line: Line) -> None:
+    gate = line.spec.gates.data.model_copy(update={"max_misranked": 0.5})
+    gates = line.spec.gates.model_copy(update={"data": gate})
+    line.spec = line.spec.model_copy(update={"gates": gates})
+    line.scores = (0.6, 0.05)
+    line.tick(15, version="v000001", click=np.logical_not)
+    ended = line.begin()
+    assert (ended.outcome, ended.stage) == ("rejected", "data")
+    assert turns.frozen(line.home) in ended.reasons
+    line.tick(15, version="v000001")
+    assert cycle.plan(line.settings, line.spec) is None
+    turns.thaw(line.home)
+    assert cycle.plan(line.settings, line.spec) == Interval(34, 70)
 
 
 def test_without_later_rows_the_candidate_is_rejected_but_its_window_kept(line: Line) -> None:

@@ -57,6 +57,7 @@ class Line:
 
     settings: Settings
     spec: LineSpec
+    scores: tuple[float, float] = (0.2, 0.2)  # served of items 0-2, of the others
 
     @property
     def home(self) -> Path:
@@ -105,7 +106,7 @@ class Line:
             "event_at": at,
             "emitted_at": at,
             "version": [version] * ROWS,
-            "score": np.full(ROWS, 0.2),
+            "score": np.where(items < 3, *self.scores),
             "arm": ["champion"] * ROWS,
             "propensity": np.ones(ROWS),
             "fallback": pa.nulls(ROWS, pa.string()),

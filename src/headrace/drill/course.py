@@ -90,6 +90,7 @@ class Course:
     promoted: list[tuple[int, ...]] = field(default_factory=list)
     undone: list[tuple[int, ...]] = field(default_factory=list)
     judged: int = 0
+    frozen: bool = False
     _previous: _Version | None = None
     _candidate: _Version | None = None
     _waiting: list[tuple[int, Seen]] = field(default_factory=list)
@@ -136,6 +137,7 @@ class Course:
         reasons = rules.broken(rules.frame(self.spec, seen.samples, figures=measured), demands)
         if reasons:
             self.say("data gate", tuple(reasons))
+            self.frozen |= baseline.contradiction(reasons) is not None
             return False
         self.past.append(seen.samples)
         while sum(map(len, self.past)) - len(self.past[0]) >= self.spec.gates.data.reference_rows:
@@ -144,6 +146,8 @@ class Course:
 
     def _learn(self, poison: Poison) -> None:
         """Train the next candidate on what waits."""
+        if self.frozen:
+            return
         learned = tuple(self._waiting)
         parts = [seen.samples for _, seen in self._waiting]
         if sum(map(len, parts)) < self.spec.gates.data.min_rows:

@@ -11,7 +11,7 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headrace import gates, records, turns
+from headrace import baseline, gates, records, turns
 from headrace.declaration import LineSpec
 from headrace.errors import ConflictError
 from headrace.evaluate import figures, first_seen
@@ -108,6 +108,8 @@ class Learner:
                 self._auditor.offer(chunk)
             return []
         Quarantine(self._home).add(chunk.from_tick, chunk.to_tick, chunk.reasons)
+        if (why := baseline.contradiction(chunk.reasons)) is not None:
+            turns.freeze(self._home, why)
         refused = replace(self._begin(), interval=(chunk.from_tick, chunk.to_tick))
         return [self._note(refused, "rejected", "data", tuple(chunk.reasons))]
 
