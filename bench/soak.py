@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,7 +28,8 @@ from bench._soaked import Answer, Load, Memory, Replayed, replay
 from bench._versions import following
 from headrace.contest import Contest, make_arm
 from headrace.declaration import LineSpec
-from headrace.line import LineStore
+from headrace.errors import ConflictError
+from headrace.line import Champion, LineStore
 from headrace.line.version import LEARN
 from headrace.settings import Settings, find_line
 
@@ -95,9 +97,12 @@ def _deltas(settings: Settings, spec: LineSpec, story: Story) -> Iterator[None]:
     lines, over = LineStore(settings.line_store_url(LINE), LINE), threading.Event()
     versions = following(settings, spec)
 
+    def promote(version: str) -> Champion:
+        return lines.advance(lines.champion(), version, LEARN, "soak")
+
     def learn() -> None:
         while not over.wait(2.0):
-            lines.advance(lines.champion(), next(versions).version, LEARN, "soak")
+            _moved(partial(promote, next(versions).version))
             story.deltas += 1
 
     thread = threading.Thread(target=learn)
@@ -107,6 +112,15 @@ def _deltas(settings: Settings, spec: LineSpec, story: Story) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
+
+
+def _moved(move: Callable[[], Champion]) -> Champion:
+    """Where the champion is after the move, made again where deltas and rollback met."""
+    while True:
+        try:
+            return move()
+        except ConflictError:
+            continue
 
 
 def _race(settings: Settings, spec: LineSpec, story: Story, at: Callable[[float], None]) -> None:
@@ -126,9 +140,8 @@ def _race(settings: Settings, spec: LineSpec, story: Story, at: Callable[[float]
 
 def _roll_back(settings: Settings, story: Story) -> None:
     lines = LineStore(settings.line_store_url(LINE), LINE)
-    before = lines.champion()
-    assert before is not None
-    story.rollbacks.append((before.version, lines.rollback(reason="soak").version))
+    back = _moved(partial(lines.rollback, reason="soak"))
+    story.rollbacks.append((str(back.previous), back.version))
 
 
 def _restart(settings: Settings, spec: LineSpec, own: RedisServer, story: Story) -> None:
