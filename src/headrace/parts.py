@@ -56,6 +56,16 @@ def listed(folder: Path) -> tuple[list[int], list[Pack]]:
     return own, [Pack(int(match[1]), int(match[2]), folder / match[0]) for match in found]
 
 
+def between(folder: Path, start: int, stop: int) -> list[int]:
+    """Ticks of `[start, stop)` that have a part in a folder, packed or not, in order."""
+    own, packs = listed(folder)
+    there = {tick for tick in own if start <= tick < stop}
+    for pack in packs:
+        if pack.first < stop and start <= pack.last:
+            there.update(tick for tick in _places(pack.path) if start <= tick < stop)
+    return sorted(there)
+
+
 def own_path(folder: Path, tick: int) -> Path:
     """Where a tick writes its part."""
     return folder / f"b={tick:08d}.parquet"

@@ -18,6 +18,7 @@ from headrace.ingest.limits import Admission, Limits
 from headrace.ingest.metrics import IngestMetrics
 from headrace.learner.metrics import LearnerMetrics
 from headrace.log.stamp import EventWriter
+from headrace.scoring.pulse import Pulse, Standing, beat
 from headrace.serving.metrics import ServingMetrics
 from headrace.settings import PROJECT, load_line, load_settings
 from headrace.watch import Watched
@@ -41,7 +42,7 @@ class _Nobody:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """Every series name of serving, collector, learner and guard."""
+    """Every series name of serving, collector, learner, guard and follower."""
     home = tmp_path_factory.mktemp("home")
     spec = load_line(PROJECT / "lines" / "coupons.yaml")
     serving = ServingMetrics(spec)
@@ -57,6 +58,10 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     seen = Watched(100, 400, 0.3, 1.0, 0.1, 0.0, (), rollback_helps=False)
     guard.write(settings, spec.line, Pass("v1", 1, 0, seen))
     pages.append((settings.line_home(spec.line) / "guard" / "guard.prom").read_text())
+    follower = Pulse(spec.line, settings.line_home(spec.line), "served")
+    follower.tell(Standing(), "")
+    told = beat(settings.line_home(spec.line), "served").with_suffix(".prom")
+    pages.append(told.read_text())
     return {
         sample.name
         for page in pages

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,7 +21,7 @@ from headrace.errors import EnvironmentFault, IntegrityError
 from headrace.events import event_schema, stamp
 from headrace.launch import holds_events
 from headrace.log.files import FileLog
-from headrace.scoring import answers, nearline
+from headrace.scoring import answers, nearline, pulse
 from headrace.scoring.answers import Job, Scoring, scored_there
 from headrace.serving.swap import Follower
 from tests.contract.scored_line import AlikeLine
@@ -274,6 +276,66 @@ def test_the_log_is_followed_and_so_is_the_champion(crowned: AlikeLine) -> None:
     parts[1].path.unlink()
     with pytest.raises(IntegrityError, match="restore what is missing"):
         nearline.parts(folder)
+
+
+def test_old_parts_go_and_the_newest_says_where_to_go_on(tmp_path: Path) -> None:
+    line = AlikeLine(tmp_path)
+    line.crown(line.publish(1))
+    for number in range(4):
+        line.traffic(number)
+        line.tick()
+    folder = nearline.scores_folder(line.home, "impressions")
+    follow = partial(nearline.run, line.settings, line.spec, threading.Event(), "impressions")
+    assert follow(once=True, most=16, keep_us=3_600_000_000) == 4 * 12
+    written = nearline.parts(folder)
+    assert len(written) == 4
+    for part in (written[0], written[1], written[3]):
+        os.utime(part.path, (0, 0))
+    assert follow(once=True, keep_us=3_600_000_000) == 0
+    assert nearline.parts(folder) == written[2:]  # none goes before an older one
+    os.utime(written[2].path, (0, 0))
+    assert follow(once=True, keep_us=3_600_000_000) == 0
+    assert nearline.parts(folder) == written[3:]
+    line.traffic(9)
+    line.tick()
+    assert follow(once=True, keep_us=3_600_000_000) == 12
+    assert [part.start for part in nearline.parts(folder)] == [written[3].stop]
+
+
+def test_a_follower_says_how_it_stands(tmp_path: Path) -> None:
+    line = AlikeLine(tmp_path)
+    line.traffic(1)
+    line.tick()
+    stop, told = threading.Event(), pulse.beat(line.home, "impressions")
+    thread = threading.Thread(
+        target=nearline.run,
+        args=(line.settings, line.spec, stop, "impressions"),
+        kwargs={"every_s": 0.05},
+    )
+    thread.start()
+
+    def says(key: str, value: object) -> bool:
+        return told.is_file() and json.loads(told.read_text())[key] == value
+
+    try:
+        until(lambda: says("rows", 0))
+        assert "no champion loaded yet" in json.loads(told.read_text())["problem"]
+        assert 'failing{line="alike",log="impressions"} 1.0' in metrics(told)
+        line.crown(line.publish(1))
+        until(lambda: says("rows", 12))
+    finally:
+        stop.set()
+        thread.join()
+    standing = json.loads(told.read_text())
+    assert (standing["problem"], standing["version"]) == (None, "v000001")
+    assert (standing["behind"], standing["offset"]) == (0, 16)
+    shown = metrics(told)
+    assert 'failing{line="alike",log="impressions"} 0.0' in shown
+    assert 'headrace_nearline_rows{line="alike",log="impressions"} 12.0' in shown
+
+
+def metrics(told: Path) -> str:
+    return told.with_suffix(".prom").read_text()
 
 
 def test_an_interval_without_events_is_told_before_anything_is_started(line: AlikeLine) -> None:

@@ -21,6 +21,7 @@ from headrace import contest, guard
 from headrace.atomic import write_json
 from headrace.errors import DeclarationError, EnvironmentFault
 from headrace.line import LineStore
+from headrace.scoring import pulse
 from headrace.settings import PROJECT, Settings, load_settings
 from headrace.stack import Service, down, running, services, status, up
 from headrace.stack import lifecycle as lifecycle_module
@@ -262,10 +263,11 @@ def test_what_a_power_cut_left_is_cleaned_up(settings):
 
 
 def watching(tmp_path: Path) -> Settings:
-    """Settings of a home whose line declares a guard and a conductor of its races."""
+    """Settings of a home whose line declares a guard, a conductor of races and nearline scores."""
     line = (PROJECT / "lines" / "coupons.yaml").read_text()
     assert "cadence:\n" in line
-    line = line.replace("cadence:\n", "guard: {every: 1s}\ncadence:\n  race: 1s\n")
+    added = "guard: {every: 1s}\nnearline: {of: served, every: 1s}\ncadence:\n  race: 1s\n"
+    line = line.replace("cadence:\n", added)
     (tmp_path / "lines").mkdir()
     (tmp_path / "lines" / "coupons.yaml").write_text(line)
     ports = ("SERVER", "GRPC", "COLLECTOR", "AIRFLOW")
@@ -275,18 +277,26 @@ def watching(tmp_path: Path) -> Settings:
     )
 
 
+WATCHERS = ("guard", "race", "score-log")
+
+
 def watchers(settings: Settings, line: str) -> tuple[Service, ...]:
-    return tuple(one for one in services(settings, line) if one.name in ("guard", "race"))
+    return tuple(one for one in services(settings, line) if one.name in WATCHERS)
 
 
-def test_guard_and_conductor_are_services_where_the_line_declares_them(settings, tmp_path):
+def test_watchers_are_services_where_the_line_declares_them(settings, tmp_path):
     assert watchers(settings, "coupons") == ()
     declared = watching(tmp_path)
     by_name = {one.name: one for one in watchers(declared, "coupons")}
     assert by_name["guard"].command[1:] == ("guard", "--line", "coupons")
     assert by_name["race"].command[1:] == ("race", "run", "--line", "coupons")
+    assert by_name["score-log"].command[1:] == ("score-log", "--line", "coupons")
     now = datetime.now(UTC)
-    beats = {"guard": guard.beat(declared, "coupons"), "race": contest.beat(declared, "coupons")}
+    beats = {
+        "guard": guard.beat(declared, "coupons"),
+        "race": contest.beat(declared, "coupons"),
+        "score-log": pulse.beat(declared.line_home("coupons"), "served"),
+    }
     for name, path in beats.items():
         ready = by_name[name].ready
         assert not ready(now)
@@ -298,11 +308,9 @@ def test_guard_and_conductor_are_services_where_the_line_declares_them(settings,
 
 
 @pytest.mark.e2e
-def test_guard_and_conductor_run_in_the_stack_and_its_status_shows_them(tmp_path):
+def test_watchers_run_in_the_stack_and_its_status_shows_them(tmp_path):
     settings = watching(tmp_path)
     with running(settings, "coupons", service_list=watchers, say=quiet):
         found = status(settings, service_list=watchers)["services"]
-        assert {one["name"]: one["state"] for one in found} == {
-            "guard": "healthy", "race": "healthy"
-        }  # fmt: skip
+        assert {one["name"]: one["state"] for one in found} == dict.fromkeys(WATCHERS, "healthy")
     assert not stack_processes(settings.home)

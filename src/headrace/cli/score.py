@@ -78,22 +78,33 @@ def score_batch(
 def score_log(
     line: LineName = "coupons",
     of: Annotated[
-        Literal["impressions", "served"],
-        typer.Option(help="Impressions as they arrive, or requests as they were answered."),
-    ] = "impressions",
+        Literal["impressions", "served"] | None,
+        typer.Option(
+            help="Impressions as they arrive, or requests as they were answered. "
+            "Default: as the line's `nearline` says, else impressions."
+        ),
+    ] = None,
     once: Annotated[bool, typer.Option("--once", help="Score what is there, then end.")] = False,
     every_s: Annotated[
-        float, typer.Option("--every-s", min=0.05, help="Seconds between looks at the log.")
-    ] = 1.0,
+        float | None,
+        typer.Option(
+            "--every-s", min=0.05, help="Seconds between looks. Default: the line's, else 5."
+        ),
+    ] = None,
 ) -> None:
     """Follow a log of a line and score what is new with the champion, as Parquet parts."""
+    from headrace.declaration import NearlineSpec
     from headrace.scoring.nearline import run, scores_folder
 
     settings, spec = open_line(line)
-    folder = scores_folder(settings.line_home(spec.line), of)
+    declared = spec.nearline or NearlineSpec()
+    which = of or declared.of
+    folder = scores_folder(settings.line_home(spec.line), which)
+    pause_s = declared.every / 1e6 if every_s is None else every_s
+    keep_us = None if spec.nearline is None else spec.nearline.keep
 
     def follow(stop: threading.Event) -> None:
-        rows = run(settings, spec, stop, of, once=once, every_s=every_s)
+        rows = run(settings, spec, stop, which, once=once, every_s=pause_s, keep_us=keep_us)
         out.print(f"{folder}: {rows} rows", highlight=False, soft_wrap=True)
 
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(name)s: %(message)s")

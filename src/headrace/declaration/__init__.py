@@ -26,6 +26,7 @@ from headrace.declaration.gates import ModelGateSpec
 from headrace.declaration.label import DelayedFeedback, LabelSpec
 from headrace.declaration.line import LineSpec
 from headrace.declaration.model import ModelSpec
+from headrace.declaration.nearline import NearlineSpec
 from headrace.declaration.operations import ResourcesSpec, RollbackSpec, TuneSpec
 from headrace.declaration.source import (
     DelayDistribution,
@@ -62,6 +63,7 @@ __all__ = [
     "Mean",
     "ModelGateSpec",
     "ModelSpec",
+    "NearlineSpec",
     "Number",
     "Outcomes",
     "Ratio",

@@ -17,6 +17,7 @@ from headrace.declaration.gates import GateSpec
 from headrace.declaration.label import LabelSpec
 from headrace.declaration.model import ModelSpec
 from headrace.declaration.names import OF_A_SAMPLE, Names
+from headrace.declaration.nearline import NearlineSpec
 from headrace.declaration.operations import ResourcesSpec, RollbackSpec, TuneSpec
 from headrace.declaration.serving import ServingSpec
 from headrace.declaration.source import FileSource, LiveSource
@@ -49,6 +50,7 @@ class LineSpec(Declared):
     serving: ServingSpec = ServingSpec()
     rollback: RollbackSpec = RollbackSpec()
     tune: TuneSpec | None = None
+    nearline: NearlineSpec | None = None
     resources: ResourcesSpec = ResourcesSpec()
 
     @field_validator("timezone")

@@ -11,12 +11,15 @@ import logging
 import re
 import threading
 import time
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from headrace.atomic import disk_faults, write_parquet
 from headrace.declaration import LineSpec
@@ -27,6 +30,8 @@ from headrace.log.files import take_lock
 from headrace.log.stamp import clock_us
 from headrace.scoring.answers import answered, inputs_of
 from headrace.scoring.impressions import AT, LogRows, Of
+from headrace.scoring.newest import Newest
+from headrace.scoring.pulse import Pulse, Standing
 from headrace.serving.swap import Follower
 from headrace.settings import Settings
 from headrace.store import Store
@@ -59,14 +64,16 @@ class Nearline:
         home = settings.line_home(spec.line)
         self._spec, self._models, self._most = spec, models, most
         self._store = Store(settings)
-        self.rows = 0
+        self.standing = Standing()
         self._rows = LogRows.of(spec, home, which)
+        self._newest = Newest(spec, home) if which == "impressions" else None
         self.folder = scores_folder(home, which)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = take_lock(self.folder)
         for torn in self.folder.glob("*.tmp"):
             torn.unlink()
         written = parts(self.folder)
+        self._parts = deque(written)
         self._written = self._read = written[-1].stop if written else 0
         if self._read > self._rows.log.head:
             raise IntegrityError(
@@ -77,38 +84,73 @@ class Nearline:
     def look(self) -> int:
         """Score what is new, one part at most; returns how far behind it is then, in records.
 
-        `rows` counts what was scored. Raises `EnvironmentFault` where there is no champion, or
+        `standing` says what came of it. Raises `EnvironmentFault` where there is no champion, or
         history cannot be read.
         """
-        ready = self._rows.ready()
-        while self._read < ready:
+        began, ready = time.monotonic(), self._rows.ready()
+        scored = None
+        while self._read < ready and scored is None:
             stop = min(self._read + self._most, ready)
             rows = self._rows.read(self._read, stop)
             if rows.num_rows:
-                self._write(self._scored(rows), stop)
+                scored = self._scored(rows, stop)
+                self._write(scored, stop)
             self._read = stop
-            if rows.num_rows:
+        behind, look_s = ready - self._read, time.monotonic() - began
+        self.standing = replace(self.standing, behind=behind, offset=self._read, look_s=look_s)
+        if scored is not None:
+            self.standing = replace(
+                self.standing,
+                rows=self.standing.rows + scored.num_rows,
+                newest_at=pc.max(scored[AT].cast(pa.int64())).as_py() / 1e6,
+                version=scored["version"][-1].as_py(),
+            )
+        return behind
+
+    def forget(self, age_us: int) -> None:
+        """Remove parts that were written longer ago than `age_us`; the newest stays, it says where
+        to go on.
+        """
+        while len(self._parts) > 1:
+            if self._parts[0].path.stat().st_mtime > time.time() - age_us / 1e6:
                 break
-        return ready - self._read
+            self._parts.popleft().path.unlink()
 
     def close(self) -> None:
         """Give the folder's lock back."""
         self._lock.close()
 
-    def _scored(self, rows: pa.Table) -> pa.Table:
+    def _scored(self, rows: pa.Table, stop: int) -> pa.Table:
         self._models.current()  # without one, history is not asked in vain
-        inputs = inputs_of(self._store, self._spec, rows, AT, 0)
+        inputs = self._inputs(rows, stop)
         with self._models.use() as loaded:
             told = answered(self._spec, loaded, rows, inputs)
         dropped = {*self._spec.columns, *(f"{view}__at" for view in self._spec.views)}
         told = told.select([name for name in told.column_names if name not in dropped])
         return told.append_column("scored_at", pa.repeat(pa.scalar(clock_us(), TIME), len(told)))
 
+    def _inputs(self, rows: pa.Table, stop: int) -> pa.Table:
+        """Model inputs from memory, of what lies too far back for that from Feast's history."""
+        if self._newest is None:
+            return inputs_of(self._store, self._spec, rows, AT, 0)
+        self._newest.take_in(rows["offset"][0].as_py(), stop)
+        moments = rows[AT].cast(pa.int64()).to_numpy()
+        late = moments < self._newest.floor_us
+        asked = rows.select(list(self._spec.columns)).append_column("request_at", pa.array(moments))
+        near = self._newest.inputs(asked.filter(pa.array(~late)))
+        if not late.any():
+            return near
+        far = inputs_of(self._store, self._spec, rows.filter(pa.array(late)), AT, 0)
+        place = np.empty(len(late), np.int64)
+        place[np.concatenate([np.flatnonzero(~late), np.flatnonzero(late)])] = np.arange(len(late))
+        return pa.concat_tables([near, far]).take(pa.array(place))
+
     def _write(self, scored: pa.Table, stop: int) -> None:
+        path = self.folder / f"{self._written:020d}-{stop:020d}.parquet"
         with disk_faults(self.folder):
-            write_parquet(self.folder / f"{self._written:020d}-{stop:020d}.parquet", scored)
+            write_parquet(path, scored)
+        self._parts.append(Part(self._written, stop, path))
         self._written = stop
-        self.rows += scored.num_rows
 
 
 def run(
@@ -119,35 +161,43 @@ def run(
     *,
     once: bool = False,
     every_s: float = 1.0,
+    keep_us: int | None = None,
     most: int = MOST,
 ) -> int:
     """Follow the log until `stop`, a look `every_s`; with `once` until nothing is left to score.
 
     Returns how many rows were scored. What may pass (no champion yet, a store that is away) is told
-    and tried again, but with `once` raised.
+    and tried again, but with `once` raised. Parts older than `keep_us` go (None: none). After each
+    look `scores/<log>.json` in the line's home says how it stands (`pulse`).
     """
     lines = LineStore(settings.line_store_url(spec.line), spec.line)
     models = Follower(spec, lines)
     nearline = Nearline(settings, spec, which, models, most=most)
+    pulse = Pulse(spec.line, settings.line_home(spec.line), which)
     models.start(prepare=lambda: None)
     told = ""
     try:
         while not stop.is_set():
+            problem, behind = "", 0
             try:
                 if not _await(models, lines, stop):
                     break
-                behind, told = nearline.look(), ""
-            except EnvironmentFault as problem:
+                behind = nearline.look()
+            except EnvironmentFault as fault:
                 if once:
                     raise
-                if str(problem) != told:
+                problem = str(fault)
+                if problem != told:
                     LOG.error("%s: %s", spec.line, problem)
-                told, behind = str(problem), 0
+            told = problem
+            if keep_us is not None:
+                nearline.forget(keep_us)
+            pulse.tell(nearline.standing, problem, now=once and not behind)
             if once and not behind:
                 break
             if not behind:
                 stop.wait(every_s)
-        return nearline.rows
+        return nearline.standing.rows
     finally:
         models.stop()
         nearline.close()

@@ -122,7 +122,7 @@ def _learner(settings: Settings, line: str, headrace: str) -> tuple[Service, ...
 
 
 def _watchers(settings: Settings, line: str, headrace: str) -> tuple[Service, ...]:
-    """The guard of a line that declares one, and the conductor of its races, likewise."""
+    """The guard of a line that declares one, the conductor of its races, and who scores a log."""
     spec, home = find_line(settings, line), settings.line_home(line)
     found = []
     if spec.guards:
@@ -131,6 +131,9 @@ def _watchers(settings: Settings, line: str, headrace: str) -> tuple[Service, ..
     if spec.cadence.race is not None:
         ready = _passed(home / "race" / "conductor.json", spec.cadence.race)
         found.append(Service("race", (headrace, "race", "run", "--line", line), 1, ready))
+    if spec.nearline is not None:
+        ready = _passed(home / "scores" / f"{spec.nearline.of}.json", spec.nearline.every)
+        found.append(Service("score-log", (headrace, "score-log", "--line", line), 1, ready))
     return tuple(found)
 
 
