@@ -35,6 +35,7 @@ from headrace.feature_rows import (
 from headrace.settings import Settings, load_lines
 from headrace.store.config import online_faults, open_config, registry_faults, render
 from headrace.store.latest import Found, Keys, assemble
+from headrace.store.pickles import refuse_pickles
 
 if TYPE_CHECKING:
     from feast import FeatureService, FeatureStore, FeatureView
@@ -258,6 +259,7 @@ class Store:
         if self._feast is None:
             from feast import FeatureStore
 
+            refuse_pickles()
             config = open_config(self._settings, self._timeout_s)
             with registry_faults(self._settings):
                 self._feast = FeatureStore(config=config)
