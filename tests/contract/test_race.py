@@ -133,8 +133,12 @@ def test_each_arm_earns_what_its_rows_and_propensities_say(line):
         mine = drawn == name
         assert look.clicks[name] == (clicked[mine].sum(), (1 - clicked[mine]).sum())
         rate = (weight * clicked * mine).sum() / (weight * mine).sum()
-        assert look.earned[name].value == pytest.approx(rate)
-        assert look.earned[name].low < rate < look.earned[name].high
+        earned = look.earned[name]
+        assert earned.snips.value == pytest.approx(rate)
+        assert earned.ips.value == pytest.approx((weight * clicked * mine).mean())
+        assert earned.doubly_robust.error < earned.ips.error
+        for way in (earned.snips, earned.ips, earned.doubly_robust):
+            assert way.low < way.value < way.high
     assert races(line).tally(look.race.name) == look.clicks
     line.fallback = "previous"
     line.tick(4, version="v000001")
@@ -143,7 +147,7 @@ def test_each_arm_earns_what_its_rows_and_propensities_say(line):
     later = found.look()  # all arms are judged by what stood in rows, none earns by them
     assert later.rows == look.rows + 6 * 50
     assert sum(map(sum, later.clicks.values())) == look.rows + 2 * 50
-    assert later.earned["a"].rows == look.rows + 2 * 50
+    assert later.earned["a"].snips.rows == look.rows + 2 * 50
 
 
 def test_another_version_under_an_arms_name_starts_from_nothing(line):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -197,12 +198,17 @@ def _print(line: str, look: Look) -> None:
         standing = look.standings[arm.name]
         gain = standing.gain
         figures = (standing.logloss, standing.champion_logloss, gain.mean, gain.low, gain.high)
-        table.add_row(_arm(arm), *(f"{figure:.5f}" for figure in figures), str(gain.n))
+        known = ("-" if math.isnan(figure) else f"{figure:.5f}" for figure in figures)
+        table.add_row(_arm(arm), *known, str(gain.n))
     out.print(table)
     for name, earned in look.earned.items():
-        if earned.effective_rows:
-            told = f"{name}: click rate {earned.value:.4f} ({earned.low:.4f} to {earned.high:.4f})"
-            out.print(told, highlight=False, markup=False)
+        if earned.snips.effective_rows:
+            ways = {"SNIPS": earned.snips, "IPS": earned.ips, "doubly robust": earned.doubly_robust}
+            told = ", ".join(
+                f"{way} {one.value:.4f} ({one.low:.4f} to {one.high:.4f})"
+                for way, one in ways.items()
+            )
+            out.print(f"{name}: click rate by {told}", highlight=False, markup=False)
     for decision in look.decisions:
         told = f"{decision.arm}: {decision.action}: {decision.reason}"
         out.print(told, highlight=False, markup=False)

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from headrace import alarms, metrics, train
+from headrace.contest.earnings import earned_by
 from headrace.contest.entry import arm_of, entered_us, make_race, variant
 from headrace.contest.look import (
     Floats,
@@ -24,7 +25,6 @@ from headrace.contest.look import (
     calibration_of,
     clicks_of,
     closed_rows,
-    earned_by,
     summary,
 )
 from headrace.contest.scorecard import Scorecard, Timeline

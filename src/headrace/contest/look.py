@@ -11,10 +11,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from headrace import metrics
+from headrace.contest.earnings import Earned, answered
 from headrace.declaration import LineSpec
 from headrace.events import as_due
 from headrace.race.arms import CHAMPION, Race
-from headrace.race.estimate import Estimate, snips
 from headrace.race.verdict import Decision, Standing
 
 Floats = NDArray[np.float64]
@@ -40,7 +40,7 @@ class Look:
     decisions: list[Decision]
     calibrations: dict[str, tuple[float, float, float]]
     clicks: dict[str, tuple[float, float]]
-    earned: dict[str, Estimate]
+    earned: dict[str, Earned]
 
 
 def closed_rows(spec: LineSpec, rows: pa.Table) -> NDArray[np.bool_]:
@@ -70,21 +70,9 @@ def clicks_of(race: Race, rows: pa.Table) -> dict[str, tuple[float, float]]:
     clicked = rows["label"].to_numpy() > 0
     found = {}
     for name in (CHAMPION, *(arm.name for arm in race.arms)):
-        mine = _answered(rows, name)
+        mine = answered(rows, name)
         found[name] = (float((clicked & mine).sum()), float((~clicked & mine).sum()))
     return found
-
-
-def earned_by(race: Race, rows: pa.Table) -> dict[str, Estimate]:
-    """Click rate of each arm, off-policy (SNIPS by request); NaN for one that answered nothing."""
-    drawn = as_due(rows.filter(pc.is_valid(rows["propensity"])))
-    clicked = (drawn["label"].to_numpy() > 0).astype(np.float64)
-    request = drawn["request_id"].combine_chunks().dictionary_encode().indices.to_numpy()
-    propensity = drawn["propensity"].to_numpy()
-    return {
-        name: snips(clicked, propensity, _answered(drawn, name).astype(np.float64), groups=request)
-        for name in (CHAMPION, *(arm.name for arm in race.arms))
-    }
 
 
 def summary(look: Look) -> dict[str, Any]:
@@ -105,7 +93,11 @@ def summary(look: Look) -> dict[str, Any]:
             "reason": decision.reason,
         }
     earned = {
-        name: {"rate": _figure(one.value), "low": _figure(one.low), "high": _figure(one.high)}
+        name: {
+            "rate": _figure(one.snips.value),
+            "low": _figure(one.snips.low),
+            "high": _figure(one.snips.high),
+        }
         for name, one in look.earned.items()
     }
     rules = {"min_requests": look.race.rules.min_requests, "margin": look.race.rules.margin}
@@ -120,8 +112,3 @@ def summary(look: Look) -> dict[str, Any]:
 
 def _figure(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
-
-
-def _answered(rows: pa.Table, arm: str) -> NDArray[np.bool_]:
-    mine = pc.fill_null(pc.equal(rows["arm"], arm), False)
-    return np.asarray(mine, dtype=np.bool_)

@@ -89,7 +89,8 @@ def _of(rules: Rules, standing: Standing) -> Decision:
         f"at every look between {gain.low:+.5f} and {gain.high:+.5f}"
     )
     if gain.n < rules.min_requests:
-        return Decision(arm, "wait", f"{gain.n} of {rules.min_requests} requests; {told}")
+        few = f"{gain.n} of {rules.min_requests} requests"
+        return Decision(arm, "wait", f"{few}; {told}" if gain.n > 1 else few)
     if gain.low > rules.margin:
         return Decision(arm, "promote", f"better by more than {rules.margin:g}: {told}")
     if gain.high < -rules.tolerance:
