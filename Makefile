@@ -49,6 +49,7 @@ test-fast: setup ## Unit, contract, golden, parity and architecture tests (about
 test: test-fast ## All tests
 	@bash infra/setup/browser.sh
 	@bash infra/setup/kafka.sh
+	@bash infra/setup/s3a.sh
 	@bash infra/setup/postgres.sh
 	@$(PARALLEL) -m "slow and not ($(SLOW))"
 	@.venv/bin/pytest -m "$(SLOW)" $(STACKS)

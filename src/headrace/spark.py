@@ -11,7 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,8 +31,10 @@ __all__ = [
     "DataFrame",  # like SparkSession only for annotations: the one way to Spark's names
     "SparkSession",
     "collect",
+    "configure",
     "frame",
     "map_partitions",
+    "opened",
     "require_java",
     "session",
 ]
@@ -99,6 +101,14 @@ def session(
         started.stop()
 
 
+def configure(spark: SparkSession, options: Mapping[str, str]) -> None:
+    """Give a running session settings of Hadoop or SQL. Those of its start, Java's command line
+    shows: secrets go this way.
+    """
+    for name, value in options.items():
+        spark.conf.set(name, value)
+
+
 def frame(spark: SparkSession, table: pa.Table, partitions: int) -> DataFrame:
     """A small table's rows, spread over `partitions`; it passes through the driver."""
     return spark.createDataFrame(table).repartition(partitions)
@@ -133,6 +143,18 @@ def collect(rows: DataFrame) -> pa.Table:
         if ours is not None:
             raise getattr(errors, ours[1])(ours[2]) from problem
         raise EnvironmentFault(f"Spark ended with an error: {_reason(problem)}") from problem
+
+
+@contextmanager
+def opened(place: str) -> Iterator[None]:
+    """Turn what Spark raises at `place`, to which it goes at once, into an `EnvironmentFault`."""
+    try:
+        yield
+    except Exception as problem:
+        raise EnvironmentFault(
+            f"{place}: Spark could not open it: {_reason(problem)}; correct the address, or start "
+            "what it names"
+        ) from problem
 
 
 class Batches:

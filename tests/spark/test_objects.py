@@ -1,0 +1,56 @@
+"""`headrace stream` from S3: the driver killed, every event once, the bytes of a folder's."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+import streaming
+from streaming import MALFORMED
+
+from headrace.settings import PROJECT
+from tests.s3_server import s3_bucket, s3_server
+
+JARS = PROJECT / "out" / "s3a"
+FILES = 4
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    if not JARS.is_dir():
+        if shutil.which("mvn") is None:
+            pytest.skip("no S3A: needs Maven (apt-get install maven), then infra/setup/s3a.sh")
+        pytest.fail(f"{JARS} is missing: run infra/setup/s3a.sh")
+    with s3_server() as server, s3_bucket(server, f"headrace-{uuid.uuid4().hex}") as url:
+        yield url
+
+
+@pytest.mark.spark
+@pytest.mark.faults
+def test_objects_reach_the_log_once_through_kills_as_files_of_a_folder_do(
+    tmp_path: Path, bucket: str
+) -> None:
+    sent, folder = streaming.events(400, 5), tmp_path / "in"
+    folder.mkdir()
+    files = fsspec.filesystem("s3")
+    for number in range(FILES):
+        lines = [json.dumps(event) for event in sent[number::FILES]] + list(MALFORMED)
+        text = "".join(f"{line}\n" for line in lines)
+        (folder / f"{number:03d}.jsonl").write_text(text, encoding="utf-8")
+        files.pipe(f"{bucket}/in/{number:03d}.jsonl", text.encode())
+    stormy, calm = tmp_path / "stormy", tmp_path / "calm"
+    for home in (stormy, calm):
+        streaming.prepare(home, 400)
+    assert streaming.run_with_kills(stormy, f"files:{bucket}/in", 1, 0.9, at_once=1) == 1
+    assert streaming.end(streaming.start(calm, f"files:{folder}", at_once=1)) == 0
+    ours, theirs = streaming.tree(stormy), streaming.tree(calm)
+    assert len(ours["malformed.jsonl"].splitlines()) == FILES * len(MALFORMED)
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if ours[name] != theirs[name]] == []
+    in_order = [event["impression_id"] for n in range(FILES) for event in sent[n::FILES]]
+    assert [row["impression_id"] for row in streaming.log_rows(stormy)] == in_order
