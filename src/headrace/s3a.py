@@ -75,23 +75,17 @@ def options(named: str) -> dict[str, str]:
 
 
 def check(bucket: str, prefix: str, named: str) -> None:
-    """Raise `EnvironmentFault` unless S3 lists objects below `prefix` and lets one be read.
+    """Raise `EnvironmentFault` unless S3 lists keys with `prefix` and lets one be read.
 
     `named` is the place as the user gave it. Where S3 does not answer this takes seconds.
     """
     with _faults(named):
         client = _client()[1]
-        below = f"{prefix}/" if prefix else ""
-        found = client.list_objects_v2(Bucket=bucket, Prefix=below, MaxKeys=1).get("Contents", [])
+        found = client.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1).get("Contents", [])
         for listed in found:
             client.head_object(Bucket=bucket, Key=listed["Key"])
     if not found:
-        raise EnvironmentFault(
-            f"{named}: nothing lies there; correct the prefix, or bring a first object "
-            f"(an empty one called {below!r} will do)"
-            if prefix
-            else f"{named}: the bucket is empty; bring a first object"
-        )
+        raise EnvironmentFault(f"{named}: nothing lies there; correct it, or bring a first object")
 
 
 def _client() -> tuple[Any, Any]:

@@ -151,10 +151,11 @@ def opened(place: str) -> Iterator[None]:
     try:
         yield
     except Exception as problem:
-        raise EnvironmentFault(
-            f"{place}: Spark could not open it: {_reason(problem)}; correct the address, or start "
-            "what it names"
-        ) from problem
+        reason = _reason(problem)
+        remedy = "correct the address, or start what it names"
+        if "S3AFileSystem not found" in reason:
+            remedy = "run infra/setup/s3a.sh, then start this process again"
+        raise EnvironmentFault(f"{place}: Spark could not open it: {reason}; {remedy}") from problem
 
 
 class Batches:

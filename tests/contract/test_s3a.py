@@ -54,7 +54,7 @@ def test_a_prefix_with_objects_passes_and_others_are_told_apart(bucket: str) -> 
     fsspec.filesystem("s3").pipe(f"{bucket.removeprefix('s3://')}/in/a.jsonl", b"{}\n")
     check(f"files:{bucket}/in")
     check(f"files:{bucket}")
-    with pytest.raises(EnvironmentFault, match=rf"{bucket}/none: nothing lies there.*'none/'"):
+    with pytest.raises(EnvironmentFault, match=rf"{bucket}/none: nothing lies there"):
         check(f"files:{bucket}/none")
     with pytest.raises(EnvironmentFault, match=r"s3://no-such-bucket/in: the bucket does not exis"):
         check("files:s3a://no-such-bucket/in")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,19 +12,15 @@ import pytest
 import streaming
 from streaming import MALFORMED
 
-from headrace.settings import PROJECT
 from tests.s3_server import s3_bucket, s3_server
+from tests.spark import s3a_jars
 
-JARS = PROJECT / "out" / "s3a"
 FILES = 4
 
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
-    if not JARS.is_dir():
-        if shutil.which("mvn") is None:
-            pytest.skip("no S3A: needs Maven (apt-get install maven), then infra/setup/s3a.sh")
-        pytest.fail(f"{JARS} is missing: run infra/setup/s3a.sh")
+    s3a_jars.installed()
     with s3_server() as server, s3_bucket(server, f"headrace-{uuid.uuid4().hex}") as url:
         yield url
 

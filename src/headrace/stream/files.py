@@ -82,7 +82,7 @@ class Objects:
 
     def check(self, _settings: Settings) -> None:
         """Raise `EnvironmentFault` unless S3 answers, lets it be read, and holds an object."""
-        s3a.check(self.bucket, self.prefix, str(self))
+        s3a.check(self.bucket, f"{self.prefix}/" if self.prefix else "", str(self))
 
     def frame(self, spark: SparkSession, spec: LineSpec, _settings: Settings) -> DataFrame:
         """The streaming frame: `value`, text, and where it stood, for `values`."""
