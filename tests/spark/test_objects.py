@@ -16,6 +16,7 @@ from tests.s3_server import s3_bucket, s3_server
 from tests.spark import s3a_jars
 
 FILES = 4
+SECRET = "hunter2-hunter2"
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +28,10 @@ def bucket() -> Iterator[str]:
 
 @pytest.mark.spark
 @pytest.mark.faults
-def test_objects_reach_the_log_once_through_kills_as_files_of_a_folder_do(
-    tmp_path: Path, bucket: str
+def test_objects_reach_the_log_once_through_a_kill_as_files_of_a_folder_do(
+    tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)  # moto takes any
     sent, folder = streaming.events(400, 5), tmp_path / "in"
     folder.mkdir()
     files = fsspec.filesystem("s3")
@@ -49,3 +51,6 @@ def test_objects_reach_the_log_once_through_kills_as_files_of_a_folder_do(
     assert [name for name in ours if ours[name] != theirs[name]] == []
     in_order = [event["impression_id"] for n in range(FILES) for event in sent[n::FILES]]
     assert [row["impression_id"] for row in streaming.log_rows(stormy)] == in_order
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert any("checkpoint" in path.parts for path in written)
+    assert [path for path in written if SECRET.encode() in path.read_bytes()] == []
