@@ -21,9 +21,10 @@ _REFUSED: Final = frozenset((
     "403", "AccessDenied", "ExpiredToken", "InvalidAccessKeyId", "InvalidToken",
     "SignatureDoesNotMatch",
 ))  # fmt: skip
-_AUTH: Final = "org.apache.hadoop.fs.s3a."
+_S3A: Final = "org.apache.hadoop.fs.s3a"
+_PROVIDER: Final = "fs.s3a.aws.credentials.provider"
 _FIXED: Final = {
-    "fs.s3.impl": "org.apache.hadoop.fs.s3a.S3AFileSystem",  # Feast's sources say s3://
+    "fs.s3.impl": f"{_S3A}.S3AFileSystem",  # Feast's sources say s3://
     "fs.s3a.input.stream.type": "classic",  # the default needs the SDK's asynchronous client
     # An outage of some seconds is outlasted; by default a longer one is noticed after minutes
     "fs.s3a.attempts.maximum": "2",
@@ -62,16 +63,13 @@ def options(named: str) -> dict[str, str]:
         given |= {"fs.s3a.endpoint": client.meta.endpoint_url, "fs.s3a.path.style.access": "true"}
     if isinstance(found, RefreshableCredentials):
         chain = "software.amazon.awssdk.auth.credentials.DefaultCredentialsProvider"
-        return given | {"fs.s3a.aws.credentials.provider": chain}
+        return given | {_PROVIDER: chain}
     keys = found.get_frozen_credentials()
     given |= {"fs.s3a.access.key": keys.access_key, "fs.s3a.secret.key": keys.secret_key}
     if not keys.token:
-        return given | {"fs.s3a.aws.credentials.provider": f"{_AUTH}SimpleAWSCredentialsProvider"}
-    provider = f"{_AUTH}TemporaryAWSCredentialsProvider"
-    return given | {
-        "fs.s3a.session.token": keys.token,
-        "fs.s3a.aws.credentials.provider": provider,
-    }
+        return given | {_PROVIDER: f"{_S3A}.SimpleAWSCredentialsProvider"}
+    given |= {"fs.s3a.session.token": keys.token}
+    return given | {_PROVIDER: f"{_S3A}.TemporaryAWSCredentialsProvider"}
 
 
 def check(bucket: str, prefix: str, named: str) -> None:

@@ -219,4 +219,8 @@ def _reason(problem: Exception) -> str:
     """The innermost cause that Spark names, or what it says first; a page of Java stands around."""
     lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
     causes = [line for line in lines if line.startswith("Caused by: ")]
-    return causes[-1].removeprefix("Caused by: ") if causes else (lines or [repr(problem)])[0]
+    if causes:
+        return causes[-1].removeprefix("Caused by: ")
+    if len(lines) > 1 and lines[0].startswith("An error occurred while calling"):  # py4j
+        return lines[1].removeprefix(": ")
+    return (lines or [repr(problem)])[0]

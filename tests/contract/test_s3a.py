@@ -14,7 +14,7 @@ import fsspec
 import httpx
 import pytest
 
-from headrace import s3a
+from headrace import s3a, spark
 from headrace.errors import EnvironmentFault, InputError
 from headrace.settings import load_settings
 from headrace.stream.files import Objects
@@ -149,3 +149,13 @@ def test_buckets_are_named_by_their_addresses() -> None:
     with pytest.raises(InputError, match="AWS_ACCESS_KEY_ID") as told:
         parse("files:s3://me:hunter2@abc/x")
     assert "hunter2" not in str(told.value)
+
+
+def test_a_java_that_started_without_the_jars_is_told_apart() -> None:
+    told = "An error occurred while calling o1.text.\n: java.lang.RuntimeException: x\n"
+    for cause, remedy in (
+        (f"{told}Caused by: Class org.apache.hadoop.fs.s3a.S3AFileSystem not found\n", "s3a.sh"),
+        (told, "java.lang.RuntimeException: x; correct the address"),
+    ):
+        with pytest.raises(EnvironmentFault, match=re.escape(remedy)), spark.opened("there"):
+            raise RuntimeError(cause)

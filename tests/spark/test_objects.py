@@ -43,8 +43,9 @@ def test_objects_reach_the_log_once_through_a_kill_as_files_of_a_folder_do(
     stormy, calm = tmp_path / "stormy", tmp_path / "calm"
     for home in (stormy, calm):
         streaming.prepare(home, 400)
-    assert streaming.run_with_kills(stormy, f"files:{bucket}/in", 1, 0.9, at_once=1) == 1
-    assert streaming.end(streaming.start(calm, f"files:{folder}", at_once=1)) == 0
+    # in one batch: a kill while Spark plans a second one may change what it holds
+    assert streaming.run_with_kills(stormy, f"files:{bucket}/in", 1, 0.3, at_once=FILES) == 1
+    assert streaming.end(streaming.start(calm, f"files:{folder}", at_once=FILES)) == 0
     ours, theirs = streaming.tree(stormy), streaming.tree(calm)
     assert len(ours["malformed.jsonl"].splitlines()) == FILES * len(MALFORMED)
     assert ours.keys() == theirs.keys()

@@ -31,8 +31,8 @@ def reached(session: SparkSession, source: Any, repo: Path | None) -> SparkSourc
     """The source as one of Spark's, and where it lies on S3, the session told how to get there.
 
     A `FileSource` of Parquet files is the same files to Spark; its path may be relative to the
-    repository, `repo`. Raises `InputError` for others,
-    `EnvironmentFault` where S3 does not answer, refuses the credentials, or holds nothing there.
+    repository, `repo`. Raises `InputError` for others, `EnvironmentFault` where S3 does not
+    answer, refuses the credentials, or holds nothing there.
     """
     found = _of_spark(source, repo)
     on_s3 = _ON_S3.fullmatch(found.path or "")
