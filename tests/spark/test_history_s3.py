@@ -20,7 +20,6 @@ import pytest
 from feast import FeatureStore
 
 from headrace.settings import PROJECT
-from headrace.store.offline_spark import HeadraceSparkOfflineStore
 from tests.contract.test_offline_store import T0, asked_rows, config, expected, frame, repository
 from tests.s3_server import s3_bucket, s3_server
 from tests.spark import s3a_jars, streaming
@@ -73,6 +72,8 @@ def test_spark_reads_the_files_of_a_bucket_as_duckdb_does(folder: Path) -> None:
 
 def main(folder: Path) -> None:
     """Ask history for the rows of `asked.parquet`, and for all rows of a view."""
+    from headrace.store.offline_spark import HeadraceSparkOfflineStore  # slow to import
+
     store = FeatureStore(config=config("spark", folder))
     rows = pq.read_table(folder / "asked.parquet").to_pandas(types_mapper=pd.ArrowDtype)
     found = store.get_historical_features(rows, FEATURES).to_arrow()
