@@ -41,7 +41,7 @@ USERS: Final = 500
 ITEMS: Final = 2_000
 KINDS: Final = 20
 REQUESTS: Final = 200
-START_S: Final = 180.0
+START_S: Final = 600.0
 KEYS: Final = {
     "user": ["user_id"],
     "item": ["item_id"],
@@ -176,8 +176,9 @@ def server(settings: Settings) -> Iterator[tuple[int, int]]:
     ready_at = f"{settings.server_url}/v2/health/ready"
     with process(settings, command, lambda: httpx.get(ready_at, trust_env=False)) as pid:
         told = f"{settings.server_url}/v2/models/{LINE}"
-        while not httpx.get(told, trust_env=False).json()["delivery"]["waiting"]:
-            time.sleep(0.1)  # the second model is still being loaded, which is no request's cost
+        # the second model is still being loaded, which is no request's cost
+        while not httpx.get(told, trust_env=False, timeout=START_S).json()["delivery"]["waiting"]:
+            time.sleep(0.1)
         yield settings.server_port, pid
 
 
