@@ -50,6 +50,7 @@ test: test-fast ## All tests
 	@bash infra/setup/browser.sh
 	@bash infra/setup/kafka.sh
 	@bash infra/setup/postgres.sh
+	@bash infra/setup/strace.sh
 	@$(PARALLEL) -m "slow and not ($(SLOW))"
 	@.venv/bin/pytest -m "$(SLOW)" $(STACKS)
 	@$(PARALLEL) -m "$(SLOW)" $(foreach path,$(STACKS),--ignore=$(path))

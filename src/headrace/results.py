@@ -208,8 +208,9 @@ def _harm(poisoned: dict[str, Any], usual: dict[str, Any]) -> str:
 
 
 def _faults(files: Sequence[Path]) -> str:
-    rows = []
+    rows, kills = [], 0
     for told in map(_read, files):
+        kills += told["kills"] if "SIGKILL" in told["what"] else 0
         stages = ", ".join(f"{name} {count}" for name, count in told["stages"].items())
         took = told.get("recovered_s")
         rows.append(
@@ -218,11 +219,24 @@ def _faults(files: Sequence[Path]) -> str:
                 str(told["kills"]),
                 stages,
                 "-" if took is None else f"{took['median']:.1f}, {took['max']:.1f} s",
+                _repeated(told),
                 *(str(told.get(name, "-")) for name in ("lost", "duplicated")),
                 told["end"],
             ]
         )
     heads = ["fault", "times", "where they fell", "recovered in (median, most)"]
-    table = replay_results.table([*heads, "lost", "duplicated", "how it ended"], rows)
-    note = "Recovered: from the end of the fault to the next piece of work done."
+    heads += ["work repeated (all, most after one)", "lost", "duplicated", "how it ended"]
+    table = replay_results.table(heads, rows)
+    note = (
+        "Recovered (RTO): from the end of the fault to the next piece of work done; processes that "
+        "a test kills are forked again at once, `headrace chaos` has the supervisor and their "
+        "start in it. Lost and work repeated (RPO): what was acknowledged and is gone, and what "
+        f"was computed a second time for the same bytes. Kills by SIGKILL in all: {kills}."
+    )
     return "\n".join(["## Faults", "", f"`make test`, the newest run. {note}", "", *table])
+
+
+def _repeated(told: dict[str, Any]) -> str:
+    """What was done again after faults, in its unit."""
+    again = told.get("repeated")
+    return "-" if again is None else f"{again['all']}, {again['most']} {again['unit']}"

@@ -196,8 +196,10 @@ def test_the_image_is_pinned_unprivileged_and_has_what_components_name():
     assert text.count("uv sync --locked --no-dev") == 2
     for stage in re.split(r"^FROM ", text, flags=re.MULTILINE)[3:]:
         assert re.findall(r"^USER (\S+)$", stage, re.MULTILINE)[-1].startswith("10001:")
+    sent = (PROJECT / ".dockerignore").read_text(encoding="utf-8").split()
     for copied in re.findall(r"^COPY (?!--)(.+) \S+$", text, re.MULTILINE):
         assert [name for name in copied.split() if not (PROJECT / name).exists()] == []
+        assert [name for name in copied.split() if f"!{name}" not in sent] == []
     assert {"dags", "plugins"} <= set(re.findall(r"^COPY (\w+) \w+$", text, re.MULTILINE))
     for folder in ("DAGS_FOLDER=/app/dags", "PLUGINS_FOLDER=/app/plugins"):
         assert f"AIRFLOW__CORE__{folder}" in stage
