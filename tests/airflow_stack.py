@@ -76,6 +76,12 @@ class Campaign:
         assert champion is not None
         return champion
 
+    @property
+    def checked_at(self) -> int:
+        """When the data gate last had an answer."""
+        gates = self.settings.line_home(self.spec.line) / "gates"
+        return max((one.stat().st_mtime_ns for one in gates.glob("data-*")), default=0)
+
     def go_on(self, until_share: float) -> None:
         """Let events come until that share of the campaign's length."""
         arrival = self.events["arrival_at"].cast(pa.int64()).to_numpy()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import subprocess
 import sys
 import threading
@@ -21,13 +20,13 @@ from headrace import tracking
 from headrace.errors import ConflictError, EnvironmentFault
 from headrace.line import LineStore
 from headrace.settings import PROJECT, find_line, load_settings
-from tests.campaign import free_port
 from tests.contract.test_line import publish, state
 from tests.contract.test_tracking import promoted
 from tests.diary import Diary, Work
 from tests.faults.proxy import Proxy
 from tests.faults.told import accounted, tell
 from tests.lives import Lives
+from tests.postgres import Postgres, running
 from tests.s3_server import forget_clients, s3_bucket, s3_server
 
 pytestmark = [pytest.mark.e2e, pytest.mark.faults]
@@ -177,46 +176,10 @@ def test_a_publisher_killed_at_random_moments_leaves_one_chain_of_whole_versions
     )
 
 
-class Postgres:
-    """A PostgreSQL of one's own, on a free port of loopback."""
-
-    def __init__(self, folder: Path) -> None:
-        found = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-        if not found:
-            pytest.skip("no PostgreSQL; run `bash infra/setup/postgres.sh` as root")
-        self._bin, self._data, self.port = found[-1], folder / "db", free_port()
-        self._as = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
-        if self._as:
-            shutil.chown(folder, "postgres")
-        self._run("initdb", "-D", str(self._data), "-U", "headrace", "-A", "trust")
-
-    @property
-    def url(self) -> str:
-        return f"postgresql+psycopg://headrace@127.0.0.1:{self.port}/postgres"
-
-    def start(self) -> None:
-        options = f"-p {self.port} -h 127.0.0.1 -k {self._data}"
-        log = str(self._data / "log")
-        self._run("pg_ctl", "-D", str(self._data), "-w", "start", "-l", log, "-o", options)
-
-    def kill(self) -> None:
-        """As a power cut would: what was not committed is gone."""
-        self._run("pg_ctl", "-D", str(self._data), "-m", "immediate", "stop")
-
-    def _run(self, name: str, *arguments: str) -> None:
-        command = [*self._as, str(self._bin / name), *arguments]
-        subprocess.run(command, check=True, capture_output=True, cwd="/")
-
-
 @pytest.fixture
 def postgres() -> Iterator[Postgres]:
-    folder = Path("/tmp") / f"headrace-postgres-{os.getpid()}"  # its user must reach it
-    folder.mkdir()
-    server = Postgres(folder)
-    server.start()
-    yield server
-    server.kill()
-    shutil.rmtree(folder)
+    with running() as server:
+        yield server
 
 
 def test_a_postgresql_that_dies_in_mid_mirror_costs_no_promotion_and_doubles_no_run(
