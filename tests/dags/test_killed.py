@@ -87,8 +87,7 @@ def struck(campaign: Campaign, share: float, strike: Callable[[], None]) -> tupl
     campaign.go_on(share)  # the rows that judge come after the window
     state, tasks = campaign.ended("incremental_train", run)
     took_s = time.monotonic() - mended
-    log = campaign.log("incremental_train", run, "run_pipeline")
-    assert state == "success", (tasks, log)
+    assert state == "success", (tasks, campaign.log("incremental_train", run, "report_outcome"))
     champion = campaign.champion
     assert (champion.previous, champion.action) == (before.version, "promote")
     assert champion.generation == before.generation + 1
