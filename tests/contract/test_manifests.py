@@ -21,6 +21,7 @@ from tests.crds import SCHEMAS
 INFRA = PROJECT / "infra"
 OVERLAYS = ("dev", "gpu", "prod")
 VERSION = "1.32"
+TOKENS = ("KFP", "SCORE", "ADMIN", "COLLECT")
 SECRET_KEYS = re.compile(r"PASSWORD|TOKEN|SECRET|ACCESS_KEY")
 
 
@@ -158,7 +159,7 @@ def test_a_pipelines_containers_get_what_the_cluster_profile_asks_for():
 def test_the_collector_finds_the_brokers_authority_where_the_profile_says():
     asked = dict.fromkeys(("KAFKA_SASL", "REDIS", "POSTGRES"), "0123456789abcdef")
     environ = {f"HEADRACE_{name}_PASSWORD": value for name, value in asked.items()}
-    environ |= {f"HEADRACE_{name}_TOKEN": "0123456789abcdef" for name in ("KFP", "SCORE", "ADMIN")}
+    environ |= {f"HEADRACE_{name}_TOKEN": "0123456789abcdef" for name in TOKENS}
     ca = load_settings({"HEADRACE_PROFILE": "cluster"} | environ).kafka_security.ca
     assert ca is not None
     pod = found("prod", "StatefulSet", "line")["spec"]["template"]["spec"]
