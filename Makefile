@@ -3,9 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 RUN := .venv/bin/headrace
 SLOW := e2e or spark or browser or faults
-PARALLEL := .venv/bin/pytest -n 2 --dist loadfile
-# whole stacks, of which one runs at a time
-STACKS := tests/dags tests/browser tests/e2e/test_api_docs.py
+PARALLEL := .venv/bin/pytest -n 2 --dist loadgroup --durations=20
 export PYTHONDONTWRITEBYTECODE :=
 export HEADRACE_PROFILE ?= $(PROFILE)
 
@@ -50,11 +48,11 @@ test-fast: setup ## Unit, contract, golden, parity and architecture tests (about
 test: test-fast ## All tests
 	@bash infra/setup/browser.sh
 	@bash infra/setup/kafka.sh
+	@bash infra/setup/s3a.sh
 	@bash infra/setup/postgres.sh
 	@bash infra/setup/strace.sh
 	@$(PARALLEL) -m "slow and not ($(SLOW))"
-	@.venv/bin/pytest -m "$(SLOW)" $(STACKS)
-	@$(PARALLEL) -m "$(SLOW)" $(foreach path,$(STACKS),--ignore=$(path))
+	@$(PARALLEL) -m "$(SLOW)"
 
 golden: setup ## Write the golden files anew (compiled pipelines and protocol, OpenAPI)
 	@.venv/bin/python -m pipelines.incremental_train --compile

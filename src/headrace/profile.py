@@ -21,7 +21,8 @@ KEYS: Final = frozenset((
     "event_log", "online_store", "offline_store", "registry", "line_store", "mlflow_uri",
     "airflow_database", "kfp_endpoint", "kfp_token", "kfp_secret", "kfp_volume", "score_token",
     "admin_token", "collect_token", "alarm_command", "host", "server_port", "grpc_port",
-    "collector_port", "airflow_port", "learner_port", "min_free_mb", "kafka_jars", "training_slots",
+    "collector_port", "airflow_port", "learner_port", "min_free_mb", "kafka_jars", "s3a_jars",
+    "training_slots",
     "runner", "kafka_security_protocol", "kafka_sasl_mechanism", "kafka_sasl_username",
     "kafka_sasl_password", "kafka_ssl_ca_location",
 ))  # fmt: skip

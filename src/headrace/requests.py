@@ -8,6 +8,7 @@ is used for both.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -36,6 +37,7 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Columns = dict[str, Ints | Floats]
 _FEW_ROWS = 1024  # so few fit the processor's cache
+_KNOWN_LOGS = 1 << 14  # logarithms that are kept: most counts are small
 _ENCODE_FROM_ROWS = 256  # below, hashing each value costs less than finding the distinct ones
 _TIME_PARTS: dict[str, Callable[..., pa.Array]] = {
     "hour_of_day": pc.hour,
@@ -118,6 +120,11 @@ def log1p(x: Floats) -> Floats:
     return np.asarray(pc.log1p(pa.array(np.maximum(x, 0.0))).to_numpy(zero_copy_only=False))
 
 
+@lru_cache(maxsize=1)
+def _logs_of_counts() -> Floats:
+    return log1p(np.arange(_KNOWN_LOGS, dtype=np.float64))
+
+
 def transform(spec: LineSpec, table: pa.Table) -> pa.Table:
     """Compute the model's inputs: columns `events.input_fields(spec)` in order, one row each.
 
@@ -132,30 +139,69 @@ def transform(spec: LineSpec, table: pa.Table) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
 
 
-def compute(spec: LineSpec, table: pa.Table, windows: Mapping[str, Ints]) -> Columns:
+def compute(
+    spec: LineSpec,
+    table: pa.Table,
+    windows: Mapping[str, Ints],
+    begun: Computation | None = None,
+) -> Columns:
     """The columns of `transform` as arrays, for who has window features as arrays too.
 
     `windows`: values (n,) by name, `empty` where the key was never seen; those that are not
-    there are columns of `table`.
+    there are columns of `table`. `begun`: a computation of the same table, perhaps ahead of them.
     """
-    row_values = _Inputs(spec, table, windows)
+    work = begun or Computation(spec, table)
+    work.take(windows)
     for feature in spec.request_features:
-        row_values.add(feature)
-    return row_values.computed
+        if feature.name not in work.computed:
+            work.add(feature)
+    return work.computed
 
 
-class _Inputs:
-    """What later features may read: raw columns (Arrow), windows and computed ones (NumPy)."""
+def _part(kind: str, timezone: str, at_us: pa.Array) -> pa.Array:
+    return _TIME_PARTS[kind](at_us.cast(pa.timestamp("us", tz=timezone))).cast(pa.int64())
 
-    def __init__(self, spec: LineSpec, table: pa.Table, windows: Mapping[str, Ints]) -> None:
+
+@lru_cache(maxsize=64)
+def _part_of_second(kind: str, timezone: str, at_s: int) -> int:
+    """The part of all moments of a second: zones differ by whole seconds."""
+    part: int = _part(kind, timezone, pa.array([at_s * 1_000_000]))[0].as_py()
+    return part
+
+
+class Computation:
+    """Features of some rows, and what later ones may read: raw columns (Arrow), windows and
+    computed ones (NumPy).
+    """
+
+    def __init__(self, spec: LineSpec, table: pa.Table) -> None:
         self._spec = spec
         self._table = table
         self._declared = {feature.name: feature for feature in spec.windows}
-        self._windows = dict(windows)
+        self._windows: dict[str, Ints] = {}
         self._raw: dict[str, pa.Array] = {}
         self._ids: dict[str, Ints] = {}
         self._logs: dict[str, Floats] = {}
         self.computed: Columns = {}
+
+    def go_ahead(self) -> None:
+        """Compute what needs no window, while those are still on their way.
+
+        What fails here is left to `compute`, where it fails again and is told.
+        """
+        waits = set(self._declared)
+        try:
+            for feature in self._spec.request_features:
+                if waits.isdisjoint(feature.inputs):
+                    self.add(feature)
+                else:
+                    waits.add(feature.name)
+        except Exception:  # noqa: BLE001 - of any kind, and not lost
+            self.computed.clear()
+
+    def take(self, windows: Mapping[str, Ints]) -> None:
+        """The window features that came."""
+        self._windows |= windows
 
     def add(self, feature: RequestFeature) -> None:
         self.computed[feature.name] = self._compute(feature)
@@ -204,18 +250,25 @@ class _Inputs:
         if name not in self._logs:
             asked = [f for f in self._spec.request_features if f.kind == "log1p"]
             users = {f.of: f.name for f in asked if f.of in self._declared}
-            numbers = [self._number(window, users[window]) for window in users]
-            logs = log1p(np.concatenate(numbers)).reshape(len(numbers), -1)
-            self._logs.update(zip(users, logs, strict=True))
+            values = np.stack([self._window(window, users[window]) for window in users])
+            self._logs.update(zip(users, self._logs_of(values, users), strict=True))
         return self._logs[name]
+
+    def _logs_of(self, values: Ints, users: Mapping[str, str]) -> Floats:
+        """`log1p` of the values (windows, n); those of small counts are known."""
+        if values.min(initial=0) >= 0 and values.max(initial=0) < _KNOWN_LOGS:
+            return _logs_of_counts()[values]
+        numbers = [self._number(window, user) for window, user in users.items()]
+        return log1p(np.concatenate(numbers)).reshape(values.shape)
 
     def _time_part(self, kind: str) -> Ints:
         at = self._request_us()
-        at_us = np.empty(0, np.int64) if at.null_count else at.to_numpy()
-        together = at_us.size > 1 and bool((at_us == at_us[0]).all())  # as online: one moment
-        local = (at[:1] if together else at).cast(pa.timestamp("us", tz=self._spec.timezone))
-        part = np.asarray(_filled(_TIME_PARTS[kind](local).cast(pa.int64()), -1).to_numpy())
-        return np.repeat(part, len(at)) if together else part
+        if len(at) and not at.null_count:
+            at_us = at.to_numpy()
+            if (at_us == at_us[0]).all():  # as online: one moment
+                second = int(at_us[0]) // 1_000_000
+                return np.full(len(at), _part_of_second(kind, self._spec.timezone, second))
+        return np.asarray(_filled(_part(kind, self._spec.timezone, at), -1).to_numpy())
 
     def _request_us(self) -> pa.Array:
         at = self._column("request_at", "request_at")

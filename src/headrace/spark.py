@@ -11,7 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,8 +31,10 @@ __all__ = [
     "DataFrame",  # like SparkSession only for annotations: the one way to Spark's names
     "SparkSession",
     "collect",
+    "configure",
     "frame",
     "map_partitions",
+    "opened",
     "require_java",
     "session",
 ]
@@ -99,6 +101,14 @@ def session(
         started.stop()
 
 
+def configure(spark: SparkSession, options: Mapping[str, str]) -> None:
+    """Give a running session settings of Hadoop or SQL. Those of its start, Java's command line
+    shows: secrets go this way.
+    """
+    for name, value in options.items():
+        spark.conf.set(name, value)
+
+
 def frame(spark: SparkSession, table: pa.Table, partitions: int) -> DataFrame:
     """A small table's rows, spread over `partitions`; it passes through the driver."""
     return spark.createDataFrame(table).repartition(partitions)
@@ -133,6 +143,19 @@ def collect(rows: DataFrame) -> pa.Table:
         if ours is not None:
             raise getattr(errors, ours[1])(ours[2]) from problem
         raise EnvironmentFault(f"Spark ended with an error: {_reason(problem)}") from problem
+
+
+@contextmanager
+def opened(place: str) -> Iterator[None]:
+    """Turn what Spark raises at `place`, to which it goes at once, into an `EnvironmentFault`."""
+    try:
+        yield
+    except Exception as problem:
+        reason = _reason(problem)
+        remedy = "correct the address, or start what it names"
+        if "S3AFileSystem not found" in reason:
+            remedy = "run infra/setup/s3a.sh, then start this process again"
+        raise EnvironmentFault(f"{place}: Spark could not open it: {reason}; {remedy}") from problem
 
 
 class Batches:
@@ -196,4 +219,8 @@ def _reason(problem: Exception) -> str:
     """The innermost cause that Spark names, or what it says first; a page of Java stands around."""
     lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
     causes = [line for line in lines if line.startswith("Caused by: ")]
-    return causes[-1].removeprefix("Caused by: ") if causes else (lines or [repr(problem)])[0]
+    if causes:
+        return causes[-1].removeprefix("Caused by: ")
+    if len(lines) > 1 and lines[0].startswith("An error occurred while calling"):  # py4j
+        return lines[1].removeprefix(": ")
+    return (lines or [repr(problem)])[0]

@@ -5,13 +5,15 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from pydantic import SecretStr
+from redis import ResponseError
 
 from headrace.bits import bits
 from headrace.declaration import LineSpec
@@ -21,6 +23,11 @@ from headrace.feature_rows import feature_table
 from headrace.serving.features import LOST_US, Features
 from headrace.store import Store
 from headrace.store.latest import Found, found_none
+from headrace.store.redis import (
+    HeadraceRedisOnlineStore,
+    HeadraceRedisOnlineStoreConfig,
+    _packed,
+)
 from headrace.store.sqlite import HeadraceSqliteOnlineStore, HeadraceSqliteOnlineStoreConfig
 from tests.serving import WATERMARK_US, until
 
@@ -31,8 +38,9 @@ class Away:
     def __init__(self) -> None:
         self.away, self.calls, self.mark = False, 0, WATERMARK_US
 
-    def look_up(self, spec: LineSpec, asked: pa.Table) -> Found:
+    def look_up(self, spec: LineSpec, asked: pa.Table, meanwhile: Callable[[], None]) -> Found:
         self.calls += 1
+        meanwhile()
         if self.away:
             time.sleep(0.3)
             raise EnvironmentFault("online store: Timeout")
@@ -145,3 +153,19 @@ def test_a_lock_on_the_online_store_is_waited_for_no_longer_than_declared(tmp_pa
         assert time.monotonic() - began < 3  # SQLite's own is 5
     held.close()
     store.check(config)
+
+
+def test_an_error_among_the_answers_of_redis_is_told_and_not_taken_for_a_row(redis_server):
+    online = HeadraceRedisOnlineStore()
+    config = HeadraceRedisOnlineStoreConfig(url=SecretStr(redis_server.url))
+    client = online._get_client(config)
+    client.set("text", "no hash")
+    client.hset("hash", mapping={"a": 1})
+    good, bad = _packed(b"HMGET", b"hash", b"a"), _packed(b"HMGET", b"text", b"a")
+    turns: list[int] = []
+    for _ in range(2):
+        with pytest.raises(ResponseError, match="WRONGTYPE"):
+            online._answers(config, good + bad + good, 3, lambda: turns.append(1))
+        assert online._answers(config, good * 2, 2, lambda: turns.append(2)) == [[b"1"], [b"1"]]
+    client.delete("text", "hash")  # others read all keys of this Redis
+    assert turns == [1, 2, 1, 2]

@@ -20,7 +20,8 @@ from headrace.log.stamp import EventWriter
 from headrace.sample import ticks
 from headrace.settings import PROJECT, load_settings
 from headrace.stream.feed import Closed, Feed
-from headrace.stream.source import Files, Kafka, parse
+from headrace.stream.files import Files
+from headrace.stream.source import Kafka, parse
 from tests.campaign import Nowhere
 
 T0 = 1_700_000_000_000_000
@@ -170,7 +171,7 @@ def test_sources_are_named_by_their_addresses(tmp_path):
     assert parse(f"files:{tmp_path}") == Files(tmp_path)
     assert parse("kafka://a:1,[::1]:2/t.x_1-y") == Kafka("a:1,[::1]:2", "t.x_1-y")
     for text in ("files:", "kafka://a/t", "kafka://a:1/", "kafka://a:1/x/y", "s3://x", ""):
-        with pytest.raises(InputError, match="files:DIR or kafka://HOST:PORT/TOPIC"):
+        with pytest.raises(InputError, match=r"files:DIR, .* or kafka://HOST"):
             parse(text)
     with pytest.raises(InputError, match="not a folder"):
         Files(tmp_path / "none").check(load_settings({}))

@@ -34,7 +34,11 @@ def verb(tmp_path, monkeypatch, capsys):
     ("arguments", "code", "words"),
     [
         (["stream"], 2, ["--from"]),
-        (["stream", "--from", "s3://x"], 3, ["'s3://x'", "files:DIR or kafka://HOST:PORT/TOPIC"]),
+        (
+            ["stream", "--from", "s3://x"],
+            3,
+            ["'s3://x'", "files:s3://BUCKET/PREFIX or kafka://HOST:PORT/TOPIC"],
+        ),
         (["stream", "--from", "files:none"], 3, ["none is not a folder", "make it"]),
         (["stream", "--from", "kafka://127.0.0.1:1/t"], 4, ["no broker answers", "start Kafka"]),
         (["stream", "--line", "x", "--from", "files:."], 2, ["'x' is not declared"]),

@@ -22,7 +22,6 @@ import pytest
 from rich.console import Console
 
 from headrace import cli, parity, requests
-from headrace.declaration import LineSpec
 from headrace.events import TIME, event_schema, served_schema
 from headrace.ingest.tick import TickState, run_tick
 from headrace.log.files import FileLog
@@ -168,8 +167,8 @@ def life(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Life]:
     with pytest.MonkeyPatch.context() as patch:
         whole = requests.compute
 
-        def rounds(spec: LineSpec, table: pa.Table, windows: dict[str, Any]) -> requests.Columns:
-            inputs = whole(spec, table, windows)
+        def rounds(*given: Any) -> requests.Columns:
+            inputs = whole(*given)
             single = inputs["price_log"].astype(np.float32).astype(np.float64)
             return inputs | {"price_log": single}
 

@@ -25,8 +25,8 @@ from headrace.errors import EnvironmentFault
 from headrace.sample import head_tick, ticks
 from headrace.settings import load_settings
 from headrace.store import Store
+from headrace.stream.files import Files
 from headrace.stream.service import run
-from headrace.stream.source import Files
 from tests.campaign import Nowhere
 
 FILES = 36

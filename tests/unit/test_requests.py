@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from headrace.declaration import MISSING, LineSpec
 from headrace.errors import InputError
 from headrace.events import input_fields
-from headrace.requests import cross64, hash64, transform
+from headrace.requests import Computation, compute, cross64, hash64, transform
 
 FEATURES: list[dict[str, Any]] = [
     {"name": "hour", "kind": "hour_of_day"},
@@ -28,6 +28,8 @@ FEATURES: list[dict[str, Any]] = [
     {"name": "price_log", "kind": "log1p", "of": "price"},
     {"name": "item_number", "kind": "number", "of": "item"},
     {"name": "ctr", "kind": "ratio", "of": ["clicks", "views"], "prior": [0.1, 0.2]},
+    {"name": "clicks_log", "kind": "log1p", "of": "clicks"},
+    {"name": "views_log", "kind": "log1p", "of": "views"},
     {"name": "ctr_bucket", "kind": "bucketize", "of": "ctr", "boundaries": [0.25, 0.5]},
     {"name": "price_bucket", "kind": "bucketize", "of": "price", "boundaries": [0, 1.5, 10]},
     {"name": "bucket_number", "kind": "number", "of": "price_bucket"},
@@ -65,6 +67,7 @@ def spec_with(features: list[dict[str, Any]], categorical: str = "user_id") -> L
 
 
 SPEC = spec_with(FEATURES)
+WINDOWS = ("clicks", "views")
 SCHEMA = pa.schema(
     {
         "user": pa.string(),
@@ -105,6 +108,48 @@ def test_one_row_and_many_give_the_same_bits(rows: Any) -> None:
     assert many.schema.equals(pa.schema(input_fields(SPEC)))
     alone = [bits(transform(SPEC, table))[0] for table in tables]
     assert bits(many) == alone * 30
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(ROW, min_size=1, max_size=4), st.booleans())
+def test_going_ahead_of_the_windows_changes_no_bit(rows: Any, small: bool) -> None:
+    table = pa.Table.from_pylist(rows, SCHEMA)
+    windows = {name: table[name].to_numpy() % (100 if small else 2**40) for name in WINDOWS}
+    request = table.drop_columns(list(WINDOWS))
+    ahead = Computation(SPEC, request)
+    ahead.go_ahead()
+    assert {"hour", "user_item", "price_log"} <= set(ahead.computed)
+    assert ahead.computed.keys().isdisjoint(("ctr", "ctr_bucket", "clicks_log", "views_log"))
+    found = compute(SPEC, request, windows, ahead)
+    for name, values in compute(SPEC, request, windows).items():
+        assert np.array_equal(found[name].view(np.int64), values.view(np.int64)), name
+    for name in WINDOWS:
+        wanted = [math.log1p(value) for value in windows[name].tolist()]
+        assert found[f"{name}_log"].tolist() == wanted
+
+
+def test_what_fails_ahead_is_told_by_compute() -> None:
+    ahead = Computation(SPEC, pa.table({"request_at": pa.array([0])}))
+    ahead.go_ahead()
+    assert not ahead.computed
+    windows = dict.fromkeys(WINDOWS, np.zeros(1, np.int64))
+    with pytest.raises(InputError, match=r"user_id: the table has no column 'user'"):
+        compute(SPEC, pa.table({"request_at": pa.array([0])}), windows, ahead)
+
+
+@pytest.mark.parametrize("zone", [ZONE, "Asia/Kathmandu", "Australia/Lord_Howe", "UTC"])
+def test_rows_of_one_moment_have_the_parts_that_they_have_among_others(zone: str) -> None:
+    spec = SPEC.model_copy(update={"timezone": zone})
+    turns = [datetime(2026, 3, 8, 7, tzinfo=UTC), datetime(2026, 10, 3, 15, 30, tzinfo=UTC)]
+    around = [int(turn.timestamp() * 1e6) + step for turn in turns for step in (-1, 0, 999_999)]
+    table = pa.Table.from_pylist([{"user": "u", "request_at": at} for at in around], SCHEMA)
+    mixed = transform(spec, table)
+    for row in range(len(around)):
+        alone = transform(spec, table.slice(row, 1))
+        assert (alone["hour"][0], alone["weekday"][0]) == (
+            mixed["hour"][row],
+            mixed["weekday"][row],
+        )
 
 
 @settings(max_examples=100, deadline=None)

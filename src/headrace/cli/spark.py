@@ -30,13 +30,16 @@ class Engine(enum.StrEnum):
 
 def stream(
     source: Annotated[
-        str, typer.Option("--from", help="files:DIR or kafka://HOST:PORT[,HOST:PORT]/TOPIC.")
+        str,
+        typer.Option(
+            "--from", help="files:DIR, files:s3://BUCKET/PREFIX or kafka://HOST:PORT[,…]/TOPIC."
+        ),
     ],
     line: LineName = "coupons",
     master: Master = "local[2]",
     once: Annotated[bool, typer.Option("--once", help="Take what is there, then end.")] = False,
 ) -> None:
-    """Feed a line from files or Kafka by Spark, tick by tick, in place of `ingest`."""
+    """Feed a line from files, S3 or Kafka by Spark, tick by tick, in place of `ingest`."""
     from headrace.stream.service import run
     from headrace.stream.source import parse
 

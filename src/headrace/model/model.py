@@ -137,13 +137,14 @@ class Model:
         size = rows_of(inputs)
         logits = np.empty(size, np.float64)
         if self.conversion:
-            offset = np.array([offset, self._statistics.conversion_offset()])
+            offset = np.array([offset, self._statistics.conversion_offset()], np.float32)
             logits = np.empty((size, 2), np.float64)
         for part in batches(size, PREDICT_ROWS):
             columns = self._statistics.design(side_by_side(numbers, part))
             rows = padded(self._tables.rows(ids, part), PREDICT_ROWS)
-            found = self._graph.predict(rows, padded(columns, PREDICT_ROWS), offset)
-            logits[part] = found[: part.stop - part.start]
+            found = self._graph.predict(rows, padded(columns, PREDICT_ROWS))
+            # added here, last and in float32, as `headrace export` adds it in its graph
+            logits[part] = found[: part.stop - part.start] + offset
         return logits
 
     def learn(self, samples: pa.Table) -> LearnReport:

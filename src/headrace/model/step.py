@@ -148,21 +148,18 @@ class Graph:
         if spec.ids == "dynamic":  # a length left open, so that the table grows without retracing
             open_ = tf.TensorShape([None, self._layout.row_width])
             self.variables["table"] = tf.Variable(arrays["table"], name="table", shape=open_)
-        of_offset = tf.TensorSpec([] if self.tasks == 1 else [self.tasks], tf.float32)
-        self._answer = self._compile(self._predict, [*self._inputs(predict_rows), of_offset])
+        self._answer = self._compile(self._predict, self._inputs(predict_rows))
         # inline on a CPU: a hundred small operations cost less than handing them to threads
         self._executor = "SINGLE_THREADED_EXECUTOR" if device().startswith("CPU") else ""
 
-    def predict(
-        self, ids: NDArray[np.int32], columns: NDArray[np.float32], offset: NDArray[np.float32]
-    ) -> NDArray[np.float32]:
-        """Logits (predict_rows,), or (predict_rows, tasks), of that many rows.
+    def predict(self, ids: NDArray[np.int32], columns: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits (predict_rows,), or (predict_rows, tasks), of that many rows, without the offset.
 
-        ids: (rows, fields) of the tables; columns: see `Statistics.design`; offset: of each task.
+        ids: (rows, fields) of the tables; columns: see `Statistics.design`.
         The compiled function's own call would convert and check what is right by construction,
         in more time than its operations take.
         """
-        given = [tf.constant(ids), tf.constant(columns), tf.constant(offset)]
+        given = [tf.constant(ids), tf.constant(columns)]
         (logits,) = tf.raw_ops.StatefulPartitionedCall(
             args=[*given, *self._answer.captured_inputs],
             Tout=[tf.float32],
@@ -194,7 +191,7 @@ class Graph:
         compiled = tf.function(function, input_signature=signature, autograph=False)
         return compiled.get_concrete_function()
 
-    def _predict(self, ids: Tensor, columns: Tensor, offset: Tensor) -> Tensor:
+    def _predict(self, ids: Tensor, columns: Tensor) -> Tensor:
         ids, wide = tf.split(ids, [self._layout.fields, self._layout.wide], axis=1)
         rows = self.variables["table"].sparse_read(tf.reshape(ids, [-1]))
         logit = tf.zeros_like(columns[:, 0])
@@ -207,8 +204,7 @@ class Graph:
             parameters = self._network.split(self.variables["dense"].read_value())
             embedding = self._side_by_side(rows[:, self._layout.weights], columns)
             logit += self._network.logit(parameters, embedding, columns)
-        # last, where optimizers of graphs, which differ by the way of a call, put it too
-        return logit + offset
+        return logit
 
     def _learn(self, ids: Tensor, columns: Tensor, weights: Tensor, scalars: Tensor) -> Tensor:
         """One step; returns the sum of the batch's losses before it.

@@ -51,7 +51,7 @@ class TwoTasks(Graph):
 
     tasks: ClassVar[int] = 2
 
-    def _predict(self, ids: Tensor, columns: Tensor, offset: Tensor) -> Tensor:
+    def _predict(self, ids: Tensor, columns: Tensor) -> Tensor:
         layout = self._layout
         ids, wide = tf.split(ids, [layout.fields, layout.wide], axis=1)
         rows = self.variables["table"].sparse_read(tf.reshape(ids, [-1]))
@@ -65,7 +65,7 @@ class TwoTasks(Graph):
         if layout.deep:
             embedding = self._side_by_side(rows[:, layout.weights], columns)
             logits += self._towers(self._parameters(), embedding, columns)
-        return logits + offset  # last, as in `Graph`
+        return logits
 
     def _learn(self, ids: Tensor, columns: Tensor, weights: Tensor, scalars: Tensor) -> Tensor:
         """One step; returns the sum of the batch's losses before it, of both tasks.

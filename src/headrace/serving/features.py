@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from typing import Final, NoReturn
 
 import pyarrow as pa
@@ -19,9 +20,9 @@ import pyarrow as pa
 from headrace.declaration import LineSpec
 from headrace.errors import EnvironmentFault, InputError
 from headrace.events import ARROW_TYPES
-from headrace.requests import Columns
+from headrace.requests import Columns, Computation
 from headrace.store import Store
-from headrace.store.latest import Found, columns_of, found_none
+from headrace.store.latest import Found, columns_of, found_none, nothing
 
 LOG = logging.getLogger(__name__)
 LOST_US: Final = 60_000_000
@@ -80,14 +81,15 @@ class Features:
         with self._turn:  # the store takes one at a time; who waited here must not wait there too
             if self._fault is not None:
                 self._refuse()
+            work = Computation(self._spec, asked)
             try:
-                found = self._look_up(asked)
+                found = self._look_up(asked, work.go_ahead)
             except InputError:
                 raise
             except Exception as problem:  # whatever it was, the next request must not wait for it
                 self._open(problem)
                 raise EnvironmentFault(str(problem)) from problem
-        return columns_of(self._spec, asked, found)
+        return columns_of(self._spec, asked, found, work)
 
     def defaults(self, asked: pa.Table) -> Columns:
         """The same columns as if no key had ever been seen; request-time features are computed."""
@@ -96,8 +98,8 @@ class Features:
     def _refuse(self) -> NoReturn:
         raise EnvironmentFault(f"{self._fault} (asked again every {self._retry_s:g} s)")
 
-    def _look_up(self, asked: pa.Table) -> Found:
-        found = self._store.look_up(self._spec, asked)
+    def _look_up(self, asked: pa.Table, meanwhile: Callable[[], None] = nothing) -> Found:
+        found = self._store.look_up(self._spec, asked, meanwhile)
         for view, mark in found.marks.items():
             known = self._marks.get(view, 0)
             if known and (mark or 0) < known - LOST_US:

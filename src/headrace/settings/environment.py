@@ -55,6 +55,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         kfp_endpoint=env.get("HEADRACE_KFP_ENDPOINT") or None,
         kfp_token=env.get("HEADRACE_KFP_TOKEN") or None,
         kafka_jars=path("HEADRACE_KAFKA_JARS", PROJECT / "out" / "kafka" / "spark"),
+        s3a_jars=path("HEADRACE_S3A_JARS", PROJECT / "out" / "s3a"),
         online_store=redis_url(env.get("HEADRACE_ONLINE_STORE") or None),
         learner_port=port(env, "HEADRACE_LEARNER_PORT", 8503),
         offline_store=offline_store(env.get("HEADRACE_OFFLINE_STORE") or "duckdb"),

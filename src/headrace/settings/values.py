@@ -83,6 +83,7 @@ class Settings:
     kfp_endpoint: str | None
     kfp_token: str | None = field(repr=False)
     kafka_jars: Path
+    s3a_jars: Path
     online_store: str | None = field(default=None, repr=False)  # a Redis URL; None is SQLite
     offline_store: str = "duckdb"
     alarm_command: str | None = None  # gets each alarm as JSON on its standard input

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +19,13 @@ from numpy.typing import NDArray
 from headrace import requests
 from headrace.declaration import MISSING, LineSpec
 from headrace.feature_rows import feature_table
-from headrace.requests import Columns
+from headrace.requests import Columns, Computation
 
 Ints = NDArray[np.int64]
+
+
+def nothing() -> None:
+    """What a reader does meanwhile who has nothing to do."""
 
 
 @dataclass(frozen=True)
@@ -65,24 +70,31 @@ def assemble(spec: LineSpec, asked: pa.Table, found: Found) -> pa.Table:
     return feature_table(spec, columns_of(spec, asked, found))
 
 
-def columns_of(spec: LineSpec, asked: pa.Table, found: Found) -> Columns:
+def columns_of(
+    spec: LineSpec, asked: pa.Table, found: Found, begun: Computation | None = None
+) -> Columns:
     """Columns of `feature_schema` for the requests asked, from what the store holds for them.
 
     Times are int64 us, 0 where a key has no row. A row that is older than `feature_ttl` at its
-    request counts as none.
+    request counts as none. `begun`: see `requests.compute`.
     """
-    columns: dict[str, NDArray[np.int64] | NDArray[np.float64]] = {}
+    views = spec.views
+    columns: Columns = {}
     windows: dict[str, Ints] = {}
-    for view, features in spec.views.items():
-        keys, rows = found.rows[view]
-        held = rows.T.take(keys.places, axis=1)
-        absent = (held[0] == 0) | (held[0] == MISSING)
+    if views:  # of all views at once: there are many calls and few values
+        read = [found.rows[view] for view in views]
+        held = [rows.T.take(keys.places, axis=1) for keys, rows in read]
+        sizes = [len(rows) for rows in held]
+        at = np.stack([rows[0] for rows in held])
+        absent = (at == 0) | (at == MISSING)
         if spec.feature_ttl is not None:
-            absent |= held[0] < asked["request_at"].to_numpy() - spec.feature_ttl
-        nothing = np.array([0, *(feature.empty for feature in features)])[:, None]
-        held = np.where(absent | (held == MISSING), nothing, held)
-        columns[f"{view}__at"] = held[0]
-        for feature, values in zip(features, held[1:], strict=True):
-            windows[feature.name] = values
-    inputs = requests.compute(spec, asked, windows)
+            absent |= at < asked["request_at"].to_numpy() - spec.feature_ttl
+        empty = [(0, *(feature.empty for feature in features)) for features in views.values()]
+        values = np.concatenate(held)
+        absent = np.repeat(absent, sizes, axis=0) | (values == MISSING)
+        rest = iter(np.where(absent, np.array([*chain(*empty)])[:, None], values))
+        for view, features in views.items():
+            columns[f"{view}__at"] = next(rest)
+            windows |= {feature.name: next(rest) for feature in features}
+    inputs = requests.compute(spec, asked, windows, begun)
     return columns | {feature.name: windows[feature.name] for feature in spec.windows} | inputs

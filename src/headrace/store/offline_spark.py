@@ -26,13 +26,14 @@ from feast.infra.offline_stores.contrib.spark_offline_store.spark import (
     SparkRetrievalJob,
 )
 from feast.infra.offline_stores.contrib.spark_offline_store.spark_source import SparkSource
+from feast.infra.offline_stores.file_source import FileSource
 from feast.infra.offline_stores.offline_store import RetrievalJob
 from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F  # noqa: N812 - as Spark's own documentation calls it
 
 from headrace import spark
 from headrace.errors import InputError
-from headrace.store import history
+from headrace.store import history, sources_spark
 from headrace.store.history import AskedView
 
 
@@ -48,7 +49,8 @@ def _session(config: Any) -> SparkSession:
     active = SparkSession.getActiveSession()
     if active is None:
         stack = ExitStack()
-        active = stack.enter_context(spark.session(config.offline_store.master))
+        started = spark.session(config.offline_store.master, jars=sources_spark.jars())
+        active = stack.enter_context(started)
         atexit.register(stack.close)
     return active
 
@@ -58,7 +60,10 @@ def _in_session(method: Callable[..., Any]) -> Any:
 
     @wraps(method)
     def run(config: Any, *arguments: Any, **options: Any) -> Any:
-        _session(config)
+        session = _session(config)
+        source = options.get("data_source")
+        if isinstance(source, FileSource | SparkSource):
+            options["data_source"] = sources_spark.reached(session, source, config.repo_path)
         return method(config, *arguments, **options)
 
     return staticmethod(run)
@@ -105,7 +110,7 @@ class HeadraceSparkOfflineStore(SparkOfflineStore):  # type: ignore[misc]
         joined = asked
         given = pa.schema([(name, pa.null()) for name in asked.columns])
         for view in history.asked_views(feature_views, feature_refs, full_feature_names, given):
-            stored = _stored(session, view, metadata)
+            stored = _stored(session, view, config.repo_path, metadata)
             joined = _joined(view, joined, at, stored, as_known=filter_by_created_timestamp)
         return SparkHistoryJob(
             joined,
@@ -148,17 +153,13 @@ def _asked(
     return frame, history.metadata(feature_refs, frame.columns, at, times), at
 
 
-def _stored(session: SparkSession, view: AskedView, metadata: Any) -> DataFrame:
+def _stored(session: SparkSession, view: AskedView, repo: Any, metadata: Any) -> DataFrame:
     """A source's rows that an asked row may see: keys, `at`, `created`, `place` and `found`."""
-    source = view.source
-    if not isinstance(source, SparkSource):
-        raise InputError(
-            f"feature view {view.name!r} reads a {type(source).__name__}, which Spark cannot; "
-            "declare a SparkSource, or unset HEADRACE_OFFLINE_STORE"
-        )
+    source = sources_spark.reached(session, view.source, repo)
     files = source.path and source.file_format == "parquet" and source.table_format is None
     if files:
-        rows = session.read.option("pathGlobFilter", "*.parquet").parquet(source.path)
+        with spark.opened(f"feature view {view.name!r}: {source.path}"):
+            rows = session.read.option("pathGlobFilter", "*.parquet").parquet(source.path)
         place = F.struct("_metadata.file_path", "_metadata.row_index")
     else:
         rows = session.sql(f"SELECT * FROM {source.get_table_query_string()}")

@@ -8,7 +8,7 @@ order and a kept Redis may hold the rows of another past.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any, Final, Literal
 
@@ -22,12 +22,13 @@ from redis import Redis
 from redis import asyncio as redis_asyncio
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
+from redis.connection import DefaultParser
 from redis.exceptions import ConnectionError  # noqa: A004 - in the place of the builtin
 from redis.retry import Retry
 
 from headrace.errors import EnvironmentFault
 from headrace.store.encode import entity_keys, int_of, int_values, timestamps
-from headrace.store.latest import Ints
+from headrace.store.latest import Ints, nothing
 from headrace.store.marks import check_mark, newest_us
 from headrace.store.ttl import HonoursTtl
 
@@ -37,6 +38,17 @@ local held = redis.call('GET', KEYS[1]) or ''
 if held == ARGV[1] then redis.call('SET', KEYS[1], ARGV[2]) end
 return held
 """
+
+
+class TogetherParser(DefaultParser):  # type: ignore[misc]
+    """redis-py's parser (hiredis, which Feast's extra brings), that can read answers as one."""
+
+    def expect(self, count: int) -> None:
+        """Let the next `read_response` give the next so many answers, in a list.
+
+        The head of an array is put before them, so that C makes one reply of them all.
+        """
+        self._reader.feed(b"*%d\r\n" % count)
 
 
 class HeadraceRedisOnlineStoreConfig(RedisOnlineStoreConfig):  # type: ignore[misc]
@@ -69,6 +81,7 @@ class HeadraceRedisOnlineStore(HonoursTtl, RedisOnlineStore):  # type: ignore[mi
                 _url(online_store_config),
                 socket_timeout=online_store_config.timeout_s,
                 socket_connect_timeout=online_store_config.timeout_s,
+                parser_class=TogetherParser,
                 # once, for a connection that Redis has closed; what took too long, takes too long
                 retry=Retry(NoBackoff(), 1, supported_errors=(ConnectionError,)),
             )
@@ -119,19 +132,24 @@ class HeadraceRedisOnlineStore(HonoursTtl, RedisOnlineStore):  # type: ignore[mi
         return mark_us
 
     def read_rows(
-        self, config: RepoConfig, asked: Sequence[tuple[FeatureView, Sequence[bytes]]]
+        self,
+        config: RepoConfig,
+        asked: Sequence[tuple[FeatureView, Sequence[bytes]]],
+        meanwhile: Callable[[], None] = nothing,
     ) -> tuple[list[int | None], list[Ints]]:
         """Each view's mark, and the rows of its keys with features in the order of the view.
 
         In one round trip, the marks first: all that was written until then is in the rows.
-        `MISSING` stands where nothing is. Safe beside any other call.
+        `MISSING` stands where nothing is. `meanwhile` is called while Redis is at work, again
+        where it has to be asked again. Safe beside any other call.
         """
         project = config.project.encode()
         commands = [_packed(b"GET", _mark_key(config, view.name).encode()) for view, _ in asked]
         for view, keys in asked:
             around = self._around_key(view)
             commands += [_of_key(around, key + project) for key in keys]
-        answers = self._answers(config.online_store, b"".join(commands), len(commands))
+        packed = b"".join(commands)
+        answers = self._answers(config.online_store, packed, len(commands), meanwhile)
         marks, at, rows = [_mark(held) for held in answers[: len(asked)]], len(asked), []
         for view, keys in asked:
             values = chain.from_iterable(answers[at : at + len(keys)])
@@ -150,7 +168,11 @@ class HeadraceRedisOnlineStore(HonoursTtl, RedisOnlineStore):  # type: ignore[mi
         return self._commands[named]
 
     def _answers(
-        self, online: HeadraceRedisOnlineStoreConfig, commands: bytes, count: int
+        self,
+        online: HeadraceRedisOnlineStoreConfig,
+        commands: bytes,
+        count: int,
+        meanwhile: Callable[[], None],
     ) -> list[Any]:
         """The answers to so many packed commands, sent at once.
 
@@ -162,7 +184,13 @@ class HeadraceRedisOnlineStore(HonoursTtl, RedisOnlineStore):  # type: ignore[mi
 
         def ask() -> list[Any]:
             connection.send_packed_command([commands])
-            return [connection.read_response() for _ in range(count)]
+            meanwhile()
+            connection._parser.expect(count)
+            answers: list[Any] = connection.read_response()
+            for answer in answers:
+                if isinstance(answer, Exception):
+                    raise answer
+            return answers
 
         try:
             found: list[Any] = connection.retry.call_with_retry(

@@ -34,7 +34,7 @@ from headrace.feature_rows import (
 )
 from headrace.settings import Settings, load_lines
 from headrace.store.config import online_faults, open_config, registry_faults, render
-from headrace.store.latest import Found, Keys, assemble
+from headrace.store.latest import Found, Keys, assemble, nothing
 
 if TYPE_CHECKING:
     from feast import FeatureService, FeatureStore, FeatureView
@@ -131,10 +131,13 @@ class Store:
             return feature_schema(spec).empty_table()
         return assemble(spec, asked, self.look_up(spec, asked))
 
-    def look_up(self, spec: LineSpec, asked: pa.Table) -> Found:
+    def look_up(
+        self, spec: LineSpec, asked: pa.Table, meanwhile: Callable[[], None] = nothing
+    ) -> Found:
         """What the online store holds for these requests, at least one: `assemble` makes features.
 
-        Raises `EnvironmentFault` where the store does not answer or the line is not registered.
+        `meanwhile` is called, once at least, while the store is at work. Raises
+        `EnvironmentFault` where the store does not answer or the line is not registered.
         """
         columns = key_values(spec, asked)
         with self._lock, online_faults(self._settings):
@@ -146,7 +149,7 @@ class Store:
             parts = [tuple(sorted(features[0].key)) for features in spec.views.values()]
             keys = [Keys.of(keys_of(each, [columns[name] for name in each])) for each in parts]
             wanted = [(view, held.different) for view, held in zip(views, keys, strict=True)]
-            marks, rows = self._online().read_rows(self._store().config, wanted)
+            marks, rows = self._online().read_rows(self._store().config, wanted, meanwhile)
         return Found(
             dict(zip(names, marks, strict=True)),
             dict(zip(names, zip(keys, rows, strict=True), strict=True)),

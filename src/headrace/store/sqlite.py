@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, Literal
 
@@ -16,7 +16,7 @@ from feast.repo_config import RepoConfig
 
 from headrace.declaration import MISSING
 from headrace.store.encode import by_value, entity_keys, int_of, int_values
-from headrace.store.latest import Ints
+from headrace.store.latest import Ints, nothing
 from headrace.store.marks import check_mark, newest_us
 from headrace.store.ttl import HonoursTtl
 
@@ -103,13 +103,17 @@ class HeadraceSqliteOnlineStore(HonoursTtl, SqliteOnlineStore):  # type: ignore[
         return mark_us
 
     def read_rows(
-        self, config: RepoConfig, asked: Sequence[tuple[FeatureView, Sequence[bytes]]]
+        self,
+        config: RepoConfig,
+        asked: Sequence[tuple[FeatureView, Sequence[bytes]]],
+        meanwhile: Callable[[], None] = nothing,
     ) -> tuple[list[int | None], list[Ints]]:
         """Each view's mark, and the rows of its keys with features in the order of the view.
 
         The marks are read first: all that was written until then is in the rows. `MISSING` stands
-        where nothing is.
+        where nothing is. SQLite leaves no time between, so `meanwhile` is called before.
         """
+        meanwhile()
         connection = self._get_conn(config)
         with self._or_anew(connection):
             marks: dict[str, int] = dict(

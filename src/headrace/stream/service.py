@@ -17,7 +17,8 @@ from headrace.ingest.online import FeastOnline, Online
 from headrace.log.stamp import clock_us, event_writer
 from headrace.settings import Settings
 from headrace.stream.feed import Closed, Feed
-from headrace.stream.source import Files, Kafka
+from headrace.stream.files import Files, Objects
+from headrace.stream.source import Kafka
 
 LOG = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ LOG = logging.getLogger(__name__)
 def run(
     settings: Settings,
     spec: LineSpec,
-    source: Files | Kafka,
+    source: Files | Objects | Kafka,
     stop: threading.Event,
     *,
     master: str = "local[2]",
@@ -36,8 +37,8 @@ def run(
     """Feed the line from `source` each `cadence.tick` until `stop`, or `once` with what is there.
 
     Spark finds what is new and reads it; log, state and ticks stay in this process. On `stop`
-    the batch at work is finished. Raises `EnvironmentFault` without Java, the broker or the
-    source's jars, and when Spark's query fails; what `Feed` raises comes through. `online`
+    the batch at work is finished. Raises `EnvironmentFault` without Java, the broker, the bucket
+    or the source's jars, and when Spark's query fails; what `Feed` raises comes through. `online`
     defaults to Feast's online store.
     """
     source.check(settings)
@@ -67,6 +68,7 @@ def run(
         if batches.failed is not None and not isinstance(batches.failed, Closed):
             raise batches.failed
         if batches.problem is not None and not stop.is_set():
+            source.check(settings)  # what has gone since tells of itself more clearly
             raise EnvironmentFault(
                 f"{source}: {batches.problem}; correct or take away what Spark cannot read, then "
                 "start again"

@@ -1,8 +1,4 @@
-"""Where a stream comes from: a folder of files or a Kafka topic, as a frame with one JSON column.
-
-Every row is one event as the collector takes it. A file must appear whole: write it under a name
-that begins with a dot, or outside of the folder, then rename it.
-"""
+"""Where a stream comes from: files (`headrace.stream.files`) or a Kafka topic, by its address."""
 
 from __future__ import annotations
 
@@ -13,71 +9,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from headrace.declaration import LineSpec
 from headrace.errors import EnvironmentFault, InputError
 from headrace.settings import KafkaSecurity, Settings
+from headrace.stream.files import Files, Objects
 
 if TYPE_CHECKING:
     from headrace.spark import DataFrame, SparkSession
 
 _KAFKA: Final = re.compile(r"^kafka://(?P<brokers>[^/]+:\d+)/(?P<topic>[A-Za-z0-9._-]+)$")
-_PLACE: Final = ("file_modification_time", "file_path", "file_block_start")
-_TYPES: Final = {"string": "STRING", "int": "BIGINT", "float": "DOUBLE"}
+_S3: Final = re.compile(
+    r"^files:s3a?://(?P<bucket>[a-z0-9][a-z0-9.-]+[a-z0-9])(?P<prefix>(/(?!\.{1,2}(/|$))[\w.=+~-]+)*)/?$",
+    re.ASCII,
+)
+_SHAPES: Final = "give files:DIR, files:s3://BUCKET/PREFIX or kafka://HOST:PORT/TOPIC"
 _CHECK_S: Final = 10.0
 _LOGINS: Final = {
     "PLAIN": "org.apache.kafka.common.security.plain.PlainLoginModule",
     "SCRAM": "org.apache.kafka.common.security.scram.ScramLoginModule",
 }
-FILES_AT_ONCE: Final = 100
 MESSAGES_AT_ONCE: Final = 100_000
-
-
-@dataclass(frozen=True)
-class Files:
-    """A folder in which `*.jsonl` and `*.parquet` files arrive.
-
-    A line of a `.jsonl` file is an event. A Parquet file has columns of the event log without
-    stamp (`event_at` a timestamp); those that it lacks are null. A batch has up to `at_once`
-    files of each kind; its events come by time, then path of their files, each file in its order.
-    """
-
-    folder: Path
-    at_once: int = FILES_AT_ONCE
-
-    def __str__(self) -> str:
-        return f"files:{self.folder}"
-
-    def jars(self, _settings: Settings) -> list[Path]:
-        """Jars that Spark needs for it: none."""
-        return []
-
-    def check(self, _settings: Settings) -> None:
-        """Raise `InputError` when there is no such folder."""
-        if not self.folder.is_dir():
-            raise InputError(f"{self.folder} is not a folder; make it, then move event files in")
-
-    def frame(self, spark: SparkSession, spec: LineSpec, _settings: Settings) -> DataFrame:
-        """The streaming frame: `value`, text, and where it stood, for `values`."""
-        lines = self._reader(spark, "*.jsonl").text(str(self.folder)).where("trim(value) != ''")
-        rows = self._reader(spark, "*.parquet").schema(_columns(spec)).parquet(str(self.folder))
-        others = ("event", "impression_id", "request_id", "value", *spec.columns)
-        names = ", ".join(f"`{name}`" for name in others)
-        event = f"to_json(struct(unix_micros(event_at) AS event_at, {names})) AS value"
-        place = [f"_metadata.{name} AS {name}" for name in _PLACE]
-        return lines.selectExpr("value", *place).union(rows.selectExpr(event, *place))
-
-    @staticmethod
-    def values(rows: pa.Table) -> list[str]:
-        """The events of a batch in order: Spark reads the largest of its files first."""
-        by_place = pc.sort_indices(rows, [(name, "ascending") for name in _PLACE])  # stable
-        values: list[str] = rows["value"].take(by_place).to_pylist()
-        return values
-
-    def _reader(self, spark: SparkSession, names: str) -> DataFrame:
-        options = {"pathGlobFilter": names, "maxFilesPerTrigger": str(self.at_once)}
-        return spark.readStream.options(**options)
 
 
 @dataclass(frozen=True)
@@ -144,13 +96,23 @@ class Kafka:
         return values
 
 
-def parse(text: str) -> Files | Kafka:
-    """`files:DIR` or `kafka://HOST:PORT[,HOST:PORT]/TOPIC`. Raises `InputError` for others."""
-    if text.startswith("files:") and len(text) > len("files:"):
+def parse(text: str) -> Files | Objects | Kafka:
+    """`files:DIR`, `files:s3://BUCKET/PREFIX` (or `s3a:`) or `kafka://HOST:PORT[,…]/TOPIC`.
+
+    Raises `InputError` for others.
+    """
+    if match := _S3.match(text):
+        return Objects(match["bucket"], match["prefix"].strip("/"))
+    if re.match("(files:)?s3a?:/", text):
+        if "@" in text:
+            raise InputError(
+                "--from holds credentials; give them by AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            )
+    elif text.startswith("files:") and len(text) > len("files:"):
         return Files(Path(text.removeprefix("files:")).resolve())
-    if match := _KAFKA.match(text):
+    elif match := _KAFKA.match(text):
         return Kafka(match["brokers"], match["topic"])
-    raise InputError(f"--from {text!r}: give files:DIR or kafka://HOST:PORT/TOPIC")
+    raise InputError(f"--from {text!r}: {_SHAPES}")
 
 
 def java_options(security: KafkaSecurity) -> dict[str, str]:
@@ -176,10 +138,3 @@ def java_options(security: KafkaSecurity) -> dict[str, str]:
 def _quoted(text: str) -> str:
     """A word of a JAAS configuration."""
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-def _columns(spec: LineSpec) -> str:
-    own = {"event": "STRING", "impression_id": "STRING", "request_id": "STRING"}
-    own |= {"event_at": "TIMESTAMP", "value": "BIGINT"}
-    declared = {name: _TYPES[kind] for name, kind in spec.columns.items()}
-    return ", ".join(f"`{name}` {kind}" for name, kind in (own | declared).items())
