@@ -98,7 +98,10 @@ WHOLE = {  # what the text abbreviates
     "headrace cases export": f"headrace cases export {SPAN} --output sheet.csv",
     "headrace cases import": "headrace cases import sheet.csv",
 }
-ELSEWHERE = {"headrace up": "tests/dags/test_stack.py"}
+ELSEWHERE = {
+    "headrace up": "tests/dags/test_stack.py",
+    "headrace chaos --kills 10": "tests/faults/test_chaos.py",
+}
 PARITY = "headrace parity --line coupons --last 1000"  # its served vectors are made up: exit code 6
 
 
