@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -41,7 +42,7 @@ class Work(NamedTuple):
         lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
         entries = [(float(at), what, int(unit)) for at, what, unit in lines]
         recovered, repeated = [], []
-        for fault, following in zip(faults, [*faults[1:], float("inf")], strict=True):
+        for fault, following in pairwise([*faults, float("inf")]):
             known = {unit for at, what, unit in entries if at < fault}
             after = [one for one in entries if fault <= one[0] < following]
             again = {unit for _, what, unit in after if what == "begins"} & known
