@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 RUN := .venv/bin/headrace
 SLOW := e2e or spark or browser or faults
-PARALLEL := .venv/bin/pytest -n 2 --dist loadgroup --durations=20
+PARALLEL := .venv/bin/pytest -n 2 --durations=20
 export PYTHONDONTWRITEBYTECODE :=
 export HEADRACE_PROFILE ?= $(PROFILE)
 

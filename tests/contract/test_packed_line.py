@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from headrace import catalog, packing, parts
 from headrace.account import account
@@ -63,6 +64,7 @@ def folders(home: Path) -> list[Path]:
     return [home / "samples", home / "fates", *(home / "features" / view for view in SPEC.views)]
 
 
+@pytest.mark.slow
 def test_a_line_that_is_packed_says_what_it_said(settings: Settings) -> None:
     store = Store(settings)
     store.apply()

@@ -68,7 +68,7 @@ def test_a_home_elsewhere_shares_it(
     assert applied.registry is not None
     other = apply_lines(tmp_path, HEADRACE_REGISTRY=applied.registry)
     Store(other).push(shop, VIEW, row(shop))  # its declarations are those that are registered
-    assert Store(applied).mark_us(VIEW) == AT_US
+    assert Store(other).mark_us(VIEW) == AT_US
 
 
 def test_where_it_cannot_be_reached_the_setting_is_named(

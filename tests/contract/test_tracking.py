@@ -143,6 +143,7 @@ def test_mlflow_fetches_a_version_from_the_line_store_on_s3_and_stores_no_copy(
     assert client.list_artifacts(run_of(url, store, version).info.run_id) == []
 
 
+@pytest.mark.slow
 def test_a_mirror_that_was_interrupted_makes_nothing_twice(
     url: str, store: LineStore, spec: LineSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,6 +162,7 @@ def test_a_mirror_that_was_interrupted_makes_nothing_twice(
     assert len(client.search_model_versions(f"name = '{spec.line}'")) == 1
 
 
+@pytest.mark.slow
 def test_without_its_server_a_promotion_is_done_the_failure_told_and_caught_up_later(
     url: str,
     tmp_path: Path,

@@ -54,6 +54,7 @@ def since(home: Path) -> float:
     return max(path.stat().st_mtime for path in home.rglob("*-*.parquet")) + LATER
 
 
+@pytest.mark.slow
 @given(
     sizes=st.lists(st.integers(0, 9), min_size=1, max_size=40),
     most=st.integers(2, 6),
