@@ -7,7 +7,7 @@ PARALLEL := .venv/bin/pytest -n 2 --durations=20
 export PYTHONDONTWRITEBYTECODE :=
 export HEADRACE_PROFILE ?= $(PROFILE)
 
-.PHONY: help setup demo up down status check test test-fast golden bench results clean
+.PHONY: help setup demo up down status check test test-fast golden bench images results clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,11 +32,12 @@ down: ## Stop the stack
 status: ## Say what runs and how stale the line is
 	@$(RUN) status
 
-check: setup ## ruff, mypy, import-linter, known vulnerabilities of what is locked
+check: setup ## ruff, mypy, import-linter, known vulnerabilities and SBOM of what is locked
 	@.venv/bin/ruff format --check . && .venv/bin/ruff check .
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports
 	@bash infra/setup/audit.sh
+	@bash infra/setup/sbom.sh
 
 test-fast: setup ## Unit, contract, golden, parity and architecture tests (about two minutes)
 	@bash infra/setup/redis.sh
@@ -49,6 +50,7 @@ test: test-fast ## All tests
 	@bash infra/setup/kafka.sh
 	@bash infra/setup/s3a.sh
 	@bash infra/setup/postgres.sh
+	@bash infra/setup/strace.sh
 	@$(PARALLEL) -m "slow and not ($(SLOW))"
 	@$(PARALLEL) -m "$(SLOW)"
 
@@ -67,6 +69,9 @@ bench: ## Benchmarks with peers, which it installs; JSON in out/bench
 	@bash infra/setup/redis.sh
 	@bash infra/setup/kserve.sh
 	@.venv/bin/python -m bench
+
+images: ## Build the container images by docker, podman or buildah
+	@bash infra/images/build.sh
 
 results: setup ## Renew docs/results.md from the files in out/
 	@$(RUN) results

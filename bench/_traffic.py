@@ -106,7 +106,8 @@ class Sender:
             self._clicks.append((at_us, click))
         events += [event for at_us, event in self._clicks if at_us <= now_us]
         self._clicks = [each for each in self._clicks if each[0] > now_us]
-        answer = client.post(f"{self._settings.collector_url}/v1/events", json={"events": events})
+        where, headers = f"{self._settings.collector_url}/v1/events", self._settings.collect_headers
+        answer = client.post(where, json={"events": events}, headers=headers)
         if answer.status_code != 200 or answer.json()["malformed"]:
             raise RuntimeError(f"collector: {answer.status_code} {answer.text[:200]}")
         self.events += len(events)

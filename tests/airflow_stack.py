@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
 from headrace.declaration import LineSpec
+from headrace.errors import EnvironmentFault
 from headrace.events import IMPRESSION, TIME
 from headrace.ingest.service import import_history
 from headrace.line import Champion, LineStore
@@ -68,6 +70,7 @@ class Campaign:
     airflow: AirflowClient
     events: pa.Table
     taken: int = 0
+    share: float = 0.0
 
     @property
     def champion(self) -> Champion:
@@ -76,17 +79,33 @@ class Campaign:
         assert champion is not None
         return champion
 
+    @property
+    def checked_at(self) -> int:
+        """When the data gate last had an answer."""
+        gates = self.settings.line_home(self.spec.line) / "gates"
+        return max((one.stat().st_mtime_ns for one in gates.glob("data-*")), default=0)
+
     def go_on(self, until_share: float) -> None:
         """Let events come until that share of the campaign's length."""
         arrival = self.events["arrival_at"].cast(pa.int64()).to_numpy()
         end_us = arrival[0] + until_share * (arrival[-1] - arrival[0])
         stop = int(np.searchsorted(arrival, end_us, "right"))
         piece = self.events.slice(self.taken, stop - self.taken)
-        import_history(self.settings, self.spec, piece, TICK_US)
-        self.taken = stop
+        if piece.num_rows:
+            import_history(self.settings, self.spec, piece, TICK_US)
+        self.taken, self.share = stop, until_share
 
     def run(self, dag: str) -> str:
         return self.airflow.trigger(f"{dag}_{self.spec.line}")
+
+    def goes_on(self, dag: str, run: str) -> bool:
+        """Whether a run has not ended; an API server that is away is asked again."""
+        try:
+            runs = self.airflow.runs(f"{dag}_{self.spec.line}")
+        except (EnvironmentFault, httpx.HTTPError):
+            return True
+        (state,) = (each["state"] for each in runs if each["dag_run_id"] == run)
+        return state not in ("success", "failed")
 
     def ended(self, dag: str, run: str) -> tuple[str, dict[str, str | None]]:
         """How a run ended, and its tasks."""

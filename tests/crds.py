@@ -1,16 +1,22 @@
 """The parts of other projects' resource definitions that infra/k8s uses, strictly.
 
 Copied by hand from their CRDs: a key that is not here is refused, so a new one is looked up first.
-KServe v0.15 (serving.kserve.io_inferenceservices.yaml), Spark operator v2.3
-(sparkoperator.k8s.io_sparkapplications.yaml), Kubeflow Trainer v2.0
-(trainer.kubeflow.org_trainjobs.yaml), Prometheus operator v0.85
-(monitoring.coreos.com_servicemonitors.yaml).
+KServe v0.15 (serving.kserve.io_inferenceservices.yaml), Prometheus operator v0.85
+(monitoring.coreos.com_servicemonitors.yaml). Of Kubeflow Trainer and the Spark operator there are
+models to be had: what they read and give back must be the same, as they drop unknown keys.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from kubeflow_spark_api.models.spark_v1beta2_spark_application import SparkV1beta2SparkApplication
+from kubeflow_trainer_api.models.trainer_v1alpha1_train_job import TrainerV1alpha1TrainJob
+
+MODELS = {
+    "trainer.kubeflow.org/v1alpha1/TrainJob": TrainerV1alpha1TrainJob,
+    "sparkoperator.k8s.io/v1beta2/SparkApplication": SparkV1beta2SparkApplication,
+}
 TEXT = {"type": "string"}
 NUMBER = {"type": "integer"}
 ANY: dict[str, Any] = {}
@@ -66,13 +72,6 @@ CONTAINERS = {
         volumeMounts=MOUNTS,
     ),
 }
-SPARK_POD = {
-    "cores": NUMBER,
-    "memory": TEXT,
-    "serviceAccount": TEXT,
-    "envFrom": ENV_FROM,
-    "volumeMounts": MOUNTS,
-}
 
 
 def resource(spec: dict[str, Any]) -> dict[str, Any]:
@@ -91,48 +90,6 @@ SCHEMAS = {
                 volumes=VOLUMES,
                 initContainers=CONTAINERS,
                 containers=CONTAINERS,
-            ),
-        )
-    ),
-    "sparkoperator.k8s.io/v1beta2/SparkApplication": resource(
-        of(
-            "type sparkVersion driver executor",
-            type={"enum": ["Java", "Scala", "Python", "R"]},
-            pythonVersion={"enum": ["2", "3"]},
-            mode={"enum": ["cluster", "client"]},
-            image=TEXT,
-            sparkVersion=TEXT,
-            mainApplicationFile=TEXT,
-            arguments=TEXTS,
-            restartPolicy=of(
-                type={"enum": ["Never", "OnFailure", "Always"]},
-                onFailureRetries=NUMBER,
-                onFailureRetryInterval=NUMBER,
-            ),
-            volumes=VOLUMES,
-            driver=of(**SPARK_POD),
-            executor=of(instances=NUMBER, **SPARK_POD),
-        )
-    ),
-    "trainer.kubeflow.org/v1alpha1/TrainJob": resource(
-        of(
-            "runtimeRef",
-            suspend={"type": "boolean"},
-            runtimeRef=of("name", apiGroup=TEXT, kind=TEXT, name=TEXT),
-            trainer=of(
-                numNodes=NUMBER,
-                image=TEXT,
-                command=TEXTS,
-                args=TEXTS,
-                env=ENV,
-                resourcesPerNode=RESOURCES,
-            ),
-            podTemplateOverrides=many(
-                targetJobs=many(name=TEXT),
-                spec=of(
-                    volumes=VOLUMES,
-                    containers=many(name=TEXT, volumeMounts=MOUNTS),
-                ),
             ),
         )
     ),

@@ -41,7 +41,6 @@ class Kills:
             "what": "services of a running stack killed by SIGKILL at random moments",
             "command": "headrace chaos",
             "kills": len(every),
-            "runs": 1,
             "stages": {name: len(times) for name, times in sorted(self.recovered_s.items())},
             "end": "all services healthy, every event accounted for",
             "lost": counts["lost"],

@@ -11,6 +11,13 @@ HeadraceError
 
 from __future__ import annotations
 
+import reprlib
+from typing import Final
+
+_SHORT: Final = reprlib.Repr()
+_SHORT.maxlevel = 2
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
+
 
 class HeadraceError(Exception):
     """Root of all errors that Headrace raises on purpose."""
@@ -52,3 +59,11 @@ class GateRejected(HeadraceError):
     """A gate said no; the reasons stand in the message."""
 
     exit_code = 7
+
+
+def shortened(value: object) -> str:
+    """A value as an error shows it: in full where that is short.
+
+    An alias in YAML may stand for a list of lists of … a million items.
+    """
+    return _SHORT.repr(value)

@@ -14,18 +14,21 @@ from typing import Final
 
 import yaml
 
-from headrace.errors import DeclarationError
+from headrace.errors import DeclarationError, shortened
 
 PREFIX: Final = "HEADRACE_"
 KEYS: Final = frozenset((
     "event_log", "online_store", "offline_store", "registry", "line_store", "mlflow_uri",
     "airflow_database", "kfp_endpoint", "kfp_token", "kfp_secret", "kfp_volume", "score_token",
-    "admin_token", "alarm_command", "host", "server_port", "grpc_port", "collector_port",
-    "airflow_port", "learner_port", "min_free_mb", "kafka_jars", "s3a_jars", "training_slots",
+    "admin_token", "collect_token", "alarm_command", "host", "server_port", "grpc_port",
+    "collector_port", "airflow_port", "learner_port", "min_free_mb", "kafka_jars", "s3a_jars",
+    "training_slots",
     "runner", "kafka_security_protocol", "kafka_sasl_mechanism", "kafka_sasl_username",
     "kafka_sasl_password", "kafka_ssl_ca_location",
 ))  # fmt: skip
-SECRETS: Final = frozenset({"kfp_token", "score_token", "admin_token", "kafka_sasl_password"})
+SECRETS: Final = frozenset({
+    "kfp_token", "score_token", "admin_token", "collect_token", "kafka_sasl_password",
+})  # fmt: skip
 _NAME: Final = re.compile(r"[a-z][a-z0-9_-]*")
 _REFERENCE: Final = re.compile(r"\$\{([A-Z][A-Z0-9_]*)\}")
 
@@ -49,7 +52,7 @@ def with_profile(environ: Mapping[str, str], folder: Path) -> dict[str, str]:
 def _read(path: Path) -> dict[str, object]:
     try:
         body = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as problem:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as problem:
         told = " ".join(str(problem).split())
         raise DeclarationError(f"{path}: not readable as YAML: {told}; correct it") from None
     if body is None:  # nothing but comments: all defaults
@@ -69,7 +72,9 @@ def _variables(
                 f"{path}: {key}: unknown key; remove it, or write one of {', '.join(sorted(KEYS))}"
             )
         if isinstance(value, bool) or not isinstance(value, str | int):
-            raise DeclarationError(f"{path}: {key}: {value!r} is neither a text nor a number")
+            raise DeclarationError(
+                f"{path}: {key}: {shortened(value)} is neither a text nor a number"
+            )
         variable = PREFIX + key.upper()
         if variable in environ:
             continue

@@ -22,7 +22,8 @@ _TITLE: Final = "# Results\n\nReprinted from files by `make results`, not rememb
 def write(document: Path, out: Path) -> list[str]:
     """Renew every section whose files lie below `out`; returns the names of those sections.
 
-    The plots of benchmarks, `out/bench/*.svg`, are copied beside the document.
+    The plots of benchmarks, `out/bench/*.svg`, are copied beside the document; what one core does
+    goes into `scale.md` there, where that has its marks.
     """
     sources: dict[str, tuple[list[Path], Callable[[Sequence[Path]], str]]] = {
         "demo": (sorted(out.glob("demo*/report.json")), _demos),
@@ -41,7 +42,17 @@ def write(document: Path, out: Path) -> list[str]:
         if f"({plot.name})" in text:
             shutil.copyfile(plot, document.with_name(plot.name))
     write_text(document, text)
-    return renewed
+    return [*renewed, *_scaled(document.with_name("scale.md"), out / "bench")]
+
+
+def _scaled(document: Path, bench: Path) -> list[str]:
+    """Renew the figures of one core in the document on scale, once all of them were measured."""
+    files = {name: bench / f"{name}.json" for name in ("microbatch", "push", "trainer", "serving")}
+    if not document.exists() or not all(path.exists() for path in files.values()):
+        return []
+    table = _units({name: _read(path) for name, path in files.items()})
+    write_text(document, put(document.read_text(encoding="utf-8"), "units", table))
+    return ["units"]
 
 
 def put(text: str, name: str, section: str) -> str:
@@ -139,6 +150,37 @@ def _bench(files: Sequence[Path]) -> str:
     return "\n".join(["## Benchmarks", "", "`make bench`", "", *claims, *tables])
 
 
+def _units(bench: dict[str, dict[str, Any]]) -> str:
+    """What one core does of each kind of work, from benchmarks."""
+    claims = {each["name"]: each["value"] for result in bench.values() for each in result["claims"]}
+    pushed = {row[0]: row[2] for row in bench["push"]["table"]["rows"]}
+    served = dict(bench["serving"]["table"]["rows"])["most requests a second, headrace"]
+    rows = []
+    for size in ("10,000 over 2,000,000", "100,000 over 2,000,000", "100,000 over 10,000,000"):
+        took_us = claims[f"CPU per event, {size}"]
+        what = f"window state and features of a tick, with fsync: six windows, three keys, {size}"
+        rows.append([what, f"{took_us:.1f} µs of CPU an event", f"{_about(1e6 / took_us)} events"])
+    for store in ("SQLite", "Redis"):
+        took_us = float(pushed[f"{store}, headrace"])
+        what, took = f"push into the online store, {store}", f"{took_us:.1f} µs of CPU a row"
+        rows.append([what, took, f"{_about(1e6 / took_us)} rows"])
+    took_us = claims["CPU per sample, ftrl_deep"]
+    took = f"{took_us:.1f} µs of CPU a sample"
+    rows.append(["training, FTRL + deep", took, f"{_about(1e6 / took_us)} samples"])
+    for name, work in (("written, CPU", "writes"), ("read and applied, CPU", "swaps")):
+        delta, took_ms = next((each, value) for each, value in claims.items() if name in each)
+        what, took = delta.removesuffix(", CPU"), f"{took_ms:.0f} ms of CPU"
+        rows.append([what, took, f"{_about(1e3 / took_ms)} {work}"])
+    what = "scoring requests of 50 candidates, the server alone on a core"
+    rows.append([what, f"{1e3 / float(served):.1f} ms at the full rate", f"{served} requests"])
+    return "\n".join(replay_results.table(["unit", "measured", "one core a second"], rows))
+
+
+def _about(value: float) -> str:
+    """Two digits of a number, the others nought."""
+    return f"{int(float(f'{value:.2g}')):,}"
+
+
 def _drills(files: Sequence[Path]) -> str:
     parts = [
         "## Poison drills",
@@ -208,8 +250,9 @@ def _harm(poisoned: dict[str, Any], usual: dict[str, Any]) -> str:
 
 
 def _faults(files: Sequence[Path]) -> str:
-    rows = []
+    rows, kills = [], 0
     for told in map(_read, files):
+        kills += told["kills"] if "SIGKILL" in told["what"] else 0
         stages = ", ".join(f"{name} {count}" for name, count in told["stages"].items())
         took = told.get("recovered_s")
         rows.append(
@@ -218,11 +261,24 @@ def _faults(files: Sequence[Path]) -> str:
                 str(told["kills"]),
                 stages,
                 "-" if took is None else f"{took['median']:.1f}, {took['max']:.1f} s",
+                _repeated(told),
                 *(str(told.get(name, "-")) for name in ("lost", "duplicated")),
                 told["end"],
             ]
         )
     heads = ["fault", "times", "where they fell", "recovered in (median, most)"]
-    table = replay_results.table([*heads, "lost", "duplicated", "how it ended"], rows)
-    note = "Recovered: from the end of the fault to the next piece of work done."
+    heads += ["work repeated (all, most after one)", "lost", "duplicated", "how it ended"]
+    table = replay_results.table(heads, rows)
+    note = (
+        "Recovered (RTO): from the end of the fault to the next piece of work done; processes that "
+        "a test kills are forked again at once, `headrace chaos` has the supervisor and their "
+        "start in it. Lost and work repeated (RPO): what was acknowledged and is gone, and what "
+        f"was computed a second time for the same bytes. Kills by SIGKILL in all: {kills}."
+    )
     return "\n".join(["## Faults", "", f"`make test`, the newest run. {note}", "", *table])
+
+
+def _repeated(told: dict[str, Any]) -> str:
+    """What was done again after faults, in its unit."""
+    again = told.get("repeated")
+    return "-" if again is None else f"{again['all']}, {again['most']} {again['unit']}"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
+import tomllib
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -16,11 +19,12 @@ import yaml
 import components
 from headrace.launch.platform import HOME_THERE
 from headrace.settings import PROJECT, load_settings
-from tests.crds import SCHEMAS
+from tests.crds import MODELS, SCHEMAS
 
 INFRA = PROJECT / "infra"
 OVERLAYS = ("dev", "gpu", "prod")
 VERSION = "1.32"
+TOKENS = ("KFP", "SCORE", "ADMIN", "COLLECT")
 SECRET_KEYS = re.compile(r"PASSWORD|TOKEN|SECRET|ACCESS_KEY")
 
 
@@ -57,6 +61,8 @@ def test_every_object_fits_its_schema_and_none_goes_unchecked(overlay: str):
         api = f"{one['apiVersion']}/{one['kind']}"
         if api in SCHEMAS:
             jsonschema.validate(one, SCHEMAS[api])
+        elif api in MODELS:
+            assert MODELS[api].from_dict(one).to_dict() == one  # type: ignore[attr-defined]
         else:  # raises for what it has no schema of
             kubernetes_validate.validate(one, VERSION, strict=True)
         checked.append(one["kind"])
@@ -73,6 +79,48 @@ def test_a_misspelt_key_of_either_kind_is_refused():
     model["spec"]["predictor"]["minReplica"] = 1
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(model, SCHEMAS["serving.kserve.io/v1beta1/InferenceService"])
+    job = yaml.safe_load(yaml.safe_dump(found("prod", "TrainJob", "full-train")))
+    job["spec"]["trainer"]["numNode"] = 2
+    assert MODELS["trainer.kubeflow.org/v1alpha1/TrainJob"].from_dict(job).to_dict() != job
+
+
+def test_the_inference_service_fits_the_models_of_kserves_sdk():
+    python = PROJECT / "out" / "kserve" / "bin" / "python"
+    if not python.exists():
+        pytest.skip("no KServe; run `bash infra/setup/kserve.sh`")
+
+    def unfit(one: dict[str, Any]) -> str:
+        command = [str(python), str(PROJECT / "tests" / "kserve_keys.py")]
+        told = subprocess.run(
+            command, input=json.dumps(one), capture_output=True, text=True, check=True
+        )
+        return told.stdout
+
+    service = found("prod", "InferenceService", "coupons")
+    assert unfit(service) == ""
+    wrong = yaml.safe_load(yaml.safe_dump(service))
+    wrong["spec"]["predictor"]["containers"][0]["imag"] = "x"
+    assert "containers[0]" in unfit(wrong)
+
+
+def test_pods_that_operators_make_are_what_the_namespace_admits_too():
+    label = "pod-security.kubernetes.io/enforce"
+    (namespace,) = (o for o in rendered("prod") if o["kind"] == "Namespace")
+    assert namespace["metadata"]["labels"][label] == "restricted"
+    (patch,) = found("prod", "TrainJob", "full-train")["spec"]["runtimePatches"]
+    (job,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    pod = job["template"]["spec"]["template"]["spec"]
+    asked = [(pod["securityContext"], pod["containers"][0]["securityContext"])]
+    spark = found("prod", "SparkApplication", "backfill")["spec"]
+    for role in ("driver", "executor"):
+        asked.append((spark[role]["podSecurityContext"], spark[role]["securityContext"]))
+    airflow = yaml.safe_load((INFRA / "airflow" / "values.yaml").read_text(encoding="utf-8"))
+    asked.append(tuple(airflow["securityContexts"][each] for each in ("pod", "containers")))
+    for of_pod, of_container in asked:
+        assert (of_pod["runAsNonRoot"], of_pod["runAsUser"]) == (True, 10001)
+        assert of_pod["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert of_container["allowPrivilegeEscalation"] is False
+        assert of_container["capabilities"] == {"drop": ["ALL"]}
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -158,7 +206,7 @@ def test_a_pipelines_containers_get_what_the_cluster_profile_asks_for():
 def test_the_collector_finds_the_brokers_authority_where_the_profile_says():
     asked = dict.fromkeys(("KAFKA_SASL", "REDIS", "POSTGRES"), "0123456789abcdef")
     environ = {f"HEADRACE_{name}_PASSWORD": value for name, value in asked.items()}
-    environ |= {f"HEADRACE_{name}_TOKEN": "0123456789abcdef" for name in ("KFP", "SCORE", "ADMIN")}
+    environ |= {f"HEADRACE_{name}_TOKEN": "0123456789abcdef" for name in TOKENS}
     ca = load_settings({"HEADRACE_PROFILE": "cluster"} | environ).kafka_security.ca
     assert ca is not None
     pod = found("prod", "StatefulSet", "line")["spec"]["template"]["spec"]
@@ -196,13 +244,34 @@ def test_the_image_is_pinned_unprivileged_and_has_what_components_name():
     assert text.count("uv sync --locked --no-dev") == 2
     for stage in re.split(r"^FROM ", text, flags=re.MULTILINE)[3:]:
         assert re.findall(r"^USER (\S+)$", stage, re.MULTILINE)[-1].startswith("10001:")
+    sent = (PROJECT / ".dockerignore").read_text(encoding="utf-8").split()
     for copied in re.findall(r"^COPY (?!--)(.+) \S+$", text, re.MULTILINE):
         assert [name for name in copied.split() if not (PROJECT / name).exists()] == []
+        assert [name for name in copied.split() if f"!{name}" not in sent] == []
     assert {"dags", "plugins"} <= set(re.findall(r"^COPY (\w+) \w+$", text, re.MULTILINE))
     for folder in ("DAGS_FOLDER=/app/dags", "PLUGINS_FOLDER=/app/plugins"):
         assert f"AIRFLOW__CORE__{folder}" in stage
     (version,) = re.findall(r'^version = "(.+)"$', (PROJECT / "pyproject.toml").read_text(), re.M)
     assert components.IMAGE.endswith(f":{version}")
+
+
+def test_the_bill_of_materials_names_every_locked_package_with_its_hash(tmp_path: Path):
+    if shutil.which("uv") is None and not (PROJECT / "out" / "uv" / "bin" / "uv").exists():
+        pytest.skip("no uv; run `bash infra/setup/install.sh`")
+    file = tmp_path / "sbom.json"
+    command = ["bash", str(INFRA / "setup" / "sbom.sh"), str(file)]
+    subprocess.run(command, check=True, capture_output=True)
+    bill = json.loads(file.read_text(encoding="utf-8"))
+    assert (bill["bomFormat"], bill["specVersion"]) == ("CycloneDX", "1.5")
+    listed = {(one["name"], one["version"]) for one in bill["components"]}
+    lock = tomllib.loads((PROJECT / "uv.lock").read_text(encoding="utf-8"))["package"]
+    assert listed <= {(one["name"], one["version"]) for one in lock}
+    named = {name for name, _ in listed}
+    assert {"tensorflow", "feast", "apache-airflow", "pyarrow"} <= named
+    assert not {"pytest", "ruff", "lightgbm"} & named
+    for one in bill["components"]:
+        hashes = [h for each in one.get("externalReferences", ()) for h in each.get("hashes", ())]
+        assert any(h["alg"] == "SHA-256" for h in hashes), one["name"]
 
 
 def test_airflows_values_hold_no_secret():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from headrace.settings import Settings
 from headrace.stack import AirflowClient, running, status
 from tests.airflow_stack import airflow_alone, made, until
+from tests.faults.told import tell
 from tests.kfp_server import RUN_ID, TOKEN, Cluster, serving
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
@@ -55,9 +57,21 @@ def test_a_deferred_run_survives_a_restart_of_triggerer_and_scheduler(cluster):
     for one in status(settings, service_list=airflow_alone)["services"]:
         if one["name"] in ("airflow-triggerer", "airflow-scheduler"):
             os.kill(one["pid"], signal.SIGKILL)
-    remote.states = ["SUCCEEDED"]
+    remote.states, killed = ["SUCCEEDED"], time.monotonic()
     assert airflow.wait("batch_score_coupons", run) == "success"
+    took_s = time.monotonic() - killed
     assert len(remote.created) == submitted
+    tell(
+        "airflow_deferred",
+        "scheduler and triggerer of Airflow killed by SIGKILL; recovered is when the run was green",
+        "tests/dags/test_deferred.py",
+        {"while a pipeline went on on a cluster": 2},
+        "the run is green, and its pipeline was sent to the cluster once",
+        {"lost": 0, "duplicated": len(remote.created) - submitted},
+        [took_s],
+        [len(remote.created) - submitted],
+        "pipelines",
+    )
 
 
 def test_a_run_that_is_marked_failed_is_ended_on_the_cluster(cluster):

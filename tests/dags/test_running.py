@@ -10,10 +10,8 @@ from typing import Any
 
 import httpx
 import numpy as np
-import psutil
 import pytest
 
-from headrace import train
 from headrace.atomic import write_json
 from headrace.line import LineStore
 from headrace.sample import Quarantine, TickManifest
@@ -169,51 +167,14 @@ def test_bad_data_is_red_with_the_reason_and_the_champion_stays(campaign):
     assert "label rate" in str(refused["reasons"])
 
 
-def checked_at(campaign: Campaign) -> int:
-    """When the data gate last had an answer."""
-    gates = campaign.settings.line_home("tickets") / "gates"
-    return max((one.stat().st_mtime_ns for one in gates.glob("data-*")), default=0)
-
-
 def test_later_windows_are_learned(campaign):
-    before, seen = campaign.champion, checked_at(campaign)
+    before, seen = campaign.champion, campaign.checked_at
     campaign.go_on(0.8)
     run = campaign.run("incremental_train")
-    until(lambda: checked_at(campaign) > seen)
+    until(lambda: campaign.checked_at > seen)
     campaign.go_on(0.87)  # the rows that judge come after the window
     assert campaign.ended("incremental_train", run)[0] == "success"
     assert campaign.champion.previous == before.version
-
-
-def test_a_worker_that_is_killed_is_replaced_and_the_model_has_the_same_bytes(campaign):
-    settings, spec, before = campaign.settings, campaign.spec, campaign.champion
-    seen = checked_at(campaign)
-    campaign.go_on(0.94)
-    run = campaign.run("incremental_train")
-    until(lambda: checked_at(campaign) > seen)
-    (worker,) = until(lambda: workers(settings))
-    seen = checked_at(campaign)
-    worker.kill()  # the step that it ran is orphaned, and ends beside those of the next try
-    until(lambda: checked_at(campaign) > seen)
-    campaign.go_on(1.0)
-    state, _ = campaign.ended("incremental_train", run)
-    assert (state, campaign.tries("incremental_train", run, "run_pipeline")) == ("success", 2)
-    assert campaign.champion.previous == before.version
-    store = LineStore(settings.line_store_url(spec.line), spec.line)
-    made, arrays = store.load(campaign.champion.version)
-    again = train.incremental(settings, spec, made.from_tick, made.to_tick, made.parent)
-    undisturbed = store.load(again)[1]
-    assert arrays.keys() == undisturbed.keys()
-    assert all(np.array_equal(arrays[name], undisturbed[name]) for name in arrays)
-
-
-def workers(settings: Settings) -> list[psutil.Process]:
-    """The processes of Airflow's tasks that run a pipeline now."""
-    services = status(settings, service_list=airflow_alone)["services"]
-    (scheduler,) = (one["pid"] for one in services if one["name"] == "airflow-scheduler")
-    below = psutil.Process(scheduler).children(recursive=True)
-    steps = [one for one in below if "kfp.dsl.executor_main" in one.cmdline()]
-    return [one.parents()[1] for one in steps]
 
 
 @pytest.mark.parametrize("dag", ["watch_drift", "tune"])

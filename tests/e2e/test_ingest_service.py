@@ -34,6 +34,7 @@ from headrace.simulate.outbox import Outbox
 from headrace.simulate.truth import TruthLog, read_truth
 from headrace.store import Store
 from tests.campaign import answers, free_port, posted, wait_for
+from tests.faults.told import tell
 from tests.lives import Lives
 
 pytestmark = [pytest.mark.e2e, pytest.mark.faults]
@@ -150,7 +151,7 @@ def campaign(outbox: Outbox, seconds: float) -> int:
 def test_a_killed_service_loses_no_acknowledged_event_and_no_feature_row(settings, environ, spec):
     home, truth = settings.line_home(spec.line), TruthLog(settings.home / "truth", "kills")
     outbox = Outbox(f"{settings.collector_url}/v1/events", truth)
-    dice, answered = random.Random(11), 0
+    dice, answered, killed_at = random.Random(11), 0, []
     preload = ("feast", "pandas", "uvicorn", "pyarrow.dataset", "headrace.ingest.collector")
     with Lives("tests.e2e.test_ingest_service:ingest", preload, **environ) as lives:
         events = campaign(outbox, 18.0)
@@ -159,6 +160,7 @@ def test_a_killed_service_loses_no_acknowledged_event_and_no_feature_row(setting
             before = outbox.counts["accepted"]
             life = lives.live(kill_after_s=dice.uniform(1.5, 3.5))
             assert life.killed
+            killed_at.append(clock_us())
             answered += outbox.counts["accepted"] > before
     assert answered >= KILLS // 2
     with service(settings, environ) as process:
@@ -180,6 +182,26 @@ def test_a_killed_service_loses_no_acknowledged_event_and_no_feature_row(setting
     assert counts["appended"] - counts["mark"] - events == twice  # sent again, counted once
     assert ticks(home)[-1].events[1] == counts["appended"]
     assert online(settings, spec) == last_parts(home, spec)
+    tell(
+        "collector_kills",
+        "`headrace ingest` under traffic killed by SIGKILL at random moments",
+        "tests/e2e/test_ingest_service.py",
+        {"with events acknowledged in that life": answered, "without": KILLS - answered},
+        "every acknowledged event stored, and the newest row of every key online",
+        {name: counts[name] for name in ("lost", "duplicated")},
+        list(recovered_s(settings, killed_at)),
+        [twice],  # acknowledged by a life that died before its answer arrived
+        "events sent again",
+    )
+
+
+def recovered_s(settings: Settings, killed_at: list[int]) -> Iterator[float]:
+    """Seconds from each kill to the next acknowledgement, if that came before the next kill."""
+    moments = read_truth(settings.home, "sent")["acknowledged_at"].cast(pa.int64()).to_pylist()
+    for at_us, following_us in zip(killed_at, [*killed_at[1:], clock_us()], strict=True):
+        later = [moment for moment in moments if at_us < moment < following_us]
+        if later:
+            yield (min(later) - at_us) / 1e6
 
 
 def key_counts(events: pa.Table) -> Counter[tuple[str, str]]:

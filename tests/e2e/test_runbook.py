@@ -91,6 +91,45 @@ def test_every_command_of_the_runbook_does_what_its_section_says(home: Path) -> 
     assert (3, 4) not in {(q["from"], q["to"]) for q in Quarantine(store_home(home)).intervals()}
 
 
+SPAN = "--from 2023-11-14T22:13:00Z --to 2023-11-14T22:23:00Z"
+WHOLE = {  # what the text abbreviates
+    "headrace quarantine show": "headrace quarantine show 3-4",
+    "headrace report": f"headrace report {SPAN}",
+    "headrace cases export": f"headrace cases export {SPAN} --output sheet.csv",
+    "headrace cases import": "headrace cases import sheet.csv",
+}
+ELSEWHERE = {
+    "headrace up": "tests/dags/test_stack.py",
+    "headrace chaos --kills 10": "tests/faults/test_chaos.py",
+}
+PARITY = "headrace parity --line coupons --last 1000"  # its served vectors are made up: exit code 6
+
+
+@pytest.mark.e2e
+def test_every_command_within_a_sentence_can_be_run_too(home: Path, tmp_path: Path) -> None:
+    named = dict.fromkeys(re.findall(r"`(headrace (?!\w+/)[^`]+)`", TEXT))
+    assert len(named) > 10
+    assert all((PROJECT / path).exists() for path in ELSEWHERE.values())
+    script = ["headrace apply"]
+    for command in named:
+        if command not in ELSEWHERE:
+            code = 6 if command == PARITY else 0
+            script.append(f"code=0; {WHOLE.get(command, command)} || code=$?")
+            script.append(f'[ $code -eq {code} ] || {{ echo "{command}: exit $code"; exit 1; }}')
+    verbs = Path(sys.executable).parent
+    environ = {"COLUMNS": "200", "HEADRACE_HOME": str(home)}
+    done = subprocess.run(
+        ["bash", "-c", "\n".join(script)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env=os.environ | environ | {"PATH": f"{verbs}:{os.environ['PATH']}"},
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "version" in done.stdout  # parity names the cause of each difference
+
+
 def store_home(home: Path) -> Path:
     return home / "lines" / "coupons"
 

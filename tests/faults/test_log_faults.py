@@ -7,6 +7,7 @@ import shutil
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 from headrace.errors import EnvironmentFault
 from headrace.log.files import FileLog
 from headrace.log.kafka import KafkaLog
+from tests.diary import Diary, Work
 from tests.faults.proxy import Proxy
 from tests.faults.told import accounted, tell
 from tests.lives import Lives
@@ -52,8 +54,11 @@ def opened(folder: Path, address: str, name: str) -> KafkaLog:
 def live(folder: str, address: str, name: str) -> None:
     """What a sender does: ask how far the log is, send what follows."""
     log = opened(Path(folder), address, name)
-    while log.head < TOTAL:
-        log.append(rows(log.head, min(log.head + AT_ONCE, TOTAL)))
+    diary = Diary(Path(f"{folder}.diary"))
+    while (head := log.head) < TOTAL:
+        diary.begins(head)
+        log.append(rows(head, min(head + AT_ONCE, TOTAL)))
+        diary.done(head)
     log.close()
 
 
@@ -74,38 +79,50 @@ def same_everywhere(folder: Path, address: str, name: str) -> dict[str, int]:
 def test_a_killed_writer_leaves_each_record_once_and_its_copy_whole(
     server: Broker, tmp_path: Path
 ) -> None:
-    dice, kills, moved, runs = random.Random(3), 0, 0, 0
+    dice, moved, works = random.Random(3), 0, []
     with Lives("tests.faults.test_log_faults:live", ("headrace.log.kafka",)) as lives:
         calm = lives.live(str(tmp_path / "calm"), server.address, uuid.uuid4().hex)
         assert calm.code == 0
-        while kills < KILLS or moved < MOVED:  # a run through all records, as many as are needed
-            name, folder, ended, runs = uuid.uuid4().hex, tmp_path / f"log{runs}", False, runs + 1
+        # a run through all records, as many as are needed
+        while sum(len(work.repeated) for work in works) < KILLS or moved < MOVED:
+            name, folder = uuid.uuid4().hex, tmp_path / f"log{len(works)}"
+            ended, killed_at = False, []
             while not ended:
                 before = FileLog(folder, SCHEMA).head
                 life = lives.live(
                     str(folder), server.address, name, kill_after_s=dice.uniform(0, calm.lived_s)
                 )
-                kills, ended = kills + life.killed, not life.killed
+                ended = not life.killed
+                killed_at += [time.monotonic()] * life.killed
                 moved += life.killed and FileLog(folder, SCHEMA).head > before
                 assert life.killed or life.code == 0
             counts = same_everywhere(folder, server.address, name)
+            works.append(Work.between(Path(f"{folder}.diary"), killed_at))
+    work = Work.of(works)
     tell(
         "kafka_writer_kills",
         "the writer of the event log in Kafka killed by SIGKILL at random moments",
         TEST,
-        {"with appends stored in that life": moved, "without": kills - moved},
+        {"with appends stored in that life": moved, "without": len(work.repeated) - moved},
         "every record once and in order, in the topic and in the copy",
         counts,
+        work.recovered_s,
+        work.repeated,
+        f"appends of {AT_ONCE} records",
     )
 
 
-def storm(folder: Path, address: str, name: str, strike: Callable[[int], bool]) -> list[float]:
-    """Append to the end while `strike(round)` breaks and mends; seconds from mended to going on.
+def storm(
+    folder: Path, address: str, name: str, strike: Callable[[int], bool]
+) -> tuple[list[float], list[int]]:
+    """Append to the end while `strike(round)` breaks and mends.
 
-    `strike` is called in a thread of its own, until it returns False.
+    `strike` is called in a thread of its own, until it returns False. Returns seconds from mended
+    to going on, and how many appends each round had to be sent again.
     """
     mended: list[float] = []
     recovered: list[float] = []
+    again: Counter[int] = Counter()
 
     def blows() -> None:
         turn = 0
@@ -121,6 +138,7 @@ def storm(folder: Path, address: str, name: str, strike: Callable[[int], bool]) 
             head = log.head
             log.append(rows(head, min(head + AT_ONCE, TOTAL)))
         except EnvironmentFault:
+            again[len(mended)] += not failed  # until it is through, it is the same one
             failed = True
             time.sleep(0.1)
             continue
@@ -130,7 +148,7 @@ def storm(folder: Path, address: str, name: str, strike: Callable[[int], bool]) 
         time.sleep(0.01)
     thread.join()
     log.close()
-    return recovered
+    return recovered, [again[turn] for turn in range(len(mended) + 1)]
 
 
 def test_a_broker_killed_in_mid_write_comes_back_with_each_record_once(
@@ -146,7 +164,7 @@ def test_a_broker_killed_in_mid_write_comes_back_with_each_record_once(
         server.start()
         return turn + 1 < kills
 
-    recovered = storm(tmp_path / "log", server.address, name, strike)
+    recovered, again = storm(tmp_path / "log", server.address, name, strike)
     counts = same_everywhere(tmp_path / "log", server.address, name)
     tell(
         "kafka_broker_kills",
@@ -156,6 +174,8 @@ def test_a_broker_killed_in_mid_write_comes_back_with_each_record_once(
         "every record once and in order, in the topic and in the copy",
         counts,
         recovered,
+        again,
+        f"appends of {AT_ONCE} records",
     )
 
 
@@ -176,7 +196,7 @@ def test_a_network_that_is_cut_in_mid_write_leaves_each_record_once(tmp_path: Pa
                 proxy.heal()
                 return turn + 1 < cuts
 
-            recovered = storm(tmp_path / "log", address, name, strike)
+            recovered, again = storm(tmp_path / "log", address, name, strike)
             counts = same_everywhere(tmp_path / "log", address, name)
         finally:
             broker.kill()
@@ -188,4 +208,6 @@ def test_a_network_that_is_cut_in_mid_write_leaves_each_record_once(tmp_path: Pa
             "every record once and in order, in the topic and in the copy",
             counts,
             recovered,
+            again,
+            f"appends of {AT_ONCE} records",
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import subprocess
 import sys
 import threading
@@ -21,12 +20,13 @@ from headrace import tracking
 from headrace.errors import ConflictError, EnvironmentFault
 from headrace.line import LineStore
 from headrace.settings import PROJECT, find_line, load_settings
-from tests.campaign import free_port
 from tests.contract.test_line import publish, state
 from tests.contract.test_tracking import promoted
+from tests.diary import Diary, Work
 from tests.faults.proxy import Proxy
 from tests.faults.told import accounted, tell
 from tests.lives import Lives
+from tests.postgres import Postgres, running
 from tests.s3_server import forget_clients, s3_bucket, s3_server
 
 pytestmark = [pytest.mark.e2e, pytest.mark.faults]
@@ -65,7 +65,7 @@ def blows(proxy: Proxy, dice: random.Random, apart_s: float) -> Iterator[list[fl
 def test_two_publishers_and_a_network_that_breaks_leave_one_chain_of_whole_versions(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    dice, recovered = random.Random(12), []
+    dice, recovered, again = random.Random(12), [], []
     with s3_server() as server, s3_bucket(server, "faults") as bucket:
         port = urlsplit(os.environ["AWS_ENDPOINT_URL"]).port
         assert port is not None
@@ -87,17 +87,18 @@ def test_two_publishers_and_a_network_that_breaks_leave_one_chain_of_whole_versi
 
             with blows(proxy, dice, 0.4) as healed:
                 for step in range(1, VERSIONS + 1):
-                    met = False
+                    met = 0
                     while True:
                         try:
                             once(step)
                             break
                         except EnvironmentFault:
-                            met, faults = True, faults + 1
+                            met, faults = met + 1, faults + 1
                         except ConflictError:
                             rival_wins += 1
                     if met:
                         recovered.append(max(time.monotonic() - healed[-1], 0.0))
+                        again.append(met)
             forget_clients()
             store = LineStore(bucket, "x")
             history = store.history()
@@ -119,31 +120,36 @@ def test_two_publishers_and_a_network_that_breaks_leave_one_chain_of_whole_versi
         "one chain of champions, each version whole, bit for bit",
         counts,
         recovered,
+        again,
+        "publications",
     )
 
 
 def live(root: str) -> None:
     """What a publisher does: behind the champion that it finds, a step after the other."""
-    store = LineStore(root, "x")
+    store, diary = LineStore(root, "x"), Diary(Path(f"{root}.diary"))
     while (champion := store.champion()) is None or store.get(champion.version).rows < STEPS:
         step = 1 if champion is None else store.get(champion.version).rows + 1
+        diary.begins(step)
         version = publish(store, step, None if champion is None else champion.version)
         store.advance(champion, version.version, "promote", "")
+        diary.done(step)
 
 
 def test_a_publisher_killed_at_random_moments_leaves_one_chain_of_whole_versions(
     tmp_path: Path,
 ) -> None:
-    dice, kills, moved, runs = random.Random(14), 0, 0, 0
+    dice, kills, moved, works = random.Random(14), 0, 0, []
     with Lives("tests.faults.test_store_faults:live", ("headrace.line",)) as lives:
         calm = lives.live(str(tmp_path / "calm"))
         assert calm.code == 0
         while kills < KILLS:  # a run through all steps, as many as the kills need
-            root, ended, runs = str(tmp_path / f"stormy{runs}"), False, runs + 1
+            root, ended, killed_at = str(tmp_path / f"stormy{len(works)}"), False, []
             while not ended:
                 before = len(LineStore(root, "x").history())
                 life = lives.live(root, kill_after_s=dice.uniform(0, calm.lived_s / 4))
                 kills, ended = kills + life.killed, not life.killed
+                killed_at += [time.monotonic()] * life.killed
                 moved += life.killed and len(LineStore(root, "x").history()) > before
                 assert life.killed or life.code == 0
             store = LineStore(root, "x")
@@ -152,6 +158,8 @@ def test_a_publisher_killed_at_random_moments_leaves_one_chain_of_whole_versions
             for champion, step in zip(store.history(), steps, strict=True):
                 loaded, wanted = store.load(champion.version)[1], state(step)
                 assert all(np.array_equal(loaded[name], wanted[name]) for name in wanted)
+            works.append(Work.between(Path(f"{root}.diary"), killed_at))
+    work = Work.of(works)
     counts = accounted([step - 1 for step in steps], STEPS)
     assert counts == {"lost": 0, "duplicated": 0}
     assert moved > KILLS / 4
@@ -162,49 +170,16 @@ def test_a_publisher_killed_at_random_moments_leaves_one_chain_of_whole_versions
         {"with versions promoted in that life": moved, "without": kills - moved},
         "one chain of champions, each version whole, bit for bit",
         counts,
+        work.recovered_s,
+        work.repeated,
+        "publications",
     )
-
-
-class Postgres:
-    """A PostgreSQL of one's own, on a free port of loopback."""
-
-    def __init__(self, folder: Path) -> None:
-        found = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-        if not found:
-            pytest.skip("no PostgreSQL; run `bash infra/setup/postgres.sh` as root")
-        self._bin, self._data, self.port = found[-1], folder / "db", free_port()
-        self._as = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
-        if self._as:
-            shutil.chown(folder, "postgres")
-        self._run("initdb", "-D", str(self._data), "-U", "headrace", "-A", "trust")
-
-    @property
-    def url(self) -> str:
-        return f"postgresql+psycopg://headrace@127.0.0.1:{self.port}/postgres"
-
-    def start(self) -> None:
-        options = f"-p {self.port} -h 127.0.0.1 -k {self._data}"
-        log = str(self._data / "log")
-        self._run("pg_ctl", "-D", str(self._data), "-w", "start", "-l", log, "-o", options)
-
-    def kill(self) -> None:
-        """As a power cut would: what was not committed is gone."""
-        self._run("pg_ctl", "-D", str(self._data), "-m", "immediate", "stop")
-
-    def _run(self, name: str, *arguments: str) -> None:
-        command = [*self._as, str(self._bin / name), *arguments]
-        subprocess.run(command, check=True, capture_output=True, cwd="/")
 
 
 @pytest.fixture
 def postgres() -> Iterator[Postgres]:
-    folder = Path("/tmp") / f"headrace-postgres-{os.getpid()}"  # its user must reach it
-    folder.mkdir()
-    server = Postgres(folder)
-    server.start()
-    yield server
-    server.kill()
-    shutil.rmtree(folder)
+    with running() as server:
+        yield server
 
 
 def test_a_postgresql_that_dies_in_mid_mirror_costs_no_promotion_and_doubles_no_run(
@@ -214,7 +189,7 @@ def test_a_postgresql_that_dies_in_mid_mirror_costs_no_promotion_and_doubles_no_
     store, dice = LineStore(tmp_path / "x", spec.line), random.Random(13)
     promoted(store, 0)
     assert tracking.mirror(store, spec, postgres.url).problem is None  # makes its tables
-    kills, failures, recovered = 3, 0, []
+    kills, failures, recovered, again = 3, 0, [], []
     for kill in range(kills):
         names = [promoted(store, 1 + 4 * kill + step) for step in range(4)]
         passing = threading.Thread(target=tracking.mirror, args=(store, spec, postgres.url))
@@ -226,8 +201,10 @@ def test_a_postgresql_that_dies_in_mid_mirror_costs_no_promotion_and_doubles_no_
         failures += tracking.mirror(store, spec, postgres.url).problem is not None
         postgres.start()
         began = time.monotonic()
+        again.append(1)
         after = tracking.mirror(store, spec, postgres.url)
         while after.problem is not None:  # its first connections are those that were killed
+            again[-1] += 1
             after = tracking.mirror(store, spec, postgres.url)
         recovered.append(time.monotonic() - began)
         assert all(tracking.tracked(store, name) for name in names)
@@ -251,6 +228,8 @@ def test_a_postgresql_that_dies_in_mid_mirror_costs_no_promotion_and_doubles_no_
         "every version mirrored once, aliases as in the line; promotions did not wait",
         counts,
         recovered,
+        again,
+        "passes",
     )
 
 
@@ -295,4 +274,6 @@ def test_of_two_writers_of_one_line_one_wins_each_generation(tmp_path: Path) -> 
         {"promotions": len(steps) - 1, "told that another was first": sum(lost)},
         "one chain of champions, in which every step is learned once",
         counts,
+        repeated=[1] * sum(lost),  # who was second trains behind the other
+        unit="publications",
     )

@@ -31,7 +31,7 @@ from headrace.sample import head_tick
 from headrace.settings import PROJECT, Settings, load_line, load_settings
 from headrace.store import Store
 from tests.campaign import history, tree
-from tests.e2e.test_ingest_kill import last_parts, prepare
+from tests.e2e.test_ingest_kill import last_parts, prepare, read_again
 from tests.faults.proxy import Proxy
 from tests.faults.told import tell
 
@@ -98,7 +98,7 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
 def test_a_disk_that_is_full_again_and_again_ends_in_the_same_bytes(
     logs: Path, calm: Path, tmp_path: Path
 ) -> None:
-    dice, fell, recovered = random.Random(2), Counter[str](), []
+    dice, fell, recovered, again = random.Random(2), Counter[str](), [], []
     with small_disk(tmp_path / "disk", "16m") as disk:
         home, ballast = disk / "home", disk / "ballast"
         shutil.copytree(logs, home)
@@ -112,6 +112,8 @@ def test_a_disk_that_is_full_again_and_again_ends_in_the_same_bytes(
                 raise EnvironmentFault("make room on the disk: not met")  # the end was reached
             fell["with ticks committed before" if head_tick(home) > before else "at once"] += 1
             ballast.unlink()
+            plan_left = any((home / "ticks").glob(f"{head_tick(home):08d}.plan.json"))
+            again.append(len(read_again(home)) + plan_left)
             began = time.monotonic()
             state = begun(home)
             if (plan := state.plan(state.events_to + PER_TICK)) is not None:
@@ -121,7 +123,8 @@ def test_a_disk_that_is_full_again_and_again_ends_in_the_same_bytes(
     assert fell.total() > 5
     assert fell["with ticks committed before"] > 1
     counts = {"lost": 0, "duplicated": 0}  # as the bytes are equal
-    tell("full_disk", "the disk of the collector full", TEST, fell, ALIKE, counts, recovered)
+    what = "the disk of the collector full"
+    tell("full_disk", what, TEST, fell, ALIKE, counts, recovered, again, "ticks")
 
 
 def test_a_torn_or_altered_file_is_named_or_made_good_and_never_believed(
@@ -223,7 +226,7 @@ def test_a_redis_that_is_killed_and_cut_off_in_mid_push_ends_up_complete(
 ) -> None:
     if not installed():
         pytest.skip(ABSENT)
-    dice, recovered = random.Random(9), []
+    dice, recovered, again = random.Random(9), [], []
     server = RedisServer(tmp_path, "h@sh")
     server.start()
     (tmp_path / "lines").mkdir()
@@ -267,6 +270,7 @@ def test_a_redis_that_is_killed_and_cut_off_in_mid_push_ends_up_complete(
                 run_tick(state, plan, push, 4)
                 if len(failures) > met:
                     recovered.append(time.monotonic() - failures[met])
+                    again.append(len(failures) - met)
         finally:
             ended.set()
             thread.join()
@@ -293,4 +297,6 @@ def test_a_redis_that_is_killed_and_cut_off_in_mid_push_ends_up_complete(
         "every online row as in an undisturbed run",
         {"lost": 0, "duplicated": 0},
         recovered,
+        again,
+        "pushes",
     )

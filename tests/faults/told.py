@@ -25,13 +25,18 @@ def tell(
     end: str,
     counts: Mapping[str, int],
     recovered_s: Sequence[float] = (),
+    repeated: Sequence[int] | None = None,
+    unit: str = "",
 ) -> None:
-    """Write `out/faults/<name>.json`; `recovered_s`: from the end of a fault to work going on."""
-    found = {
+    """Write `out/faults/<name>.json`.
+
+    `recovered_s`: from the end of a fault to work going on; `repeated`: for each fault how many
+    units of work (`unit` names them) were done again after it.
+    """
+    found: dict[str, object] = {
         "what": what,
         "command": f"pytest {test}",
         "kills": sum(stages.values()),
-        "runs": 1,
         "stages": dict(stages),
         "end": end,
         **counts,
@@ -41,4 +46,6 @@ def tell(
             "median": round(float(np.median(recovered_s)), 2),
             "max": round(max(recovered_s), 2),
         }
+    if repeated is not None:
+        found["repeated"] = {"unit": unit, "all": sum(repeated), "most": max(repeated, default=0)}
     write_json(PROJECT / "out" / "faults" / f"{name}.json", found)

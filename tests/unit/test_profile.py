@@ -14,7 +14,7 @@ SECRETS = {
     f"HEADRACE_{name}": f"{name.lower()}-0123456789"
     for name in (
         *("KAFKA_SASL_PASSWORD", "REDIS_PASSWORD", "POSTGRES_PASSWORD"),
-        *("KFP_TOKEN", "SCORE_TOKEN", "ADMIN_TOKEN"),
+        *("KFP_TOKEN", "SCORE_TOKEN", "ADMIN_TOKEN", "COLLECT_TOKEN"),
     )
 }
 

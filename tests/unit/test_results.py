@@ -46,15 +46,17 @@ def test_demos_of_two_profiles_stand_side_by_side(tmp_path: Path) -> None:
 
 def test_a_fault_says_what_it_cost_where_it_was_measured(tmp_path: Path) -> None:
     (tmp_path / "faults").mkdir()
-    plain = {"what": "a kill", "command": "pytest x", "kills": 3, "runs": 1, "end": "equal"}
+    plain = {"what": "a SIGKILL", "command": "pytest x", "kills": 3, "end": "equal"}
     plain["stages"] = {"here": 2, "there": 1}
     counted = plain | {"what": "a cut", "recovered_s": {"median": 0.51, "max": 2}}
-    counted |= {"lost": 0, "duplicated": 0}
+    counted |= {"lost": 0, "duplicated": 0, "repeated": {"unit": "ticks", "all": 7, "most": 4}}
     for name, told in (("a", plain), ("b", counted)):
         (tmp_path / "faults" / f"{name}.json").write_text(json.dumps(told), encoding="utf-8")
     text = written(tmp_path)
-    assert "| a kill (`pytest x`) | 3 | here 2, there 1 | - | - | - | equal |" in text
-    assert "| a cut (`pytest x`) | 3 | here 2, there 1 | 0.5, 2.0 s | 0 | 0 | equal |" in text
+    assert "| a SIGKILL (`pytest x`) | 3 | here 2, there 1 | - | - | - | - | equal |" in text
+    cost = "0.5, 2.0 s | 7, 4 ticks | 0 | 0"
+    assert f"| a cut (`pytest x`) | 3 | here 2, there 1 | {cost} | equal |" in text
+    assert "Kills by SIGKILL in all: 3." in text
 
 
 def drilled(line: str, window_s: int, click_rate: float | None) -> dict[str, Any]:

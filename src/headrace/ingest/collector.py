@@ -26,6 +26,7 @@ from headrace.declaration import LineSpec
 from headrace.errors import EnvironmentFault
 from headrace.events import event_schema
 from headrace.ingest.commit import Committer
+from headrace.ingest.door import Door
 from headrace.ingest.intake import Intake, TooMany
 from headrace.ingest.limits import Admission, Held, Refusal, free_bytes
 from headrace.ingest.malformed import SideLog
@@ -55,9 +56,11 @@ class Collector:
         self._committer = Committer(writer, event_schema(spec), metrics)
         self._admission = admission
         intake = Intake(spec, admission.limits.body_events)
-        events = EventsRoute(intake, admission, self._committer, self._side, metrics)
+        door = Door(settings)
+        events = EventsRoute(intake, admission, self._committer, self._side, metrics, door=door)
         metrics.observe(gauges(admission, writer, home))
         app = create_app(spec, home, writer, events, metrics)
+        door.warn(spec.line, settings.host)
         self._server = uvicorn.Server(
             uvicorn.Config(
                 app,
@@ -105,7 +108,10 @@ class EventsRoute:
         committer: Committer,
         side: SideLog,
         metrics: IngestMetrics,
+        *,
+        door: Door,
     ) -> None:
+        self.door = door
         self._intake = intake
         self._admission = admission
         self._committer = committer
@@ -115,17 +121,12 @@ class EventsRoute:
     async def __call__(self, request: Request) -> Response:
         """Answer one request: 200 when all of it is durable, otherwise why not."""
         try:
+            self.door.send(request.headers.get("authorization"))
             with self._admission.request() as held:
                 return await self._take(await self._body(request, held), held)
         except Refusal as refusal:
             self._metrics.refused.labels(refusal.reason).inc()
-            headers = {}
-            if refusal.retry_after_s is not None:
-                headers["retry-after"] = str(refusal.retry_after_s)
-            if refusal.reason == "stopping":
-                headers["connection"] = "close"
-            said = {"detail": refusal.detail, "reason": refusal.reason}
-            return JSONResponse(said, refusal.status, headers)
+            return await _refused(request, refusal)
 
     async def _body(self, request: Request, held: Held) -> bytes:
         """The whole body, counted while it comes, whatever length its header claims."""
@@ -167,15 +168,30 @@ class EventsRoute:
         return JSONResponse(answer, 200 if readable else 400)
 
 
+async def _refused(_: Request, refusal: Exception) -> Response:
+    assert isinstance(refusal, Refusal)
+    headers = {}
+    if refusal.retry_after_s is not None:
+        headers["retry-after"] = str(refusal.retry_after_s)
+    if refusal.status == 401:
+        headers["www-authenticate"] = 'Bearer realm="headrace"'
+    if refusal.reason == "stopping":
+        headers["connection"] = "close"
+    said = {"detail": refusal.detail, "reason": refusal.reason}
+    return JSONResponse(said, refusal.status, headers)
+
+
 def create_app(
     spec: LineSpec, home: Path, writer: EventWriter, events: EventsRoute, metrics: IngestMetrics
 ) -> FastAPI:
     """The collector's routes: `POST /v1/events`, `GET /v1/status`, `/metrics` and `/health`."""
     app = FastAPI(title=f"Headrace collector: {spec.line}", docs_url=None, redoc_url=None)
+    app.add_exception_handler(Refusal, _refused)
     app.add_api_route("/v1/events", events.__call__, methods=["POST"])
 
     @app.get("/v1/status")
-    def status() -> dict[str, object]:
+    def status(request: Request) -> dict[str, object]:
+        events.door.look(request.headers.get("authorization"))
         done = head_tick(home)
         newest = read_tick(home, done - 1) if done else None
         return {
@@ -189,7 +205,8 @@ def create_app(
         }
 
     @app.get("/metrics")
-    def page() -> Response:
+    def page(request: Request) -> Response:
+        events.door.look(request.headers.get("authorization"))
         return Response(metrics.page(), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/health")

@@ -48,7 +48,7 @@ class Refusal(Exception):
 
 REASONS = (
     *("body_too_large", "too_many_events", "body_too_slow", "sender_left"),
-    *("queue_full", "behind", "disk_low", "stopping", "not_stored"),
+    *("unknown", "queue_full", "behind", "disk_low", "stopping", "not_stored"),
 )
 
 

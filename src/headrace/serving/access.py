@@ -8,7 +8,6 @@ set is not asked for (docs/adr/0035).
 
 from __future__ import annotations
 
-import hmac
 import math
 import threading
 import time
@@ -17,6 +16,7 @@ from typing import Literal
 
 from headrace.declaration.serving import RateSpec
 from headrace.settings import Settings
+from headrace.tokens import held, is_one_of, shown
 
 Reason = Literal["unknown", "forbidden", "limited"]
 
@@ -57,17 +57,17 @@ class Access:
     """What a server asks of its callers. Safe for threads; nothing of a token is ever logged."""
 
     def __init__(self, settings: Settings, rate: RateSpec | None) -> None:
-        self._score = _bytes(settings.score_token)
-        self._admin = _bytes(settings.admin_token)
+        self._score = held(settings.score_token)
+        self._admin = held(settings.admin_token)
         self._bucket = None if rate is None else Bucket(rate)
 
     def score(self, authorization: str | None, *, pinned: bool = False) -> None:
         """Let a scoring request in. Raises `TurnedAway`; one without its token costs no rate."""
-        shown = _bearer(authorization)
+        token = shown(authorization)
         if pinned and self._admin is not None:
-            self._require(shown, self._admin, "asking for a version by name")
-        elif self._score is not None and not _is_one_of(shown, self._score, self._admin):
-            raise _unknown("scoring", shown)
+            self._require(token, self._admin, "asking for a version by name")
+        elif self._score is not None and not is_one_of(token, self._score, self._admin):
+            raise _unknown("scoring", token)
         wait_s = 0.0 if self._bucket is None else self._bucket.take()
         if wait_s:
             why = "more scoring requests come than the line's serving.rate allows; come again later"
@@ -76,33 +76,18 @@ class Access:
     def look(self, authorization: str | None) -> None:
         """Let somebody look inside. Raises `TurnedAway`."""
         if self._admin is not None:
-            self._require(_bearer(authorization), self._admin, "looking inside")
+            self._require(shown(authorization), self._admin, "looking inside")
 
-    def _require(self, shown: bytes | None, admin: bytes, what: str) -> None:
-        if _is_one_of(shown, admin):
+    def _require(self, token: bytes | None, admin: bytes, what: str) -> None:
+        if is_one_of(token, admin):
             return
-        if _is_one_of(shown, self._score):
+        if is_one_of(token, self._score):
             raise TurnedAway("forbidden", f"{what} needs the server's admin token")
-        raise _unknown(what, shown)
+        raise _unknown(what, token)
 
 
-def _unknown(what: str, shown: bytes | None) -> TurnedAway:
-    told = "no token came" if shown is None else "the token that came is not known"
+def _unknown(what: str, token: bytes | None) -> TurnedAway:
+    told = "no token came" if token is None else "the token that came is not known"
     return TurnedAway(
         "unknown", f"{what} needs a token and {told}; send `authorization: Bearer <token>`"
     )
-
-
-def _bearer(authorization: str | None) -> bytes | None:
-    scheme, _, token = (authorization or "").partition(" ")
-    return token.strip().encode() if scheme.lower() == "bearer" and token.strip() else None
-
-
-def _is_one_of(shown: bytes | None, *tokens: bytes | None) -> bool:
-    """Whether a known token was shown; every one is compared, in time that tells nothing."""
-    held = [token for token in tokens if token is not None]
-    return shown is not None and sum(hmac.compare_digest(shown, token) for token in held) > 0
-
-
-def _bytes(token: str | None) -> bytes | None:
-    return None if token is None else token.encode()

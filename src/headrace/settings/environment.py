@@ -63,6 +63,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         cluster=cluster(env.get("TF_CONFIG") or None),
         score_token=token(env, "HEADRACE_SCORE_TOKEN"),
         admin_token=token(env, "HEADRACE_ADMIN_TOKEN"),
+        collect_token=token(env, "HEADRACE_COLLECT_TOKEN"),
         profile=env.get("HEADRACE_PROFILE") or "local",
         event_log=kafka_log(env.get("HEADRACE_EVENT_LOG") or None),
         kafka_security=kafka_security(env),

@@ -8,7 +8,7 @@ import yaml
 from pydantic import ValidationError
 
 from headrace.declaration import LineSpec
-from headrace.errors import DeclarationError
+from headrace.errors import DeclarationError, shortened
 from headrace.settings.values import Settings
 
 
@@ -57,6 +57,8 @@ def _parsed(path: Path) -> object:
         ) from None
     except yaml.YAMLError as problem:
         raise DeclarationError(f"{path}: {_where(problem)}; correct it") from None
+    except RecursionError:
+        raise DeclarationError(f"{path}: nested too deeply for a line; correct it") from None
     except OSError as problem:
         raise DeclarationError(
             f"{path}: not readable: {problem.strerror}; give the YAML file of a line"
@@ -105,6 +107,6 @@ def _explain(path: Path, problem: ValidationError) -> str:
             parts.append(f"{where}: unknown key; remove it or correct its spelling")
         else:
             value = error.get("input")
-            shown = "" if isinstance(value, dict) else f" (got {value!r})"
+            shown = "" if isinstance(value, dict) else f" (got {shortened(value)})"
             parts.append(f"{where}: {error['msg'].removeprefix('Value error, ')}{shown}")
     return f"{path}: " + "; ".join(parts)

@@ -91,6 +91,7 @@ class Settings:
     cluster: Cluster | None = None
     score_token: str | None = field(default=None, repr=False)
     admin_token: str | None = field(default=None, repr=False)
+    collect_token: str | None = field(default=None, repr=False)
     profile: str = "local"
     event_log: KafkaLog | None = None  # None: files in the line's home alone
     kafka_security: KafkaSecurity = KafkaSecurity()  # of every Kafka client
@@ -134,7 +135,12 @@ class Settings:
     @property
     def score_headers(self) -> dict[str, str]:
         """What a scoring request must carry: the token where there is one."""
-        return {"authorization": f"Bearer {self.score_token}"} if self.score_token else {}
+        return _bearer(self.score_token)
+
+    @property
+    def collect_headers(self) -> dict[str, str]:
+        """What a request with events must carry: the token where there is one."""
+        return _bearer(self.collect_token)
 
     @property
     def collector_url(self) -> str:
@@ -147,6 +153,10 @@ class Settings:
     @property
     def airflow_url(self) -> str:
         return f"http://{self.host}:{self.airflow_port}"
+
+
+def _bearer(token: str | None) -> dict[str, str]:
+    return {"authorization": f"Bearer {token}"} if token else {}
 
 
 def _without_user(url: str) -> str:

@@ -47,7 +47,7 @@ def run(
     require_campaign_columns(spec)
     started_us = now_us()
     truth = TruthLog(settings.line_home(spec.line) / "truth", str(started_us))
-    outbox = Outbox(f"{settings.collector_url}/v1/events", truth)
+    outbox = Outbox(f"{settings.collector_url}/v1/events", truth, settings.collect_headers)
     traffic = Traffic(settings, spec, config, outbox, truth)
     cpu_before = time.thread_time()
     outbox.start()

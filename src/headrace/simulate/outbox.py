@@ -12,6 +12,7 @@ import itertools
 import threading
 import time
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any, Final
 
 import httpx
@@ -36,8 +37,8 @@ def now_us() -> int:
 class Outbox:
     """A heap of events by due time and one thread that posts them; refusals are only counted."""
 
-    def __init__(self, url: str, truth: TruthLog) -> None:
-        self._url, self._truth = url, truth
+    def __init__(self, url: str, truth: TruthLog, headers: Mapping[str, str] | None = None) -> None:
+        self._url, self._truth, self._headers = url, truth, headers
         self._heap: list[Entry] = []
         self._number = itertools.count()
         self._lock, self._closing = threading.Lock(), threading.Event()
@@ -72,7 +73,7 @@ class Outbox:
         return batch
 
     def _send_all(self) -> None:
-        with httpx.Client(timeout=10.0, trust_env=False) as client:
+        with httpx.Client(timeout=10.0, trust_env=False, headers=self._headers) as client:
             failures = 0
             while time.monotonic() < self._give_up_at:
                 last_round = self._closing.is_set()
