@@ -24,6 +24,7 @@ from headrace.model.delta import apply
 from headrace.serving.resident import Resident
 from headrace.serving.swap import Follower
 from headrace.settings import find_line, load_settings
+from tests.serving import until
 
 ABOUT: dict[str, Any] = {
     "from_tick": 0, "to_tick": 1, "excluded": [], "watermark_us": 0, "event_at_us": 0,
@@ -136,6 +137,22 @@ def test_deltas_are_applied_in_order_to_two_models_that_take_turns(
     told = follower.delivery()
     # the second model came from its base; from then on each is two deltas behind, then current
     assert (told["bases"], told["deltas"], told["refused"]) == (2, 8, 0)
+
+
+def test_settled_is_said_once_when_both_models_are_there(
+    tmp_path: Path, spec: LineSpec, writer: Writer
+) -> None:
+    said: list[Any] = []
+    follower = Follower(
+        spec, LineStore(tmp_path, spec.line), settled=lambda: said.append(follower.delivery())
+    )
+    follower.start(prepare=lambda: None)
+    until(lambda: bool(said))
+    for _ in range(2):
+        newest = writer.next().version
+        until(lambda newest=newest: follower.current().version.version == newest)
+    follower.stop()
+    assert [each["waiting"] for each in said] == [next(iter(writer.states))]
 
 
 def test_a_model_several_versions_behind_catches_up(

@@ -59,26 +59,24 @@ def create_app(
     spec: LineSpec,
     *,
     grpc_port: int | None = None,
-    started: Callable[[], None] | None = None,
+    settled: Callable[[], None] | None = None,
 ) -> FastAPI:
     """The server of one line; with `grpc_port` also over gRPC (0: any free port).
 
-    Threads start, the served log is locked and gRPC listens at application start; `started` is
-    called then.
+    Threads start, the served log is locked and gRPC listens at application start. `settled` is
+    called once when all that stays in memory is there.
     """
     access, metrics = Access(settings, spec.serving.rate), ServingMetrics(spec)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         with ExitStack() as ends:
-            scorer = _start(app, settings, spec, metrics, ends)
+            scorer = _start(app, settings, spec, metrics, ends, settled=settled)
             if grpc_port is not None:
                 address = f"{settings.host}:{grpc_port}"
                 rpc = RpcServer(app.state.about, scorer, address, access, metrics)
                 app.state.grpc_port = rpc.start()
                 ends.callback(rpc.stop)
-            if started is not None:
-                started()
             yield
 
     app = FastAPI(
@@ -102,7 +100,13 @@ def create_app(
 
 
 def _start(
-    app: FastAPI, settings: Settings, spec: LineSpec, metrics: ServingMetrics, ends: ExitStack
+    app: FastAPI,
+    settings: Settings,
+    spec: LineSpec,
+    metrics: ServingMetrics,
+    ends: ExitStack,
+    *,
+    settled: Callable[[], None] | None,
 ) -> Scorer:
     """Start what answers, in `app.state`; `ends` stops it again."""
     home = settings.line_home(spec.line)
@@ -110,7 +114,7 @@ def _start(
     ends.callback(log.close)
     served = ServedWriter(log, policy=spec.serving.log_policy, to_table=partial(served_table, spec))
     lines = LineStore(settings.line_store_url(spec.line), spec.line)
-    models = Follower(spec, lines)
+    models = Follower(spec, lines, settled=settled)
     pinned = Pinned(spec, lines, models)
     dark = FileLog(home / "log" / "shadow", SHADOW_SCHEMA, writer=True)
     ends.callback(dark.close)
@@ -153,7 +157,7 @@ def run(settings: Settings, spec: LineSpec) -> None:
 
     _listen(settings.host, settings.grpc_port, "HEADRACE_GRPC_PORT").close()
     listener = _listen(settings.host, settings.server_port, "HEADRACE_SERVER_PORT")
-    app = create_app(settings, spec, grpc_port=settings.grpc_port, started=_settle)
+    app = create_app(settings, spec, grpc_port=settings.grpc_port, settled=_settle)
     if settings.score_token is None and not _is_loopback(settings.host):
         LOG.warning(
             "%s: whoever reaches %s may score; set HEADRACE_SCORE_TOKEN and HEADRACE_ADMIN_TOKEN",
@@ -177,8 +181,8 @@ def run(settings: Settings, spec: LineSpec) -> None:
 def _settle() -> None:
     """Take what is there by now out of the garbage collector's rounds, for it stays.
 
-    A million objects of TensorFlow and Feast: to look through them once halts all answers for
-    more than 200 ms.
+    A million objects of TensorFlow, Feast and both models: to look through them once halts all
+    answers for 50 to 300 ms.
     """
     gc.collect()
     gc.freeze()

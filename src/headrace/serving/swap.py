@@ -39,6 +39,7 @@ class Follower:
 
     A version that cannot be loaded leaves the current one in place; `fault` says why, and the
     load is tried again every `retry_s`. At a start the one before it is loaded meanwhile.
+    `settled` is called in the thread once both models are in memory, which then stay.
     """
 
     def __init__(
@@ -47,8 +48,10 @@ class Follower:
         lines: Lines,
         poll_s: float = 0.1,
         retry_s: float = 1.0,
+        settled: Callable[[], None] | None = None,
     ) -> None:
         self._spec = spec
+        self._settled = settled
         self._lines = lines
         self._poll_s = poll_s
         self._retry_s = retry_s
@@ -194,6 +197,8 @@ class Follower:
             second = Resident(self._spec)
             second.load(*self._lines.load(self._current.version.version))
             self._waiting = second
+            if self._settled is not None:
+                self._settled()
 
     def _have_wait(self, version: str) -> None:
         """Bring the waiting model to a version. Raises `IntegrityError` where it cannot score."""
