@@ -204,18 +204,23 @@ def served_table(spec: LineSpec, requests: Sequence[ServedRows]) -> pa.Table:
     sizes = [each.num_rows for each in requests]
     answers = [each.scored for each in requests]
 
+    places = np.repeat(np.arange(len(sizes)), sizes)
+
     def of_each(values: Sequence[Any]) -> NDArray[Any]:
-        return np.repeat(np.array(values), sizes)
+        return np.array(values)[places]
+
+    def texts(values: Sequence[str | None]) -> pa.Array:
+        return pa.array(values, pa.string()).take(pa.array(places))
 
     columns: dict[str, Any] = {
         "impression_id": [name for each in answers for name in each.impression_ids],
-        "request_id": of_each([each.request_id for each in answers]),
+        "request_id": texts([each.request_id for each in answers]),
         "served_at": of_each([each.now_us for each in requests]),
-        "version": of_each([each.version for each in answers]),
+        "version": texts([each.version for each in answers]),
         "score": np.concatenate([each.scores for each in answers]),
-        "arm": of_each([each.arm for each in answers]),
+        "arm": texts([each.arm for each in answers]),
         "propensity": of_each([each.propensity for each in answers]),
-        "fallback": of_each(
+        "fallback": texts(
             [None if each.fallback == NOBODY else each.fallback for each in answers]
         ),
     }
@@ -234,7 +239,7 @@ def served_table(spec: LineSpec, requests: Sequence[ServedRows]) -> pa.Table:
 
 
 def _column(field: pa.Field, values: Any) -> pa.Array | pa.ChunkedArray:
-    if isinstance(values, pa.ChunkedArray):
+    if isinstance(values, pa.ChunkedArray | pa.Array):
         return values
     if pa.types.is_timestamp(field.type):  # a time of 0: the key had no row
         return pa.array(values, pa.int64(), mask=values == 0).cast(field.type)
