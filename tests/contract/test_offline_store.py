@@ -5,6 +5,7 @@ The suite is one for every store; a view of each kind that Feast knows is in the
 
 from __future__ import annotations
 
+import inspect
 import random
 import shutil
 import warnings
@@ -149,11 +150,14 @@ def definitions(engine: str, folder: Path) -> list[Any]:
     def doubled(frame: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame({"weighed": frame["clicks"].fillna(-1) * frame["weight"]})
 
+    text = inspect.getsource(doubled)  # a pickled function would be refused
     made = OnDemandFeatureView(
         name="made",
         sources=[by_user, RequestSource(name="asked", schema=[Field(name="weight", dtype=Int64)])],
         schema=[Field(name="weighed", dtype=Int64)],
-        feature_transformation=PandasTransformation(udf=doubled, udf_string="doubled"),
+        feature_transformation=PandasTransformation(
+            udf=doubled, udf_string=inspect.getsource(doubled)
+        ),
         mode="pandas",
     )
     elsewhere = by_pair.with_name("elsewhere").with_join_key_map({"item": "other"})

@@ -420,5 +420,5 @@ def test_faults_are_told_by_where_they_fell(tmp_path: Path) -> None:
     (tmp_path / "faults").mkdir()
     (tmp_path / "faults" / "one.json").write_text(json.dumps(told | {"end": "same bytes"}))
     assert write(tmp_path / "results.md", tmp_path) == ["faults"]
-    line = "| kills (`pytest x`) | 9 | a 5, b 4 | - | - | - | same bytes |"
+    line = "| kills (`pytest x`) | 9 | a 5, b 4 | - | - | - | - | same bytes |"
     assert line in (tmp_path / "results.md").read_text()
