@@ -155,9 +155,7 @@ def definitions(engine: str, folder: Path) -> list[Any]:
         name="made",
         sources=[by_user, RequestSource(name="asked", schema=[Field(name="weight", dtype=Int64)])],
         schema=[Field(name="weighed", dtype=Int64)],
-        feature_transformation=PandasTransformation(
-            udf=doubled, udf_string=inspect.getsource(doubled)
-        ),
+        feature_transformation=PandasTransformation(udf=doubled, udf_string=text),
         mode="pandas",
     )
     elsewhere = by_pair.with_name("elsewhere").with_join_key_map({"item": "other"})

@@ -220,9 +220,7 @@ def served_table(spec: LineSpec, requests: Sequence[ServedRows]) -> pa.Table:
         "score": np.concatenate([each.scores for each in answers]),
         "arm": texts([each.arm for each in answers]),
         "propensity": of_each([each.propensity for each in answers]),
-        "fallback": texts(
-            [None if each.fallback == NOBODY else each.fallback for each in answers]
-        ),
+        "fallback": texts([None if each.fallback == NOBODY else each.fallback for each in answers]),
     }
     for task in answers[0].tasks:
         columns[f"{task}_score"] = np.concatenate([each.tasks[task] for each in answers])
