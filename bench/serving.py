@@ -176,6 +176,10 @@ def _parts(settings: Settings, spec: LineSpec, request: bytes) -> dict[str, floa
     scored = Scored("r", champion.version, 0, 0.0, ids, scores, {})
     hashes = _hashes(settings, spec, candidates)
 
+    def meanwhile() -> Any:
+        work = requests.Computation(spec, candidates)
+        return columns_of(spec, candidates, store.look_up(spec, candidates, work.go_ahead), work)
+
     def raw_pipeline() -> Any:
         with client.pipeline(transaction=False) as pipe:
             for key, fields in hashes:
@@ -187,6 +191,7 @@ def _parts(settings: Settings, spec: LineSpec, request: bytes) -> dict[str, floa
         "features read and computed": lambda: columns_of(
             spec, candidates, store.look_up(spec, candidates)
         ),
+        "the same as the server does it, computing while Redis answers": meanwhile,
         "features computed": lambda: requests.compute(spec, candidates, windows),
         "the same keys by a raw pipeline": raw_pipeline,
         "model": lambda: resident.model.predict(inputs),
