@@ -220,9 +220,8 @@ def beat(settings: Settings, line: str) -> Path:
 
 
 def _write_metrics(path: Path, line: str, told: list[dict[str, Any]], seen: Pass | None) -> None:
-    from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
+    from headrace.meters import write_figures
 
-    registry = CollectorRegistry()
     figures: dict[str, float] = {
         "alarms": len(told),
         "rollbacks": sum(alarm.get("action") == "rollback" for alarm in told),
@@ -239,10 +238,8 @@ def _write_metrics(path: Path, line: str, told: list[dict[str, Any]], seen: Pass
         for name, figure in (("score_shift", watched.score_shift), ("gain", watched.gain)):
             if figure is not None:
                 figures[name] = figure
-    for name, value in figures.items():
-        gauge = Gauge(f"headrace_guard_{name}", f"Guard: {name}", ["line"], registry=registry)
-        gauge.labels(line).set(value)
-    write_to_textfile(str(path), registry)
+    gauges = {name: (f"Guard: {name}", value) for name, value in figures.items()}
+    write_figures(path, "headrace_guard", {"line": line}, gauges)
 
 
 def _answered(rows: pa.Table, version: str, since_us: int) -> pa.Table:

@@ -7,8 +7,17 @@ from closed sets, each of which is there from the start, so that no series appea
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    generate_latest,
+    write_to_textfile,
+)
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
@@ -48,6 +57,19 @@ class Meters:
     def _histogram(self, name: str, text: str, buckets: Iterable[float], *labels: str) -> Histogram:
         name = f"{self._prefix}_{name}"
         return Histogram(name, text, labels, registry=self.registry, buckets=tuple(buckets))
+
+
+def write_figures(
+    path: Path, prefix: str, labels: Mapping[str, str], figures: Mapping[str, tuple[str, float]]
+) -> None:
+    """Write gauges (name to help text and value) for the textfile collector of Prometheus' node
+    exporter: the way of those who open no port.
+    """
+    registry = CollectorRegistry()
+    for name, (text, value) in figures.items():
+        gauge = Gauge(f"{prefix}_{name}", text, [*labels], registry=registry)
+        gauge.labels(**labels).set(value)
+    write_to_textfile(str(path), registry)
 
 
 class _Totals(Collector):

@@ -86,7 +86,7 @@ def test_a_collector_that_a_network_reaches_warns_of_its_open_door(
     settings, caplog, host, token, warns
 ):
     with caplog.at_level(logging.WARNING):
-        Door(replace(settings, collect_token=token)).warn("coupons", host)
+        Door(replace(settings, collect_token=token, host=host)).warn("coupons")
     assert ("may send events; set HEADRACE_COLLECT_TOKEN" in caplog.text) is warns
 
 

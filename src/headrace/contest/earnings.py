@@ -39,11 +39,11 @@ def earned_by(race: Race, rows: pa.Table) -> dict[str, Earned]:
     for name in (CHAMPION, *(arm.name for arm in race.arms)):
         mine = answered(drawn, name).astype(np.float64)
         given = clicked, propensity, mine
-        expected = _expected(clicked, mine / propensity, request)
-        robust = doubly_robust(*given, expected, expected, groups=request)
-        if not mine.any():  # the model of nothing is no estimate
-            robust = snips(*given, groups=request)
-        found[name] = Earned(ips(*given, groups=request), snips(*given, groups=request), robust)
+        normalised = robust = snips(*given, groups=request)
+        if mine.any():  # the model of nothing is no estimate
+            expected = _expected(clicked, mine / propensity, request)
+            robust = doubly_robust(*given, expected, expected, groups=request)
+        found[name] = Earned(ips(*given, groups=request), normalised, robust)
     return found
 
 

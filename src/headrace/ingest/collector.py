@@ -60,7 +60,7 @@ class Collector:
         events = EventsRoute(intake, admission, self._committer, self._side, metrics, door=door)
         metrics.observe(gauges(admission, writer, home))
         app = create_app(spec, home, writer, events, metrics)
-        door.warn(spec.line, settings.host)
+        door.warn(spec.line)
         self._server = uvicorn.Server(
             uvicorn.Config(
                 app,

@@ -6,7 +6,6 @@ events too; health is open. A token that is not set is not asked for (docs/adr/0
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 
 from headrace.ingest.limits import Refusal
@@ -22,6 +21,7 @@ class Door:
     def __init__(self, settings: Settings) -> None:
         self._collect = held(settings.collect_token)
         self._admin = held(settings.admin_token)
+        self._settings = settings
 
     def send(self, authorization: str | None) -> None:
         """Let events in. Raises `Refusal` (401)."""
@@ -33,11 +33,11 @@ class Door:
         if self._admin is not None:
             _require(authorization, "looking at the collector", self._admin)
 
-    def warn(self, line: str, host: str) -> None:
+    def warn(self, line: str) -> None:
         """Say so where anybody on a network may send events."""
-        if self._collect is None and not _is_loopback(host):
+        if self._collect is None and not self._settings.on_loopback:
             LOG.warning("%s: whoever reaches %s may send events; set HEADRACE_COLLECT_TOKEN",
-                        line, host)  # fmt: skip
+                        line, self._settings.host)  # fmt: skip
 
 
 def _require(authorization: str | None, what: str, *known: bytes | None) -> None:
@@ -46,10 +46,3 @@ def _require(authorization: str | None, what: str, *known: bytes | None) -> None
         told = "no token came" if token is None else "the token that came is not for this"
         why = f"{what} needs a token and {told}; send `authorization: Bearer <token>`"
         raise Refusal(401, "unknown", why)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

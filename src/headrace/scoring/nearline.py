@@ -141,9 +141,8 @@ class Nearline:
         if not late.any():
             return near
         far = inputs_of(self._store, self._spec, rows.filter(pa.array(late)), AT, 0)
-        place = np.empty(len(late), np.int64)
-        place[np.concatenate([np.flatnonzero(~late), np.flatnonzero(late)])] = np.arange(len(late))
-        return pa.concat_tables([near, far]).take(pa.array(place))
+        order = np.argsort(late, kind="stable")  # of the rows in `near`, then `far`
+        return pa.concat_tables([near, far]).take(pa.array(np.argsort(order)))
 
     def _write(self, scored: pa.Table, stop: int) -> None:
         path = self.folder / f"{self._written:020d}-{stop:020d}.parquet"

@@ -54,19 +54,16 @@ class Pulse:
         self._metrics(standing, failing=bool(problem))
 
     def _metrics(self, standing: Standing, *, failing: bool) -> None:
-        from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
+        from headrace.meters import write_figures
 
-        registry = CollectorRegistry()
         figures = {
             name: (text, float(getattr(standing, figure)))
             for figure, (name, text) in _METRICS.items()
         }
         figures["failing"] = ("1 while looks fail, else 0.", float(failing))
         figures["last_look_timestamp_seconds"] = ("When the newest look ended.", time.time())
-        for name, (text, value) in figures.items():
-            gauge = Gauge(f"headrace_nearline_{name}", text, ["line", "log"], registry=registry)
-            gauge.labels(self._line, self._which).set(value)
-        write_to_textfile(str(self._beat.with_suffix(".prom")), registry)
+        labels = {"line": self._line, "log": self._which}
+        write_figures(self._beat.with_suffix(".prom"), "headrace_nearline", labels, figures)
 
 
 def beat(home: Path, which: Of) -> Path:

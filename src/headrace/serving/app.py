@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import ipaddress
 import json
 import logging
 import socket
@@ -158,7 +157,7 @@ def run(settings: Settings, spec: LineSpec) -> None:
     _listen(settings.host, settings.grpc_port, "HEADRACE_GRPC_PORT").close()
     listener = _listen(settings.host, settings.server_port, "HEADRACE_SERVER_PORT")
     app = create_app(settings, spec, grpc_port=settings.grpc_port, settled=_settle)
-    if settings.score_token is None and not _is_loopback(settings.host):
+    if settings.score_token is None and not settings.on_loopback:
         LOG.warning(
             "%s: whoever reaches %s may score; set HEADRACE_SCORE_TOKEN and HEADRACE_ADMIN_TOKEN",
             spec.line,
@@ -186,13 +185,6 @@ def _settle() -> None:
     """
     gc.collect()
     gc.freeze()
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _listen(host: str, port: int, setting: str) -> socket.socket:

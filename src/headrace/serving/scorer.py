@@ -204,13 +204,13 @@ def served_table(spec: LineSpec, requests: Sequence[ServedRows]) -> pa.Table:
     sizes = [each.num_rows for each in requests]
     answers = [each.scored for each in requests]
 
-    places = np.repeat(np.arange(len(sizes)), sizes)
+    places = pa.array(np.repeat(np.arange(len(sizes)), sizes))
 
     def of_each(values: Sequence[Any]) -> NDArray[Any]:
-        return np.array(values)[places]
+        return np.repeat(np.array(values), sizes)
 
     def texts(values: Sequence[str | None]) -> pa.Array:
-        return pa.array(values, pa.string()).take(pa.array(places))
+        return pa.array(values, pa.string()).take(places)
 
     columns: dict[str, Any] = {
         "impression_id": [name for each in answers for name in each.impression_ids],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -127,6 +128,14 @@ class Settings:
         if self.registry is None:
             return str(self.home / "feast" / "registry.db")
         return _without_user(self.registry)
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether services listen where this machine alone reaches them."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
 
     @property
     def server_url(self) -> str:
