@@ -8,8 +8,9 @@ from components import IMAGE
 @dsl.component(base_image=IMAGE, install_kfp_package=False)  # type: ignore[untyped-decorator]
 def backfill_features(line: str, start: str, end: str, engine: str = "local") -> str:
     """Returns the folder of the parts. `start` and `end` are ISO 8601; both engines agree."""
-    import gc
+    from headrace import garbage
 
+    garbage.seldom()
     from headrace.backfill.interval import backfill
     from headrace.events import moment
     from headrace.settings import find_line, load_settings
@@ -21,5 +22,4 @@ def backfill_features(line: str, start: str, end: str, engine: str = "local") ->
         spec, home, home / "backfill", interval, engine="spark" if engine == "spark" else "local"
     )
     print(written)  # noqa: T201
-    gc.freeze()  # or the interpreter takes seconds to take its imports down
     return str(written.folder)

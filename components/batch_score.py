@@ -20,9 +20,11 @@ def batch_score(  # noqa: PLR0917 - kfp passes them by name
 
     Without `output` the scores of an interval go to a file of its name in the line's home.
     """
-    import gc
     from pathlib import Path
 
+    from headrace import garbage
+
+    garbage.seldom()
     from headrace.scoring.run import interval_of, score_rows
     from headrace.settings import find_line, load_settings
 
@@ -39,5 +41,4 @@ def batch_score(  # noqa: PLR0917 - kfp passes them by name
         wait_s=30,  # a night's run starts when the last second of its day is in no tick yet
     )
     print(written)  # noqa: T201
-    gc.freeze()  # or the interpreter takes seconds to take its imports down
     return str(written.output)

@@ -8,8 +8,9 @@ from components import IMAGE
 @dsl.component(base_image=IMAGE, install_kfp_package=False)  # type: ignore[untyped-decorator]
 def begin_tuning(line: str, name: str) -> list[str]:
     """Returns the handles of the first rung's trials; a search of that name goes on."""
-    import gc
+    from headrace import garbage
 
+    garbage.seldom()
     from headrace import tune
     from headrace.records import new_run
     from headrace.settings import find_line, load_settings
@@ -17,5 +18,4 @@ def begin_tuning(line: str, name: str) -> list[str]:
     settings = load_settings()
     handles = tune.begin(settings, find_line(settings, line), name or new_run())
     print(handles)  # noqa: T201
-    gc.freeze()  # or the interpreter takes seconds to take its imports down
     return handles

@@ -12,8 +12,9 @@ def check_data(line: str, kind: str, run: str) -> str:
     An empty `run` names the cycle here (runs that a cluster schedules by itself). One output
     only: kfp 2.17's local runner cannot see a named output in a condition.
     """
-    import gc
+    from headrace import garbage
 
+    garbage.seldom()
     from headrace import cycle
     from headrace.settings import find_line, load_settings
 
@@ -23,5 +24,4 @@ def check_data(line: str, kind: str, run: str) -> str:
     with cycle.recorded(settings, spec, began):
         checked = cycle.begin(settings, spec, began)
     print(checked)  # noqa: T201
-    gc.freeze()  # or the interpreter takes seconds to take its imports down
     return cycle.handle(checked) if checked.stage == "train" else "ended"

@@ -16,8 +16,9 @@ def evaluate(  # noqa: PLR0917 - kfp passes them by name
     calibration: dsl.Output[dsl.HTML],
 ) -> str:
     """Stores the evidence with the version; returns the version that was measured."""
-    import gc
+    from headrace import garbage
 
+    garbage.seldom()
     from headrace import cycle as steps
     from headrace.evaluate import evaluate as measure
     from headrace.launch.shown import Shown
@@ -30,5 +31,4 @@ def evaluate(  # noqa: PLR0917 - kfp passes them by name
         shown = Shown(f"{line} {version}", figures, roc, calibration)
         evidence = measure(settings, spec, version, shown=shown)
     print(evidence)  # noqa: T201
-    gc.freeze()  # or the interpreter takes seconds to take its imports down
     return version

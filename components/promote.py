@@ -8,6 +8,9 @@ from components import IMAGE
 @dsl.component(base_image=IMAGE, install_kfp_package=False)  # type: ignore[untyped-decorator]
 def promote(line: str, kind: str, cycle: str, version: str) -> str:
     """Returns promoted or rejected; the reasons stand in the cycle's record and the verdict."""
+    from headrace import garbage
+
+    garbage.seldom()
     from headrace import cycle as steps
     from headrace.settings import find_line, load_settings
 

@@ -8,8 +8,9 @@ from components import IMAGE
 @dsl.component(base_image=IMAGE, install_kfp_package=False)  # type: ignore[untyped-decorator]
 def train(line: str, kind: str, cycle: str, workers: int = 1) -> str:
     """Returns the id of the published version. A full training is shared by `workers` processes."""
-    import gc
+    from headrace import garbage
 
+    garbage.seldom()
     from headrace import cycle as steps
     from headrace.settings import find_line, load_settings
 
@@ -19,5 +20,4 @@ def train(line: str, kind: str, cycle: str, workers: int = 1) -> str:
     with steps.recorded(settings, spec, began):
         trained = steps.learn(settings, spec, began, workers=int(workers))
     print(trained)  # noqa: T201
-    gc.freeze()  # or the interpreter takes seconds to take its imports down
     return str(trained.version)

@@ -8,13 +8,13 @@ from components import IMAGE
 @dsl.component(base_image=IMAGE, install_kfp_package=False)  # type: ignore[untyped-decorator]
 def try_model(line: str, trial: str) -> str:
     """Returns the trial's handle; what it measured lies beside the search's plan."""
-    import gc
+    from headrace import garbage
 
+    garbage.seldom()
     from headrace import tune
     from headrace.settings import find_line, load_settings
 
     settings = load_settings()
     tried = tune.attempt(settings, find_line(settings, line), trial)
     print(tried)  # noqa: T201
-    gc.freeze()  # or the interpreter takes seconds to take its imports down
     return tried

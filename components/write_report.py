@@ -8,9 +8,11 @@ from components import IMAGE
 @dsl.component(base_image=IMAGE, install_kfp_package=False)  # type: ignore[untyped-decorator]
 def write_report(line: str, start: str, end: str, report: dsl.Output[dsl.HTML]) -> str:
     """Returns the page's path in the line's home. `start` and `end` are ISO 8601."""
-    import gc
     import shutil
 
+    from headrace import garbage
+
+    garbage.seldom()
     from headrace.events import moment
     from headrace.report.place import report_path
     from headrace.report.written import write
@@ -22,5 +24,4 @@ def write_report(line: str, start: str, end: str, report: dsl.Output[dsl.HTML]) 
     told = write(settings, spec, *interval, path)
     shutil.copyfile(path, report.path)
     print(path, told["quality"])  # noqa: T201
-    gc.freeze()  # or the interpreter takes seconds to take its imports down
     return str(path)

@@ -100,3 +100,11 @@ def test_components_stay_thin() -> None:
         if owner == "components" and len(path.read_text().splitlines()) > 45
     }
     assert long == {}
+
+
+def test_components_look_for_garbage_seldom_before_they_import_anything_heavy() -> None:
+    for owner, path in sources():
+        if owner == "components" and path.name != "__init__.py":
+            before, told, _ = path.read_text().partition("garbage.seldom()\n")
+            imports = [line.strip() for line in before.splitlines() if "from headrace" in line]
+            assert (imports, bool(told)) == (["from headrace import garbage"], True), path.name
