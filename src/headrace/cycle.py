@@ -30,7 +30,14 @@ from headrace.records import (
     records,
     started,
 )
-from headrace.sample import Quarantine, head_tick, read_tick, sample_parts, tick_as_of
+from headrace.sample import (
+    Quarantine,
+    count_samples,
+    head_tick,
+    read_tick,
+    sample_parts,
+    tick_as_of,
+)
 from headrace.settings import Settings
 from headrace.slices import even, without_short_end
 
@@ -110,8 +117,8 @@ def plan(settings: Settings, spec: LineSpec) -> Interval | None:
     start, head = store.get(champion.version).to_tick, head_tick(home)
     if start >= head or turns.alive(home) or turns.frozen(home) is not None:
         return None
-    window = train.window_samples(settings, spec, start, head)
-    return Interval(start, head) if window.samples.num_rows >= spec.gates.data.min_rows else None
+    samples = count_samples(home, start, head, train.quarantined(settings, spec, start, head))
+    return Interval(start, head) if samples >= spec.gates.data.min_rows else None
 
 
 def plan_full(settings: Settings, spec: LineSpec) -> Interval | None:
