@@ -151,7 +151,8 @@ def _options(
         "api_auth": {"jwt_secret": keys["jwt_secret"]},
         # the first Execution API call takes 6-13 s against a default limit of 5 s
         "workers": {"execution_api_timeout": 60},
-        "scheduler": {"scheduler_idle_sleep_time": 0.1, "enable_health_check": False},
+        # idle, it takes 0.09 of a slow core, 0.17 at 0.1 s; a cycle waits for it three times
+        "scheduler": {"scheduler_idle_sleep_time": 0.25, "enable_health_check": False},
         "dag_processor": {
             "refresh_interval": 5,
             "min_file_process_interval": 30,
