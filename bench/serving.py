@@ -51,7 +51,7 @@ from headrace.line import LineStore
 from headrace.line.version import LEARN
 from headrace.serving import payload
 from headrace.serving.resident import Resident
-from headrace.serving.scorer import Scored
+from headrace.serving.scored import Scored
 from headrace.settings import Settings, find_line
 from headrace.store import Store
 from headrace.store.encode import entity_keys

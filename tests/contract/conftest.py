@@ -16,10 +16,12 @@ from headrace.settings import PROJECT, Settings, find_line, load_settings
 from headrace.store import Store
 from tests.campaign import free_port
 from tests.contract.command_line import Place
+from tests.contract.model_kinds import KINDS, MIXTURES
 from tests.s3_server import s3_bucket, s3_server
 from tests.spark import broker
 
 if TYPE_CHECKING:
+    from headrace.model import Model
     from tests.contract.written_line import Line
 
 SHOP = """
@@ -109,6 +111,22 @@ def line(bootstrapped: Path, tmp_path: Path) -> Line:
 
     shutil.copytree(bootstrapped, tmp_path / "copy")
     return opened(tmp_path / "copy")
+
+
+@pytest.fixture(
+    params=[pytest.param(k, marks=pytest.mark.slow if k in MIXTURES else ()) for k in KINDS]
+)
+def family(request: pytest.FixtureRequest) -> str:
+    """Each kind of model in turn, by its name in `model_kinds`."""
+    return str(request.param)
+
+
+@pytest.fixture
+def model(family: str) -> Model:
+    """A model of that kind that has learned nothing."""
+    from tests.contract.models import fresh  # TensorFlow, for those alone who ask for it
+
+    return fresh(family, "first")
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ from headrace.sample import head_tick, read_samples
 from headrace.serving import payload
 from headrace.serving.oip import tensors
 from headrace.serving.resident import Resident
-from headrace.serving.scorer import Scored
+from headrace.serving.scored import Scored
 from headrace.settings import PROJECT, Settings, load_settings
 from headrace.simulate.world import SECOND_US, SimulatorConfig, history
 from headrace.store import Store

@@ -13,7 +13,7 @@ from headrace.errors import InputError, IntegrityError
 from headrace.line import LineStore
 from headrace.model import Model
 from headrace.model.delta import apply, same_bits
-from tests.contract.test_model import PUBLISHED
+from tests.contract.model_kinds import PUBLISHED
 
 HOUR = 3_600_000_000
 

@@ -39,7 +39,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("*.arrow"))
 
 
-@given(st.lists(st.integers(1, 40), min_size=30, max_size=120), st.integers(0, 10**6))
+@given(st.lists(st.integers(1, 40), min_size=FAN_IN + 8, max_size=140), st.integers(0, 10**6))
 @hypothesis_settings(max_examples=5, deadline=None)
 def test_any_sequence_of_appends_reads_back_whole(tmp_path_factory, sizes, seed):
     folder = tmp_path_factory.mktemp("log")

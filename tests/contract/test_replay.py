@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import sys
-from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ import pytest
 import yaml
 
 from headrace import cli
-from headrace.declaration import LineSpec
 from headrace.errors import InputError
 from headrace.replay import stream as replay_module
 from headrace.replay.learning import GatedLearner, window_reasons
@@ -26,75 +24,7 @@ from headrace.replay.scoreboard import comparisons, explanation
 from headrace.replay.stream import replay
 from headrace.results import write
 from headrace.windows import WindowState
-
-Row = dict[str, Any]
-START = datetime(2024, 1, 1, tzinfo=UTC)
-DAYS = 6
-ITEMS = "abcdefgh"
-
-
-def declare(**changes: Any) -> LineSpec:
-    declared: dict[str, Any] = {
-        "line": "toy",
-        "columns": {"item": "string"},
-        "source": {
-            "kind": "files",
-            "impressions": {
-                "path": "toy.csv",
-                "id": "id",
-                "time": {"expression": "at"},
-                "columns": {"item": "item"},
-            },
-            "label": {"value": "hit", "delay_s": "delay"},
-        },
-        "label": {"engagement": "hit", "outcome": "explicit", "attribution_window": "1d"},
-        "windows": [
-            {"name": "n", "key": ["item"], "event": "hit", "aggregate": "count", "window": "6h"},
-            {"name": "h", "key": ["item"], "event": "hit", "aggregate": "sum", "window": "6h"},
-        ],
-        "request_features": [
-            {"name": "item_id", "kind": "hash", "of": "item"},
-            {"name": "rate", "kind": "ratio", "of": ["h", "n"], "prior": [1, 4]},
-        ],
-        "model": {
-            "family": "ftrl",
-            "categorical": ["item_id"],
-            "numeric": ["rate"],
-            "table_bits": 10,
-            "ftrl_alpha": 0.3,
-        },
-        "gates": {"data": {"min_rows": 10}},
-        "cadence": {"incremental": "1h"},
-    }
-    return LineSpec.model_validate(declared | changes)
-
-
-def world(rows_a_day: int = 300) -> list[Row]:
-    """Items whose rate turns over every day, so that fresher training knows more."""
-    rng = np.random.default_rng(5)
-    rows = []
-    for number in range(DAYS * rows_a_day):
-        at = START + timedelta(seconds=number * 86_400 / rows_a_day)
-        item = int(rng.integers(len(ITEMS)))
-        rate = 0.85 if (item + number // rows_a_day) % 2 else 0.1
-        rows.append(
-            {
-                "id": f"i{number}",
-                "at": at.isoformat(),
-                "item": ITEMS[item],
-                "hit": int(rng.random() < rate),
-                "delay": int(rng.integers(60, 7200)),
-            }
-        )
-    return rows
-
-
-def save(folder: Path, rows: list[Row]) -> Path:
-    with (folder / "toy.csv").open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    return folder
+from tests.contract.turning_world import DAYS, START, declare, impressions, save, without, world
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -177,15 +107,6 @@ def test_frozen_is_daily_until_the_freeze_and_daily_starts_untrained(
     assert result["after_freeze"]["rows"] == 300 * (DAYS - 1)
 
 
-def without(rows: list[Row], keep: Callable[[datetime], bool]) -> list[Row]:
-    """The same rows, labels turned over where they became known outside `keep`."""
-    changed = []
-    for row in rows:
-        known = datetime.fromisoformat(row["at"]) + timedelta(seconds=row["delay"])
-        changed.append(row if keep(known) else row | {"hit": 1 - row["hit"]})
-    return changed
-
-
 @pytest.mark.slow
 def test_what_became_known_later_changes_no_earlier_prediction(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -248,7 +169,7 @@ def test_engagements_in_a_second_file_and_no_windows(tmp_path: Path) -> None:
     spec = declare(
         source={
             "kind": "files",
-            "impressions": _given(),
+            "impressions": impressions(),
             "engagements": {
                 "path": "*.parquet",
                 "impression_id": "order",
@@ -354,27 +275,18 @@ def test_files_without_a_usable_row_are_named(tmp_path: Path) -> None:
     rows = world(2)
     source = {
         "kind": "files",
-        "impressions": {**_given(), "where": "item = 'nobody'"},
+        "impressions": {**impressions(), "where": "item = 'nobody'"},
         "label": {"value": "hit", "delay_s": "delay"},
     }
     with pytest.raises(InputError, match="no impression is left"):
         replay(declare(source=source), save(tmp_path, rows))
     source = {
         "kind": "files",
-        "impressions": _given(),
+        "impressions": impressions(),
         "label": {"value": "NULL", "delay_s": "delay"},
     }
     with pytest.raises(InputError, match="got a label"):
         replay(declare(source=source), save(tmp_path, rows))
-
-
-def _given() -> dict[str, Any]:
-    return {
-        "path": "toy.csv",
-        "id": "id",
-        "time": {"expression": "at"},
-        "columns": {"item": "item"},
-    }
 
 
 def test_an_explanation_names_the_figures() -> None:

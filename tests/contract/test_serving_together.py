@@ -18,7 +18,8 @@ from headrace.race.arms import Arm, Race
 from headrace.serving import together
 from headrace.serving.app import create_app
 from headrace.serving.payload import candidates_of, score_request
-from headrace.serving.scorer import Asked, Scored, Scorer
+from headrace.serving.scored import Scored
+from headrace.serving.scorer import Asked, Scorer
 from headrace.serving.together import Together
 from headrace.settings import Settings
 from tests.contract.test_serving import TestClient

@@ -13,7 +13,7 @@ from headrace.model import Model
 from headrace.model.delta import State, same_bits
 from headrace.model.runtime import tf
 from headrace.model.tasks import entire_space
-from tests.contract.test_model import samples, spec_of, stream, with_column
+from tests.contract.model_kinds import samples, spec_of, stream, with_column
 
 FAMILIES = ("ftrl", "deep", "ftrl_deep", "dcn")
 

@@ -20,7 +20,7 @@ import pytest
 from feast import FeatureStore
 
 from headrace.settings import PROJECT
-from tests.contract.test_offline_store import T0, asked_rows, config, expected, frame, repository
+from tests.contract.history_repository import T0, asked_rows, config, expected, frame, repository
 from tests.s3_server import s3_bucket, s3_server
 from tests.spark import s3a_jars, streaming
 

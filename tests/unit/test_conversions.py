@@ -17,7 +17,7 @@ from headrace.events import event_schema, sample_schema, served_schema
 from headrace.labels.revisions import newest, once, thin_negatives, unlearned
 from headrace.labels.state import FATES, LabelState, fates_of
 from headrace.train import code_of
-from tests.unit.test_labels import oracle as oracle_of_clicks
+from tests.unit.label_oracle import oracle as oracle_of_clicks
 
 SECOND = 1_000_000
 HORIZON_S, CLICK_S, CONVERSION_S = 15, 10, 30

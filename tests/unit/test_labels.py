@@ -17,10 +17,9 @@ from headrace.declaration import LineSpec
 from headrace.errors import InputError, IntegrityError
 from headrace.events import event_schema, served_schema
 from headrace.labels.state import LabelState
+from tests.unit.label_oracle import HORIZON, SECOND, oracle
 
 LINES = Path(__file__).parents[2] / "lines"
-SECOND = 1_000_000
-HORIZON = 15 * SECOND
 
 
 def line(**label: Any) -> LineSpec:
@@ -33,8 +32,6 @@ def line(**label: Any) -> LineSpec:
 
 SPEC = line()
 EXPLICIT = line(outcome="explicit", provisional_after=None)
-
-
 NAIVE, FNW = line(delayed_feedback="naive"), line(delayed_feedback="fnw")
 WAIT = line(delayed_feedback="wait", provisional_after=None)
 
@@ -323,48 +320,6 @@ def logs(draw: st.DrawFn) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         for second in sorted(draw(st.lists(times, max_size=15)))
     ]
     return rows, vectors
-
-
-def oracle(events: list[dict[str, Any]], explicit: bool) -> tuple[dict[int, str], dict[int, int]]:
-    """Fates by offset (of events that never see a vector), and engagement by impression."""
-    fates: dict[int, str] = {}
-    impressions: list[tuple[int, dict[str, Any], int]] = []
-    engaged: dict[int, int] = {}
-    for offset, row in enumerate(events):
-        if row["event"] == "impression":
-            if any(
-                other["impression_id"] == row["impression_id"] and row["arrival_at"] < close
-                for _, other, close in impressions
-            ):
-                fates[offset] = "duplicate_impression"
-            elif row["arrival_at"] - row["event_at"] >= HORIZON:
-                fates[offset] = "too_late"
-            else:
-                close = max(row["arrival_at"], row["event_at"]) + HORIZON
-                impressions.append((offset, row, close))
-    for offset, row in enumerate(events):
-        if row["event"] != "click":
-            continue
-        mine = [
-            (place, other)
-            for place, other, close in impressions
-            if other["impression_id"] == row["impression_id"]
-            and row["arrival_at"] < close
-            and other["arrival_at"] < row["arrival_at"] + HORIZON
-        ]
-        before = [pair for pair in mine if pair[0] < offset]
-        if not mine:
-            fates[offset] = "unmatched"
-            continue
-        place, other = before[0] if before else mine[0]
-        lag = row["event_at"] - other["event_at"]
-        if not 0 <= lag < 10 * SECOND:
-            fates[offset] = "too_late"
-        elif place in engaged:
-            fates[offset] = "duplicate_engagement"
-        else:
-            engaged[place] = offset
-    return fates, engaged
 
 
 @pytest.mark.slow

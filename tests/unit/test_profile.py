@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -61,9 +62,19 @@ def test_a_variable_wins_over_the_profile_and_an_empty_one_takes_the_default(tmp
     assert read(tmp_path, text, HEADRACE_ONLINE_STORE="")["HEADRACE_ONLINE_STORE"] == ""
 
 
-def test_every_key_of_a_profile_is_read_by_the_settings():
+def source_of_the_settings() -> str:
     folder = PROJECT / "src" / "headrace" / "settings"
-    source = "".join(path.read_text(encoding="utf-8") for path in folder.glob("*.py"))
+    return "".join(path.read_text(encoding="utf-8") for path in folder.glob("*.py"))
+
+
+def test_a_variable_that_is_set_to_nothing_is_not_set():
+    names = set(re.findall(r'"(HEADRACE_[A-Z0-9_]+)"', source_of_the_settings()))
+    assert {"HEADRACE_HOST", "HEADRACE_FEATURE_REPO", "HEADRACE_SERVER_PORT"} <= names
+    assert load_settings(dict.fromkeys(names, "")) == load_settings({})
+
+
+def test_every_key_of_a_profile_is_read_by_the_settings():
+    source = source_of_the_settings()
     assert [key for key in sorted(KEYS) if f'"HEADRACE_{key.upper()}"' not in source] == []
 
 

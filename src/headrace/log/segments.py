@@ -29,7 +29,7 @@ _NAME: Final = re.compile(r"^(\d{20})-(\d{10})\.arrow$")
 _JOINED: Final = ".joined"
 _LATER: Final = {key.encode(): value.encode() for key, value in LATER.items()}
 
-FAN_IN: Final = 16
+FAN_IN: Final = 32
 JOINED_ROWS: Final = 2**17  # no more records than this are copied by one join
 _GROWTH: Final = 4
 

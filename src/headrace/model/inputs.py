@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,6 +21,7 @@ from headrace.errors import InputError
 
 MAGNITUDE = 1e12  # larger numbers are clipped, or their squares would overflow the statistics
 SPREAD = 5.0  # standardised numbers are clipped to ±SPREAD
+_FEW_ROWS = 1024  # of so few, one look at all columns costs less than one at each
 
 
 def field_salt(seed: int, field: str) -> int:
@@ -86,12 +87,13 @@ def read_numbers(table: Inputs, names: Sequence[str]) -> list[NDArray[Any]]:
         numbers = [_floats(table, name, pa.float64()) for name in names]
     else:
         numbers = [_array(table, name, np.float64) for name in names]
-    for name, values in zip(names, numbers, strict=True):
-        if np.isinf(values).any():
-            row = int(np.argmax(np.isinf(values)))
-            raise InputError(
-                f"{name}: {values[row]} in row {row}; send a finite number, or NaN for missing"
-            )
+    if not (names and rows_of(table) <= _FEW_ROWS and not np.isinf(np.stack(numbers)).any()):
+        for name, values in zip(names, numbers, strict=True):
+            if np.isinf(values).any():
+                row = int(np.argmax(np.isinf(values)))
+                raise InputError(
+                    f"{name}: {values[row]} in row {row}; send a finite number, or NaN for missing"
+                )
     return numbers
 
 
@@ -109,7 +111,7 @@ def side_by_side(numbers: Sequence[NDArray[np.float64]], rows: slice) -> NDArray
     """Those rows of the number columns as (n, numbers), clipped to ±MAGNITUDE."""
     if not numbers:
         return np.empty((rows.stop - rows.start, 0))
-    return np.clip(np.stack([column[rows] for column in numbers], 1), -MAGNITUDE, MAGNITUDE)
+    return _clipped(np.stack([column[rows] for column in numbers], 1), MAGNITUDE)
 
 
 def read_weights(table: pa.Table, name: str) -> NDArray[np.float32]:
@@ -166,6 +168,9 @@ class Statistics:
 
     moments: NDArray[np.float64]
     classes: NDArray[np.float64]
+    _scale: tuple[NDArray[np.float64], NDArray[np.float64]] | None = field(
+        default=None, init=False, repr=False, compare=False
+    )
 
     @classmethod
     def empty(cls, numbers: int, tasks: int = 1) -> Statistics:
@@ -190,6 +195,7 @@ class Statistics:
         total = seen + added
         share = added / np.where(total > 0, total, 1.0)
         shift = mean - old_mean
+        self._scale = None
         self.moments = np.stack(
             [total, old_mean + shift * share, old_squares + squares + shift**2 * seen * share]
         )
@@ -210,15 +216,27 @@ class Statistics:
 
     def scale(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """What a number is standardised by: mean and deviation, each (numbers,)."""
-        seen, mean, squares = self.moments
-        deviation = np.where(seen > 0, np.sqrt(squares / np.maximum(seen, 1e-9)), 1.0)
-        return mean, np.maximum(deviation, 1e-6)
+        if self._scale is None:  # who predicts asks again and again
+            seen, mean, squares = self.moments
+            deviation = np.where(seen > 0, np.sqrt(squares / np.maximum(seen, 1e-9)), 1.0)
+            self._scale = mean, np.maximum(deviation, 1e-6)
+        return self._scale
 
     def design(self, numbers: NDArray[np.float64]) -> NDArray[np.float32]:
         """(n, 1 + 2·numbers) float32: a constant 1, the standardised numbers, their indicators."""
         mean, deviation = self.scale()
-        missing = np.isnan(numbers)
+        missing, size = np.isnan(numbers), numbers.shape[1]
         scaled = (numbers - mean) / deviation
-        scaled[missing] = 0.0
-        columns = (np.ones((len(numbers), 1)), np.clip(scaled, -SPREAD, SPREAD), missing)
-        return np.concatenate(columns, axis=1, dtype=np.float32, casting="same_kind")
+        np.copyto(scaled, 0.0, where=missing)
+        columns = np.empty((len(numbers), 1 + 2 * size), np.float32)
+        columns[:, 0] = 1.0
+        columns[:, 1 : 1 + size] = _clipped(scaled, SPREAD)
+        columns[:, 1 + size :] = missing
+        return columns
+
+
+def _clipped(values: NDArray[np.float64], most: float) -> NDArray[np.float64]:
+    """±most at most, in place; what `np.clip` does in five times as long for few values."""
+    np.minimum(values, most, out=values)
+    np.maximum(values, -most, out=values)
+    return values

@@ -141,10 +141,9 @@ class Model:
             logits = np.empty((size, 2), np.float64)
         for part in batches(size, PREDICT_ROWS):
             columns = self._statistics.design(side_by_side(numbers, part))
-            rows = padded(self._tables.rows(ids, part), PREDICT_ROWS)
-            found = self._graph.predict(rows, padded(columns, PREDICT_ROWS))
+            found = self._graph.predict(self._tables.rows(ids, part), columns)
             # added here, last and in float32, as `headrace export` adds it in its graph
-            logits[part] = found[: part.stop - part.start] + offset
+            logits[part] = found + offset
         return logits
 
     def learn(self, samples: pa.Table) -> LearnReport:

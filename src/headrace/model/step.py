@@ -27,6 +27,7 @@ from headrace.model.ids import first_capacity
 from headrace.model.inputs import mixed_keys
 from headrace.model.network import Network
 from headrace.model.peers import Peers
+from headrace.model.place import Place
 from headrace.model.runtime import device, tf
 
 Tensor = Any  # tensorflow has no types that mypy could follow
@@ -149,17 +150,18 @@ class Graph:
             open_ = tf.TensorShape([None, self._layout.row_width])
             self.variables["table"] = tf.Variable(arrays["table"], name="table", shape=open_)
         self._answer = self._compile(self._predict, self._inputs(predict_rows))
+        self._place = Place(predict_rows, self._layout.fields + self._layout.wide, columns)
         # inline on a CPU: a hundred small operations cost less than handing them to threads
         self._executor = "SINGLE_THREADED_EXECUTOR" if device().startswith("CPU") else ""
 
     def predict(self, ids: NDArray[np.int32], columns: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits (predict_rows,), or (predict_rows, tasks), of that many rows, without the offset.
+        """Logits (rows,), or (rows, tasks), of up to `predict_rows` rows, without the offset.
 
         ids: (rows, fields) of the tables; columns: see `Statistics.design`.
         The compiled function's own call would convert and check what is right by construction,
         in more time than its operations take.
         """
-        given = [tf.constant(ids), tf.constant(columns)]
+        given = self._place.put(ids, columns)
         (logits,) = tf.raw_ops.StatefulPartitionedCall(
             args=[*given, *self._answer.captured_inputs],
             Tout=[tf.float32],
@@ -167,7 +169,7 @@ class Graph:
             executor_type=self._executor,
         )
         found: NDArray[np.float32] = logits.numpy()
-        return found
+        return found[: len(ids)]
 
     @cached_property
     def learn(self) -> Any:

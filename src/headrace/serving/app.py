@@ -8,7 +8,6 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
-from functools import partial
 from importlib.metadata import version as package_version
 from typing import Any, Final
 
@@ -40,7 +39,8 @@ from headrace.serving.payload import MAX_BODY_BYTES, UnknownModel, WrongField, s
 from headrace.serving.pinned import Pinned
 from headrace.serving.prior import Prior
 from headrace.serving.routes import protocol_routes, score_routes
-from headrace.serving.scorer import Scorer, served_table
+from headrace.serving.scored import ServedTables
+from headrace.serving.scorer import Scorer
 from headrace.serving.served import ServedWriter
 from headrace.serving.swap import Follower
 from headrace.serving.together import Together
@@ -111,7 +111,8 @@ def _start(
     home = settings.line_home(spec.line)
     log = FileLog(home / "log" / "served", served_schema(spec), writer=True)
     ends.callback(log.close)
-    served = ServedWriter(log, policy=spec.serving.log_policy, to_table=partial(served_table, spec))
+    tables = ServedTables(spec)
+    served = ServedWriter(log, policy=spec.serving.log_policy, to_table=tables.table)
     lines = LineStore(settings.line_store_url(spec.line), spec.line)
     models = Follower(spec, lines, settled=settled)
     pinned = Pinned(spec, lines, models)
@@ -122,7 +123,7 @@ def _start(
     store = Store(settings, timeout_s=spec.serving.read_timeout / 1e6)
     features = Features(spec, store)
     answers = Answers(spec, features, models, pinned, Prior(spec, lines))
-    scorer = Scorer(spec, answers, served, arms=arms)
+    scorer = Scorer(spec, answers, served, tables, arms=arms)
     about = About(spec, models, pinned)
     app.state.models, app.state.served = models, served
     app.state.scorer, app.state.together = scorer, Together(scorer)

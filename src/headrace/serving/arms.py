@@ -147,11 +147,14 @@ class Arms:
         found = draw(field.race, entity, request_id, field.odds)
         return Drawn(found.arm, found.propensity, field.followers.get(found.arm))
 
+    @property
+    def shadowed(self) -> bool:
+        """Whether a shadow of the race waits for inputs."""
+        field = self._field
+        return field is not None and any(arm.mode == "shadow" for arm in field.race.arms)
+
     def shadow(self, request_id: str, now_us: int, inputs: Columns) -> None:
         """Have the shadows score the inputs of a request, behind it; never waits."""
-        field = self._field
-        if field is None or not any(arm.mode == "shadow" for arm in field.race.arms):
-            return
         try:
             self._behind.put_nowait((request_id, now_us, inputs))
         except queue.Full:

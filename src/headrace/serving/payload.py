@@ -11,19 +11,20 @@ from typing import Annotated, Any, Final
 
 import pyarrow as pa
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
     StrictInt,
     StrictStr,
     create_model,
+    with_config,
 )
+from typing_extensions import TypedDict
 
 from headrace.declaration import LineSpec
 from headrace.errors import InputError
 from headrace.events import ARROW_TYPES
-from headrace.serving.scorer import Scored
+from headrace.serving.scored import Scored
 
 MAX_CANDIDATES: Final = 512
 MAX_BODY_BYTES: Final = 1 << 20
@@ -54,16 +55,10 @@ def is_utf8(text: str) -> bool:
     return True
 
 
-def _utf8(text: str) -> str:
-    if not is_utf8(text):
-        raise ValueError("holds half a surrogate pair, which is no text; send valid Unicode")
-    return text
-
-
-Text = Annotated[StrictStr, AfterValidator(_utf8)]
-RequestId = Annotated[Text, Field(min_length=1, max_length=128)]
+# the JSON parser refuses half a surrogate pair, which is no text
+RequestId = Annotated[StrictStr, Field(min_length=1, max_length=128)]
 _VALUES: Final[dict[str, Any]] = {
-    "string": Annotated[Text, Field(max_length=MAX_TEXT)],
+    "string": Annotated[StrictStr, Field(max_length=MAX_TEXT)],
     "int": Annotated[StrictInt, Field(ge=-(2**63), le=2**63 - 1)],
     "float": Annotated[float, Field(strict=True, ge=-LARGEST, le=LARGEST)],
 }
@@ -128,32 +123,25 @@ class Refusal(Problem):
 
 def score_request(spec: LineSpec) -> type[BaseModel]:
     """The body of `/v1/score` for a line: `context` is shared by all `candidates`."""
-    fields: dict[str, Any] = {
-        name: (_VALUES[kind] | None, None) for name, kind in spec.columns.items()
-    }
-    row = create_model(f"{spec.line.title().replace('_', '')}Row", __base__=Strict, **fields)
+    name = spec.line.title().replace("_", "")
+    fields = {column: _VALUES[kind] | None for column, kind in spec.columns.items()}
+    # a dictionary, for which fifty candidates cost half of what fifty models do
+    row = with_config(Strict.model_config)(TypedDict(f"{name}Row", fields, total=False))  # type: ignore[operator]
     return create_model(
-        f"{spec.line.title().replace('_', '')}Request",
+        f"{name}Request",
         __base__=Strict,
         request_id=(RequestId | None, None),
-        context=(row, Field(default_factory=row)),
-        candidates=(list[row], Field(min_length=1, max_length=MAX_CANDIDATES)),
+        context=(row, Field(default_factory=dict)),
+        candidates=(list[row], Field(min_length=1, max_length=MAX_CANDIDATES)),  # type: ignore[valid-type]
     )
 
 
 def candidates_of(spec: LineSpec, body: Any) -> pa.Table:
     """The declared columns, one row a candidate; what it says goes before the context."""
     columns = {}
-    rows = [vars(row) for row in body.candidates]
-    said = [row.model_fields_set for row in body.candidates]
     for name, kind in spec.columns.items():
-        values = [row[name] for row in rows]
-        shared = getattr(body.context, name)
-        if shared is not None:
-            values = [
-                value if name in names else shared
-                for value, names in zip(values, said, strict=True)
-            ]
+        shared = body.context.get(name)
+        values = [row.get(name, shared) for row in body.candidates]
         columns[name] = pa.array(values, ARROW_TYPES[kind])
     return pa.table(columns)
 

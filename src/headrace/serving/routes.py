@@ -25,7 +25,8 @@ from headrace.serving.oip import rest
 from headrace.serving.oip.about import SERVER, About
 from headrace.serving.oip.tensors import candidates_of
 from headrace.serving.openapi import body, guarded, pin_header
-from headrace.serving.scorer import Asked, Scored
+from headrace.serving.scored import Scored
+from headrace.serving.scorer import Asked
 
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     422: {"model": payload.Refusal},

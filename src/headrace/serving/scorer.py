@@ -6,51 +6,25 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from headrace.declaration import LineSpec
 from headrace.errors import EnvironmentFault
-from headrace.events import CHAMPION_ARM, PINNED_ARM, served_schema
+from headrace.events import PINNED_ARM
 from headrace.requests import Columns
 from headrace.serving.answer import Answer, Answers
 from headrace.serving.arms import Arms, Drawn
+from headrace.serving.scored import NOBODY, Scored, ServedRows, ServedTables
 from headrace.serving.served import ServedWriter
 
 LOG = logging.getLogger(__name__)
-NOBODY = "none"
-"""`Scored.fallback` where nobody had to stand in."""
 
 
 def wall_clock_us() -> int:
     """Microseconds since 1970, UTC."""
     return time.time_ns() // 1_000
-
-
-@dataclass(frozen=True)
-class Scored:
-    """Scores (n,) float64 in the order of the candidates, and which model gave them.
-
-    `scores` are probabilities of a click; `tasks`, of a line with conversions, those of a
-    `conversion` given a click and of `click_and_conversion`. `arm`: `champion` or a challenger of
-    the line's race, or `pinned` where the request asked for a version, which nobody learns from.
-    `propensity`: the probability with which that arm was drawn. `fallback`: `none`, or who stood
-    in, as in the served log; `version` is `prior` and the watermark may be unknown (None) then.
-    """
-
-    request_id: str
-    version: str
-    watermark_us: int | None
-    staleness_s: float | None
-    impression_ids: list[str]
-    scores: NDArray[np.float64]
-    tasks: dict[str, NDArray[np.float64]]
-    arm: str = CHAMPION_ARM
-    propensity: float = 1.0
-    fallback: str = NOBODY
 
 
 @dataclass(frozen=True)
@@ -69,6 +43,7 @@ class Scorer:
         spec: LineSpec,
         answers: Answers,
         served: ServedWriter,
+        tables: ServedTables,
         *,
         arms: Arms,
         clock_us: Callable[[], int] = wall_clock_us,
@@ -78,6 +53,7 @@ class Scorer:
         self._served = served
         self._clock_us = clock_us
         self._arms = arms
+        self._tables = tables
         self._inputs = [feature.name for feature in spec.request_features]
 
     def score(self, request_id: str, candidates: pa.Table, pin: str | None = None) -> Scored:
@@ -113,7 +89,7 @@ class Scorer:
 
     def _score(self, asked: Sequence[Asked], pin: str | None) -> list[Scored | Exception]:
         now_us = self._clock_us()
-        candidates = pa.concat_tables([each.candidates for each in asked])
+        candidates = _together([each.candidates for each in asked])
         features, missing = self._answers.read(_at(candidates, now_us), pin)
         drawn = [
             Drawn(PINNED_ARM, 1.0, None)
@@ -122,18 +98,15 @@ class Scorer:
             for each in asked
         ]
         ends = np.cumsum([each.candidates.num_rows for each in asked]).tolist()
-        of_each = [
-            {
-                name: values[end - each.candidates.num_rows : end]
-                for name, values in features.items()
-            }
+        rows = [
+            slice(end - each.candidates.num_rows, end)
             for each, end in zip(asked, ends, strict=True)
         ]
         outcomes: dict[int, Scored | Exception] = {}
         followers = {id(each.follower): each for each in drawn}
         for key, of_them in followers.items():
             places = [place for place, each in enumerate(drawn) if id(each.follower) == key]
-            inputs = self._inputs_of([of_each[place] for place in places])
+            inputs = self._inputs_of(features, [rows[place] for place in places], ends[-1])
             try:
                 answer = self._answers.give(of_them, pin, inputs, missing, len(places))
             except EnvironmentFault as fault:
@@ -144,24 +117,28 @@ class Scorer:
                 stop = start + asked[place].candidates.num_rows
                 scored = _scored(asked[place], drawn[place], answer, slice(start, stop), now_us)
                 outcomes[place], start = scored, stop
-        for place, each in enumerate(asked):
+        vectors = self._tables.vectors(features, ends[-1])
+        for place, (each, own) in enumerate(zip(asked, rows, strict=True)):
             outcome = outcomes[place]
             if isinstance(outcome, Exception):
                 continue
             try:
-                self._served.put(ServedRows(outcome, now_us, each.candidates, of_each[place]))
+                self._served.put(ServedRows(outcome, now_us, each.candidates, vectors[own]))
             except EnvironmentFault as fault:
                 outcomes[place] = fault
                 continue
-            if not pin and missing is None:
-                self._arms.shadow(each.request_id, now_us, self._inputs_of([of_each[place]]))
+            if not pin and missing is None and self._arms.shadowed:
+                inputs = self._inputs_of(features, [own], ends[-1])
+                self._arms.shadow(each.request_id, now_us, inputs)
         return [outcomes[place] for place in range(len(asked))]
 
-    def _inputs_of(self, features: Sequence[Columns]) -> Columns:
-        """The model inputs of some requests, one after the other."""
-        if len(features) == 1:
-            return {name: features[0][name] for name in self._inputs}
-        return {name: np.concatenate([each[name] for each in features]) for name in self._inputs}
+    def _inputs_of(self, features: Columns, parts: Sequence[slice], size: int) -> Columns:
+        """The model inputs of some parts of so many rows, one after the other."""
+        inputs = {name: features[name] for name in self._inputs}
+        if sum(part.stop - part.start for part in parts) == size:
+            return inputs
+        places = np.concatenate([np.arange(part.start, part.stop) for part in parts])
+        return {name: values[places] for name, values in inputs.items()}
 
 
 def _scored(asked: Asked, drawn: Drawn, answer: Answer, rows: slice, now_us: int) -> Scored:
@@ -182,66 +159,8 @@ def _scored(asked: Asked, drawn: Drawn, answer: Answer, rows: slice, now_us: int
     )
 
 
-@dataclass(frozen=True)
-class ServedRows:
-    """What was served to one request, until the log's writer makes a table of it."""
-
-    scored: Scored
-    now_us: int
-    candidates: pa.Table
-    features: Columns
-
-    @property
-    def num_rows(self) -> int:
-        return len(self.scored.scores)
-
-
-def served_table(spec: LineSpec, requests: Sequence[ServedRows]) -> pa.Table:
-    """The rows of the served log of some requests, one after the other.
-
-    Made of all of them at once, behind the answers: a table has some seventy columns.
-    """
-    sizes = [each.num_rows for each in requests]
-    answers = [each.scored for each in requests]
-
-    places = pa.array(np.repeat(np.arange(len(sizes)), sizes))
-
-    def of_each(values: Sequence[Any]) -> NDArray[Any]:
-        return np.repeat(np.array(values), sizes)
-
-    def texts(values: Sequence[str | None]) -> pa.Array:
-        return pa.array(values, pa.string()).take(places)
-
-    columns: dict[str, Any] = {
-        "impression_id": [name for each in answers for name in each.impression_ids],
-        "request_id": texts([each.request_id for each in answers]),
-        "served_at": of_each([each.now_us for each in requests]),
-        "version": texts([each.version for each in answers]),
-        "score": np.concatenate([each.scores for each in answers]),
-        "arm": texts([each.arm for each in answers]),
-        "propensity": of_each([each.propensity for each in answers]),
-        "fallback": texts([None if each.fallback == NOBODY else each.fallback for each in answers]),
-    }
-    for task in answers[0].tasks:
-        columns[f"{task}_score"] = np.concatenate([each.tasks[task] for each in answers])
-    asked = pa.concat_tables([each.candidates for each in requests])
-    columns |= dict(zip(asked.column_names, asked.columns, strict=True))
-    arrays = []
-    schema = served_schema(spec)
-    for field in schema:
-        values = columns.get(field.name)
-        if values is None:
-            values = np.concatenate([each.features[field.name] for each in requests])
-        arrays.append(_column(field, values))
-    return pa.Table.from_arrays(arrays, schema=schema)
-
-
-def _column(field: pa.Field, values: Any) -> pa.Array | pa.ChunkedArray:
-    if isinstance(values, pa.ChunkedArray | pa.Array):
-        return values
-    if pa.types.is_timestamp(field.type):  # a time of 0: the key had no row
-        return pa.array(values, pa.int64(), mask=values == 0).cast(field.type)
-    return pa.array(values, field.type)
+def _together(tables: Sequence[pa.Table]) -> pa.Table:
+    return tables[0] if len(tables) == 1 else pa.concat_tables(tables)
 
 
 def _at(candidates: pa.Table, now_us: int) -> pa.Table:

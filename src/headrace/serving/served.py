@@ -22,8 +22,11 @@ from headrace.errors import EnvironmentFault
 from headrace.log.files import FileLog
 
 LOG = logging.getLogger(__name__)
-NICE: Final = 10
-"""Of the writer's thread: its bursts every 0.2 s would delay the answers of that time."""
+NICE: Final = 5
+"""Of the writer's thread: its bursts every 0.2 s would delay the answers of that time.
+
+Not more: at full load a thread that gets a tenth of the core does not keep up, and the queue fills.
+"""
 
 
 class Rows(Protocol):

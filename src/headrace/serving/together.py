@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from headrace.serving.scorer import Asked, Scored, Scorer
+from headrace.serving.scored import Scored
+from headrace.serving.scorer import Asked, Scorer
 
 MOST_ROWS: Final = 1024
 """Candidates that are scored in one turn, or one request: the loop must not stand still."""

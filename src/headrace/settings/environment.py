@@ -41,10 +41,8 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     return Settings(
         home=path("HEADRACE_HOME", PROJECT / "out" / "stack"),
         lines_dir=path("HEADRACE_LINES_DIR", PROJECT / "lines"),
-        feature_repo=Path(
-            env.get("HEADRACE_FEATURE_REPO", str(PROJECT / "feature_repo"))
-        ).resolve(),
-        host=env.get("HEADRACE_HOST", "127.0.0.1"),
+        feature_repo=path("HEADRACE_FEATURE_REPO", PROJECT / "feature_repo"),
+        host=env.get("HEADRACE_HOST") or "127.0.0.1",
         server_port=port(env, "HEADRACE_SERVER_PORT", 8500),
         grpc_port=port(env, "HEADRACE_GRPC_PORT", 8502),
         collector_port=port(env, "HEADRACE_COLLECTOR_PORT", 8501),

@@ -30,7 +30,7 @@ _CLAIM: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 
 def port(env: Mapping[str, str], name: str, default: int) -> int:
     """A port that can be listened on."""
-    text = env.get(name, str(default))
+    text = env.get(name) or str(default)
     if not text.isdecimal() or not 0 < int(text) < 65536:
         raise DeclarationError(f"{name}={text!r} is not a port; give a number from 1 to 65535")
     return int(text)
@@ -38,7 +38,7 @@ def port(env: Mapping[str, str], name: str, default: int) -> int:
 
 def megabytes(env: Mapping[str, str], name: str, default: int) -> int:
     """Bytes of a size that is written in MiB."""
-    text = env.get(name, str(default))
+    text = env.get(name) or str(default)
     if not text.isdecimal():
         raise DeclarationError(f"{name}={text!r} is not a size; give whole MiB, 0 for none")
     return int(text) * 2**20

@@ -70,6 +70,7 @@ def _prefix(names: tuple[str, ...]) -> bytes:
     return prefix
 
 
+@lru_cache(maxsize=1 << 16)
 def _key_part(value: str | int) -> bytes:
     if isinstance(value, str):
         text = value.encode()

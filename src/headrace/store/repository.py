@@ -145,9 +145,10 @@ class Store:
             self._service(spec)  # registered from this declaration
             from headrace.store.encode import keys_of  # Feast is heavy; it is there by now
 
-            names = list(spec.views)
+            declared = spec.views
+            names = list(declared)
             views = [self._view(name) for name in names]
-            parts = [tuple(sorted(features[0].key)) for features in spec.views.values()]
+            parts = [tuple(sorted(features[0].key)) for features in declared.values()]
             keys = [Keys.of(keys_of(each, [columns[name] for name in each])) for each in parts]
             wanted = [(view, held.different) for view, held in zip(views, keys, strict=True)]
             marks, rows = self._online().read_rows(self._store().config, wanted, meanwhile)

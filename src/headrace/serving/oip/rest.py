@@ -22,7 +22,7 @@ from headrace.serving.oip.tensors import (
     parameters_of,
 )
 from headrace.serving.payload import RequestId, Strict, WrongField
-from headrace.serving.scorer import Scored
+from headrace.serving.scored import Scored
 
 JSON_LENGTH: Final = "inference-header-content-length"
 

@@ -30,7 +30,8 @@ from headrace.serving.payload import (
     WrongField,
     is_utf8,
 )
-from headrace.serving.scorer import Scored, Scorer
+from headrace.serving.scored import Scored
+from headrace.serving.scorer import Scorer
 
 SERVICE: Final = "inference.GRPCInferenceService"
 WORKERS: Final = 8

@@ -25,7 +25,7 @@ from headrace.serving.payload import (
     is_utf8,
     iso,
 )
-from headrace.serving.scorer import Scored
+from headrace.serving.scored import Scored
 
 Datatype = Literal["BYTES", "INT64", "FP64"]
 DATATYPES: Final[dict[str, Datatype]] = {"string": "BYTES", "int": "INT64", "float": "FP64"}
