@@ -40,6 +40,8 @@ class SealedFiles:
         self.root = str(root)
         self._fs, self._path = fsspec.core.url_to_fs(self.root, **remote)
         self._local = isinstance(self._fs, LocalFileSystem)
+        # one request: s3fs else asks for the size first, to read what is large in parts at once
+        self._small = {"max_concurrency": 1} if "s3" in self._fs.protocol else {}
 
     def create(self, name: str, raw: bytes) -> bool:
         """Create a file with its whole content; False when it exists with other bytes.
@@ -87,12 +89,7 @@ class SealedFiles:
 
     def read(self, name: str) -> bytes | None:
         """All bytes of a file, None when it is not there."""
-        with self._reached(name):
-            try:
-                raw: bytes = self._fs.cat_file(f"{self._path}/{name}")
-            except FileNotFoundError:
-                return None
-        return raw
+        return self._read(name)
 
     def remove(self, name: str) -> None:
         """Delete a file; nothing happens when it is not there."""
@@ -115,8 +112,16 @@ class SealedFiles:
 
         Raises `IntegrityError` when the bytes are torn or were altered.
         """
-        raw = self.read(name)
+        raw = self._read(name, **self._small)
         return None if raw is None else _unsealed(f"{self.root}/{name}", raw)
+
+    def _read(self, name: str, **how: int) -> bytes | None:
+        with self._reached(name):
+            try:
+                raw: bytes = self._fs.cat_file(f"{self._path}/{name}", **how)
+            except FileNotFoundError:
+                return None
+        return raw
 
     def _create_local(self, name: str, raw: bytes) -> bool:
         target = Path(self._path) / name

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
+from s3fs import S3FileSystem
 
 from headrace.errors import DeclarationError, EnvironmentFault
-from headrace.sealed import SealedFiles
+from headrace.sealed import SealedFiles, sealed
 from headrace.settings import load_settings
 from tests.loopback import Answering, serving_on
 from tests.s3_server import CREDENTIALS, forget_clients
@@ -57,6 +58,24 @@ class Answers(Answering):
         self._send(200, b"of another writer", "application/octet-stream")
 
     do_HEAD = do_GET
+
+
+@pytest.mark.slow
+def test_a_small_document_is_one_request_to_s3(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = SealedFiles(f"{bucket}/documents")
+    files.replace("x.json", sealed({"a": 1}))
+    asked, real = [], S3FileSystem._call_s3
+
+    async def call(own: S3FileSystem, method: str, *rest: Any, **named: Any) -> Any:
+        asked.append(method)
+        return await real(own, method, *rest, **named)
+
+    monkeypatch.setattr(S3FileSystem, "_call_s3", call)
+    assert files.read_json("x.json") == {"a": 1}
+    assert files.read_json("y.json") is None
+    assert asked == ["get_object", "get_object"]
 
 
 @pytest.fixture
