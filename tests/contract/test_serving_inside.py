@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -233,13 +234,13 @@ def test_a_look_reads_only_what_is_new(settings, shop, tmp_path):
     chronicle = Chronicle(store, tmp_path)
     first = chronicle.look()
     read: list[str] = []
-    before = store.files.read
+    before = store.files.read_json
 
-    def counted(name: str) -> bytes | None:
+    def counted(name: str) -> dict[str, Any] | None:
         read.append(name)
         return before(name)
 
-    store.files.read = counted  # type: ignore[method-assign]
+    store.files.read_json = counted  # type: ignore[method-assign]
     assert chronicle.look() == first
     assert len([name for name in read if name.startswith("versions/")]) == 3 * 3  # the newest 3
     assert len([name for name in read if name.startswith("champion/")]) <= 2
