@@ -111,7 +111,7 @@ def side_by_side(numbers: Sequence[NDArray[np.float64]], rows: slice) -> NDArray
     """Those rows of the number columns as (n, numbers), clipped to ±MAGNITUDE."""
     if not numbers:
         return np.empty((rows.stop - rows.start, 0))
-    return _clipped(np.stack([column[rows] for column in numbers], 1), MAGNITUDE)
+    return np.clip(np.stack([column[rows] for column in numbers], 1), -MAGNITUDE, MAGNITUDE)
 
 
 def read_weights(table: pa.Table, name: str) -> NDArray[np.float32]:
@@ -230,13 +230,6 @@ class Statistics:
         np.copyto(scaled, 0.0, where=missing)
         columns = np.empty((len(numbers), 1 + 2 * size), np.float32)
         columns[:, 0] = 1.0
-        columns[:, 1 : 1 + size] = _clipped(scaled, SPREAD)
+        columns[:, 1 : 1 + size] = np.clip(scaled, -SPREAD, SPREAD)
         columns[:, 1 + size :] = missing
         return columns
-
-
-def _clipped(values: NDArray[np.float64], most: float) -> NDArray[np.float64]:
-    """±most at most, in place; what `np.clip` does in five times as long for few values."""
-    np.minimum(values, most, out=values)
-    np.maximum(values, -most, out=values)
-    return values
