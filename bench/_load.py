@@ -6,12 +6,11 @@ little beside the server.
 
 from __future__ import annotations
 
-import itertools
 import queue
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -76,8 +75,11 @@ def post(path: str, body: bytes) -> bytes:
     return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
 
 
-def flat_out(port: int, requests: Sequence[bytes], connections: int, seconds: float) -> Answers:
-    """As many requests as are answered, the next one on a connection after the last answer."""
+def flat_out(port: int, requests: Iterator[bytes], connections: int, seconds: float) -> Answers:
+    """As many requests as are answered, the next one on a connection after the last answer.
+
+    `requests` does not end; another spell goes on where this one was.
+    """
     until = time.perf_counter() + seconds
 
     def due() -> float | None:
@@ -88,7 +90,7 @@ def flat_out(port: int, requests: Sequence[bytes], connections: int, seconds: fl
 
 
 def paced(
-    port: int, requests: Sequence[bytes], rate: float, connections: int, seconds: float
+    port: int, requests: Iterator[bytes], rate: float, connections: int, seconds: float
 ) -> Answers:
     """`rate` requests a second, however slow the answers are: a late one makes the next wait."""
     moments: queue.SimpleQueue[float] = queue.SimpleQueue()
@@ -106,9 +108,9 @@ def paced(
 
 
 def _drive(
-    port: int, requests: Sequence[bytes], connections: int, due: Callable[[], float | None]
+    port: int, requests: Iterator[bytes], connections: int, due: Callable[[], float | None]
 ) -> Answers:
-    found, turns, lock = Answers(), itertools.cycle(requests), threading.Lock()
+    found, lock = Answers(), threading.Lock()
     problems: list[BaseException] = []
 
     def work() -> None:
@@ -117,7 +119,7 @@ def _drive(
             connection = Connection(port)
             while (moment := due()) is not None:
                 with lock:
-                    request = next(turns)
+                    request = next(requests)
                 if (wait := moment - time.perf_counter()) > 0:
                     time.sleep(wait)
                 status, _ = connection.ask(request)

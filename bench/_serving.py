@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,7 +37,7 @@ from headrace.train import code_of
 
 CANDIDATES: Final = 50
 SERVER_CORE: Final = {0}
-USERS: Final = 500
+USERS: Final = 4_000
 ITEMS: Final = 2_000
 KINDS: Final = 20
 REQUESTS: Final = 200
@@ -125,28 +125,35 @@ def push_all(settings: Settings, spec: LineSpec) -> None:
     store = Store(settings)
     store.apply()
     rng = np.random.default_rng(SEED)
-    for view, features in spec.views.items():
+    for view in spec.views:
         store.clear(view)
-        columns = _keys(features[0].key)
-        size = len(next(iter(columns.values())))
-        columns["event_timestamp"] = pa.array(np.full(size, 1_750_000_000_000_000)).cast(TIME)
-        for feature in features:
-            columns[feature.name] = pa.array(rng.zipf(1.5, size) % 10_000)
-        store.push(spec, view, pa.table(columns))
+        store.push(spec, view, windows_of(spec, view, rng, 1_750_000_000_000_000, range(USERS)))
 
 
-def _keys(key: tuple[str, ...]) -> dict[str, pa.Array]:
-    """Every key of a view."""
-    values = {"user_id": _names("u", USERS), "item_id": _names("c", ITEMS)}
-    values["category"] = _names("x", KINDS)
+def windows_of(
+    spec: LineSpec, view: str, rng: np.random.Generator, at_us: int, users: Sequence[int]
+) -> pa.Table:
+    """Rows of a view at a time: of all its keys, with these users alone."""
+    features = spec.views[view]
+    columns = _keys(features[0].key, users)
+    size = len(next(iter(columns.values())))
+    columns["event_timestamp"] = pa.array(np.full(size, at_us)).cast(TIME)
+    for feature in features:
+        columns[feature.name] = pa.array(rng.zipf(1.5, size) % 10_000)
+    return pa.table(columns)
+
+
+def _keys(key: tuple[str, ...], users: Sequence[int]) -> dict[str, pa.Array]:
+    values = {"user_id": _names("u", users), "item_id": _names("c", range(ITEMS))}
+    values["category"] = _names("x", range(KINDS))
     if len(key) == 1:
         return {key[0]: pa.array(values[key[0]])}
     pairs = [(user, kind) for user in values["user_id"] for kind in values["category"]]
     return {name: pa.array(each) for name, each in zip(key, zip(*pairs, strict=True), strict=True)}
 
 
-def _names(letter: str, count: int) -> list[str]:
-    return [f"{letter}{number}" for number in range(count)]
+def _names(letter: str, numbers: Sequence[int]) -> list[str]:
+    return [f"{letter}{number}" for number in numbers]
 
 
 def about(spec: LineSpec) -> Any:
@@ -228,16 +235,18 @@ def _answers(ask: Callable[[], httpx.Response]) -> bool:
 
 
 def asked(spec: LineSpec, candidates: int) -> list[bytes]:
-    """Requests of different users for different items."""
+    """A request of each user, for different items: who comes again finds that others came since."""
     rng = np.random.default_rng(SEED)
-    return [post("/v1/score", json.dumps(body(rng, candidates)).encode()) for _ in range(REQUESTS)]
+    return [
+        post("/v1/score", json.dumps(body(rng, user, candidates)).encode()) for user in range(USERS)
+    ]
 
 
-def body(rng: np.random.Generator, candidates: int) -> dict[str, Any]:
+def body(rng: np.random.Generator, user: int, candidates: int) -> dict[str, Any]:
     """What one of them asks."""
     items = rng.choice(ITEMS, candidates, replace=False).tolist()
     return {
-        "context": {"user_id": f"u{rng.integers(USERS)}"},
+        "context": {"user_id": f"u{user}"},
         "candidates": [
             {"item_id": f"c{item}", "category": f"x{item % KINDS}", "amount": item % 70 / 10}
             for item in items
@@ -246,10 +255,10 @@ def body(rng: np.random.Generator, candidates: int) -> dict[str, Any]:
 
 
 def ready(settings: Settings, spec: LineSpec) -> list[bytes]:
-    """The same requests as vectors, for a server that looks nothing up."""
+    """The first of these requests as vectors, for a server that looks nothing up."""
     store, rng, found = Store(settings), np.random.default_rng(SEED), []
-    for _ in range(REQUESTS):
-        rows = rows_of(store, spec, body(rng, CANDIDATES))
+    for user in range(REQUESTS):
+        rows = rows_of(store, spec, body(rng, user, CANDIDATES))
         ids, numbers = (
             rows.select(list(names)).to_pydict()
             for names in (spec.model.categorical, spec.model.numeric)

@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Final
 
@@ -91,8 +92,8 @@ def _measure(folder: Path, url: str, spell_s: float, turns: int, bits: int) -> d
         server(settings) as (port, _),
         process(settings, command, lambda: httpx.get(address, trust_env=False)),
     ):
-        ways = {"headrace": (port, ours)}
-        ways |= {f"kserve, {name}": (port_of_theirs, load) for name, load in theirs.items()}
+        ways = {"headrace": (port, cycle(ours))}
+        ways |= {f"kserve, {name}": (port_of_theirs, cycle(load)) for name, load in theirs.items()}
         same = _same(
             port, ours[0], port_of_theirs, {name: each[0] for name, each in theirs.items()}
         )
@@ -106,9 +107,9 @@ def _measure(folder: Path, url: str, spell_s: float, turns: int, bits: int) -> d
 
 
 def _instances(settings: Settings, spec: LineSpec) -> dict[str, list[bytes]]:
-    """The requests of `asked`, as KServe's first protocol words them: candidates, and vectors."""
+    """The first of `asked` as KServe's first protocol words them: candidates, and vectors."""
     rng = np.random.default_rng(SEED)
-    bodies = [body(rng, CANDIDATES) for _ in range(REQUESTS)]
+    bodies = [body(rng, user, CANDIDATES) for user in range(REQUESTS)]
     rows = [[each["context"] | row for row in each["candidates"]] for each in bodies]
     names = [*spec.model.categorical, *spec.model.numeric]
     store = Store(settings)

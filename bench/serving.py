@@ -6,6 +6,8 @@ request was due, so that a slow answer is not excused by the ones that it delays
 
 - Throughput, flat out, takes turns with a bare FastAPI endpoint that calls the same model on
   ready vectors (`bench._bare`); `bench.kserve` compares it with KServe's.
+- Meanwhile the windows that the load moves are pushed each second (`bench._pushing`), and each
+  request comes from another user than the thousands before.
 - Latency is told at half of the throughput, with a new delta each second and without, in turns.
 - Shares of a request are those of its parts, called one after the other in this process.
 """
@@ -17,9 +19,10 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,6 +34,7 @@ from bench._bare import LINE
 from bench._load import Answers, flat_out, paced
 from bench._measure import at_least, at_most, equality, not_measured
 from bench._process import cpu_of_tree
+from bench._pushing import pushing
 from bench._redis import REMEDY, installed
 from bench._serving import (
     CANDIDATES,
@@ -58,6 +62,8 @@ from headrace.store.encode import entity_keys
 from headrace.store.latest import columns_of
 
 CONNECTIONS: Final = 4
+READ: Final = "features read and computed"
+RAW: Final = "the same keys by a raw pipeline"
 
 
 @dataclass(frozen=True)
@@ -92,25 +98,26 @@ def _measure(folder: Path, url: str, sizes: Sizes) -> dict[str, Any]:
     spec = find_line(small, LINE)
     more = int(sizes.spell_s * sizes.turns) + 1
     deltas = [each.version for each in islice(following(small, spec), more)]
-    ours, bare = asked(spec, CANDIDATES), ready(small, spec)
-    with server(small) as (port, pid), bare_server(small) as bare_port:
+    requests_of_all = asked(spec, CANDIDATES)
+    ours, bare = cycle(requests_of_all), cycle(ready(small, spec))
+    with pushing(small), server(small) as (port, pid), bare_server(small) as bare_port:
         for each, to in ((ours, port), (bare, bare_port)):
             flat_out(to, each, CONNECTIONS, sizes.spell_s / 2)
         most: dict[str, list[float]] = {"headrace": [], "bare": []}
         for _ in range(sizes.turns):
             most["headrace"].append(_good(flat_out(port, ours, CONNECTIONS, sizes.spell_s)).rate)
             most["bare"].append(_good(flat_out(bare_port, bare, CONNECTIONS, sizes.spell_s)).rate)
-    with server(small) as (port, pid):
+    with pushing(small), server(small) as (port, pid):
         flat_out(port, ours, CONNECTIONS, sizes.spell_s / 2)
         half = statistics.median(most["headrace"]) / 2
         spells = _with_deltas(small, port, ours, half, deltas, sizes)
         cost = {
-            f"{count} candidates": _cost(port, pid, asked(spec, count), sizes)
+            f"{count} candidates": _cost(port, pid, cycle(asked(spec, count)), sizes)
             for count in (1, CANDIDATES, 200)
         }
-        parts = _parts(small, spec, ours[0])
+    parts = _parts(small, spec, requests_of_all)
     large = prepare(folder / "large", url, sizes.bits[1])
-    with server(large) as (port, pid):
+    with pushing(large), server(large) as (port, pid):
         flat_out(port, ours, CONNECTIONS, sizes.spell_s / 2)
         cost[f"{CANDIDATES} candidates, table of 2^{sizes.bits[1]}"] = _cost(port, pid, ours, sizes)
     return _told(most, spells, cost, parts, sizes, half)
@@ -123,7 +130,12 @@ def _good(answers: Answers) -> Answers:
 
 
 def _with_deltas(  # noqa: PLR0917
-    settings: Settings, port: int, load: list[bytes], rate: float, deltas: list[str], sizes: Sizes
+    settings: Settings,
+    port: int,
+    load: Iterator[bytes],
+    rate: float,
+    deltas: list[str],
+    sizes: Sizes,
 ) -> dict[str, list[Answers]]:
     """Spells at a rate, without and with a new champion each second, in turns."""
     lines = LineStore(settings.line_store_url(LINE), LINE)
@@ -145,7 +157,7 @@ def _with_deltas(  # noqa: PLR0917
     return found
 
 
-def _cost(port: int, pid: int, load: list[bytes], sizes: Sizes) -> float:
+def _cost(port: int, pid: int, load: Iterator[bytes], sizes: Sizes) -> float:
     """CPU ms of the server for a request, at a tenth of what it can take."""
     rate = max(5.0, _good(flat_out(port, load, 1, sizes.spell_s / 4)).rate / 4)
     before = cpu_of_tree(pid)
@@ -153,77 +165,93 @@ def _cost(port: int, pid: int, load: list[bytes], sizes: Sizes) -> float:
     return 1e3 * (cpu_of_tree(pid) - before) / len(told.ms)
 
 
-def _parts(settings: Settings, spec: LineSpec, request: bytes) -> dict[str, float]:
-    """Median ms of the parts of a request, one after the other; of all but HTTP itself."""
+def _parts(settings: Settings, spec: LineSpec, load: list[bytes]) -> dict[str, float]:
+    """Median ms of the parts of a request, one after the other; of all but HTTP itself.
+
+    Each turn is another user's request, so that what is in memory are items and kinds.
+    """
     store, resident = Store(settings), Resident(spec)
     lines = LineStore(settings.line_store_url(LINE), LINE)
     champion = lines.champion()
     assert champion is not None
     resident.load(*lines.load(champion.version))
-    raw, body_type = request.partition(b"\r\n\r\n")[2], payload.score_request(spec)
+    body_type, bodies = (
+        payload.score_request(spec),
+        [each.partition(b"\r\n\r\n")[2] for each in load],
+    )
     names = [field.name for field in input_fields(spec)]
-    client = Redis.from_url(str(settings.online_store))
+    client, hashes_of = Redis.from_url(str(settings.online_store)), _hashes(settings, spec)
 
-    def parse() -> pa.Table:
-        return at(payload.candidates_of(spec, body_type.model_validate_json(raw)))
+    def parse(body: bytes) -> pa.Table:
+        return at(payload.candidates_of(spec, body_type.model_validate_json(body)))
 
-    candidates = parse()
-    features = columns_of(spec, candidates, store.look_up(spec, candidates))
-    inputs = {name: features[name] for name in names}
-    windows: dict[str, Any] = {each.name: features[each.name] for each in spec.windows}
-    scores = resident.model.predict(inputs)
-    ids = [f"r:{row}" for row in range(len(scores))]
-    scored = Scored("r", champion.version, 0, 0.0, ids, scores, {})
-    hashes = _hashes(settings, spec, candidates)
+    def read(candidates: pa.Table) -> Any:
+        return columns_of(spec, candidates, store.look_up(spec, candidates))
 
-    def meanwhile() -> Any:
+    def answer(scored: Scored) -> bytes:
+        return to_json(payload.score_answer(scored))
+
+    def meanwhile(candidates: pa.Table) -> Any:
         work = requests.Computation(spec, candidates)
         return columns_of(spec, candidates, store.look_up(spec, candidates, work.go_ahead), work)
 
-    def raw_pipeline() -> Any:
+    def raw_pipeline(hashes: list[tuple[bytes, list[bytes]]]) -> Any:
         with client.pipeline(transaction=False) as pipe:
             for key, fields in hashes:
                 pipe.execute_command("HMGET", key, *fields)
             return pipe.execute()
 
-    ways: dict[str, Callable[[], Any]] = {
-        "parse": parse,
-        "features read and computed": lambda: columns_of(
-            spec, candidates, store.look_up(spec, candidates)
-        ),
-        "the same as the server does it, computing while Redis answers": meanwhile,
-        "features computed": lambda: requests.compute(spec, candidates, windows),
-        "the same keys by a raw pipeline": raw_pipeline,
-        "model": lambda: resident.model.predict(inputs),
-        "answer": lambda: to_json(payload.score_answer(scored)),
-    }
-    found: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(60):
+    found: dict[str, list[float]] = {}
+    for turn in range(160):
+        body, other, third = bodies[3 * turn : 3 * turn + 3]
+        candidates, unread = parse(body), parse(other)
+        features = read(candidates)
+        windows: dict[str, Any] = {each.name: features[each.name] for each in spec.windows}
+        inputs = {name: features[name] for name in names}
+        scores = resident.model.predict(inputs)
+        ids = [f"r:{row}" for row in range(len(scores))]
+        scored = Scored("r", champion.version, 0, 0.0, ids, scores, {})
+        ways: dict[str, Callable[[], Any]] = {
+            "parse": partial(parse, body),
+            READ: partial(read, unread),
+            "the same as the server does it, computing while Redis answers": partial(
+                meanwhile, parse(third)
+            ),
+            "features computed": partial(requests.compute, spec, candidates, windows),
+            RAW: partial(raw_pipeline, hashes_of(unread)),
+            "model": partial(resident.model.predict, inputs),
+            "answer": partial(answer, scored),
+        }
         for name, way in ways.items():
             began = time.perf_counter()
             way()
-            if turn >= 10:
-                found[name].append(1e3 * (time.perf_counter() - began))
+            if turn >= 100:
+                found.setdefault(name, []).append(1e3 * (time.perf_counter() - began))
     return {name: statistics.median(each) for name, each in found.items()}
 
 
 def _hashes(
-    settings: Settings, spec: LineSpec, candidates: pa.Table
-) -> list[tuple[bytes, list[bytes]]]:
-    """Keys of the hashes that the request reads, and their fields."""
+    settings: Settings, spec: LineSpec
+) -> Callable[[pa.Table], list[tuple[bytes, list[bytes]]]]:
+    """What tells keys of the hashes that some candidates need, and their fields."""
     from feast import FeatureStore
 
     from headrace.store.config import open_config
 
     feast = FeatureStore(config=open_config(settings))
-    online, found = feast.provider.online_store, []
-    for name, features in spec.views.items():
-        view = feast.get_feature_view(name)
-        fields = online._generate_hset_keys_for_features(view)[1][:-1]
-        keys = candidates.select(list(features[0].key)).to_pandas().drop_duplicates()
-        encoded = entity_keys(view, pa.Table.from_pandas(keys, preserve_index=False))
-        found += [(key + feast.config.project.encode(), fields) for key in encoded]
-    return found
+    online, project = feast.provider.online_store, feast.config.project.encode()
+    views = [feast.get_feature_view(name) for name in spec.views]
+    fields = [online._generate_hset_keys_for_features(view)[1][:-1] for view in views]
+
+    def of(candidates: pa.Table) -> list[tuple[bytes, list[bytes]]]:
+        found = []
+        for view, each in zip(views, fields, strict=True):
+            keys = candidates.select(sorted(view.join_keys)).to_pandas().drop_duplicates()
+            encoded = entity_keys(view, pa.Table.from_pandas(keys, preserve_index=False))
+            found += [(key + project, each) for key in encoded]
+        return found
+
+    return of
 
 
 def _told(  # noqa: PLR0917
@@ -246,7 +274,7 @@ def _told(  # noqa: PLR0917
         with_.percentile(99) / without.percentile(99)
         for with_, without in zip(spells["with"], spells["without"], strict=True)
     )
-    read = parts["features read and computed"] - parts["features computed"]
+    read = parts[READ] - parts["features computed"]
     failed = sum(each.failed for found in spells.values() for each in found)
     claims = [
         at_most(f"{CANDIDATES} candidates at half of the throughput, p50", p50["without"], "ms", 4),
@@ -255,7 +283,7 @@ def _told(  # noqa: PLR0917
         at_most("p99 with a delta each second over p99 without", disturbed, "x", 1.5),
         at_most(
             "features read over a raw Redis pipeline of the same keys",
-            read / parts["the same keys by a raw pipeline"],
+            read / parts[RAW],
             "x",
             2,
         ),

@@ -53,7 +53,7 @@ def bits(found: pa.Table) -> dict[str, list[object]]:
 
 
 def stored(settings: Settings) -> dict[Any, Any]:
-    """All that the online store holds but the marks, as it lies there."""
+    """All that the online store holds but marks and pushes, as it lies there."""
     if settings.online_store is None:
         with sqlite3.connect(settings.home / "feast" / "online.db") as connection:
             names = "SELECT name FROM sqlite_master WHERE type = 'table' AND name LIKE '%_by_%'"
@@ -66,4 +66,4 @@ def stored(settings: Settings) -> dict[Any, Any]:
 
     client = Redis.from_url(settings.online_store)
     keys = client.scan_iter()
-    return {key: client.hgetall(key) for key in keys if not key.startswith(b"headrace:mark:")}
+    return {key: client.hgetall(key) for key in keys if not key.startswith(b"headrace:")}

@@ -138,12 +138,19 @@ def _start(
     ends.callback(models.stop)
     arms.start()
     ends.callback(arms.stop)
-    metrics.follows(models, served)
+    metrics.follows(models, served, features)
     lookout = Lookout(Chronicle(lines, home).look)
     ends.callback(lookout.stop)
     app.state.metrics = metrics
     app.state.overview = Overview(
-        spec, models, served, arms, answers=answers, metrics=metrics, lookout=lookout
+        spec,
+        models,
+        served,
+        arms,
+        answers=answers,
+        features=features,
+        metrics=metrics,
+        lookout=lookout,
     )
     return scorer
 

@@ -13,6 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final, NoReturn
 
 import pyarrow as pa
@@ -27,6 +28,19 @@ from headrace.store.latest import Found, columns_of, found_none, nothing
 LOG = logging.getLogger(__name__)
 LOST_US: Final = 60_000_000
 """A mark so far behind means that rows are gone; less are the seconds that Redis may forget."""
+
+
+@dataclass(frozen=True)
+class FeatureRows:
+    """Rows of the line's views. `newest_us`: knowledge time of the newest one that the online store
+    was seen to hold at a read, which those in memory are as new as (None: no read, or no row).
+    `read` and `from_memory` count since the start; zeros where no row is held in memory (SQLite).
+    """
+
+    newest_us: int | None
+    read: int
+    from_memory: int
+    in_memory: int
 
 
 class Features:
@@ -63,6 +77,16 @@ class Features:
     def outages(self) -> int:
         """How often they began to be missing, since the start."""
         return self._outages
+
+    def seen(self) -> FeatureRows:
+        """What was read since the start, and what is in memory."""
+        held = self._store.holdings().values()
+        return FeatureRows(
+            newest_us=max(list(self._marks.values()), default=0) or None,
+            read=sum(each.misses for each in held),
+            from_memory=sum(each.hits for each in held),
+            in_memory=sum(each.rows for each in held),
+        )
 
     def warm(self) -> None:
         """Import Feast, open its store and read one absent key, before the first request.

@@ -13,6 +13,7 @@ import numpy as np
 from headrace.declaration import LineSpec
 from headrace.errors import EnvironmentFault
 from headrace.meters import Meters
+from headrace.serving.features import Features
 from headrace.serving.served import ServedWriter
 from headrace.serving.swap import Follower
 
@@ -70,8 +71,8 @@ class ServingMetrics(Meters):
         }
         self._took = {protocol: self._seconds.labels(protocol) for protocol in PROTOCOLS}
 
-    def follows(self, models: Follower, served: ServedWriter) -> None:
-        """Tell also of the champion and of the served log; to be called once."""
+    def follows(self, models: Follower, served: ServedWriter, features: Features) -> None:
+        """Tell also of the champion, the served log and the features; to be called once."""
 
         def watermark_s() -> float:
             try:
@@ -89,6 +90,14 @@ class ServingMetrics(Meters):
                     "Now minus the champion's watermark; NaN without a champion.",
                     lambda: time.time() - watermark_s(),
                 ),
+                "features_timestamp_seconds": (
+                    "Knowledge time of the newest feature row seen in the online store; NaN: none.",
+                    lambda: (features.seen().newest_us or float("nan")) / 1e6,
+                ),
+                "feature_rows_in_memory": (
+                    "Feature rows that are held, as new as the online store's.",
+                    lambda: features.seen().in_memory,
+                ),
                 "served_rows_waiting": (
                     "Answered rows that the served log does not hold yet.",
                     lambda: served.waiting_rows,
@@ -101,6 +110,14 @@ class ServingMetrics(Meters):
                 "deltas_applied": ("Deltas applied to a model.", lambda: models.delivered.deltas),
                 "deltas_refused": ("Deltas not applied.", lambda: models.delivered.refused),
                 "bases_loaded": ("Models loaded whole.", lambda: models.delivered.bases),
+                "feature_rows_read": (
+                    "Feature rows that the online store was asked for.",
+                    lambda: features.seen().read,
+                ),
+                "feature_rows_from_memory": (
+                    "Feature rows that were held when requests needed them.",
+                    lambda: features.seen().from_memory,
+                ),
                 "served_rows": ("Rows durable in the served log.", lambda: served.written_rows),
                 "served_rows_shed": (
                     "Rows that were answered and not logged.",

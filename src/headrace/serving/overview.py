@@ -12,6 +12,7 @@ from headrace.declaration import LineSpec
 from headrace.serving.answer import Answers
 from headrace.serving.arms import Arms
 from headrace.serving.chronicle import Lookout
+from headrace.serving.features import Features
 from headrace.serving.loaded import Loaded
 from headrace.serving.metrics import ServingMetrics
 from headrace.serving.served import ServedWriter
@@ -48,6 +49,18 @@ class ServedLog(BaseModel):
     waiting_rows: int
     shed_rows: int
     fault: str | None
+
+
+class OnlineFeatures(BaseModel):
+    """Feature rows since the start: `read` from the online store, or `from_memory`, where
+    `in_memory` are held now, as new as the store's (docs/adr/0076). `newest_us`: knowledge time of
+    the newest row that the store was seen to hold.
+    """
+
+    newest_us: int | None
+    read: int
+    from_memory: int
+    in_memory: int
 
 
 class Fallback(BaseModel):
@@ -97,6 +110,7 @@ class Status(BaseModel):
     requests: dict[str, int]
     latency: Latency
     served_log: ServedLog
+    features: OnlineFeatures
     race: dict[str, Any] | None
     delivery: dict[str, Any]
     fallback: Fallback
@@ -114,12 +128,14 @@ class Overview:
         arms: Arms,
         *,
         answers: Answers,
+        features: Features,
         metrics: ServingMetrics,
         lookout: Lookout,
     ) -> None:
         self._spec = spec
         self._models, self._served, self._arms = models, served, arms
         self._answers, self._metrics, self._lookout = answers, metrics, lookout
+        self._features = features
         self._started_us = _now_us()
 
     async def status(self) -> Status:
@@ -146,6 +162,7 @@ class Overview:
                 shed_rows=served.shed_rows,
                 fault=served.fault,
             ),
+            features=OnlineFeatures(**asdict(self._features.seen())),
             race=self._arms.about(),
             delivery=self._models.delivery(),
             fallback=Fallback(**self._answers.about()),

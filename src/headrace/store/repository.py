@@ -36,6 +36,7 @@ from headrace.settings import Settings, load_lines
 from headrace.store.config import online_faults, open_config, registry_faults, render
 from headrace.store.latest import Found, Keys, assemble, nothing
 from headrace.store.pickles import refuse_pickles
+from headrace.store.pushed import Holding
 
 if TYPE_CHECKING:
     from feast import FeatureService, FeatureStore, FeatureView
@@ -156,6 +157,11 @@ class Store:
             dict(zip(names, marks, strict=True)),
             dict(zip(names, zip(keys, rows, strict=True), strict=True)),
         )
+
+    def holdings(self) -> dict[str, Holding]:
+        """What this process holds of each view in memory; of a store that holds nothing, {}."""
+        found: dict[str, Holding] = {} if self._feast is None else self._online().holdings()
+        return found
 
     def read_by_feast(self, spec: LineSpec, asked: pa.Table) -> pa.Table:
         """What `read_online` gives, by Feast's own `get_online_features`."""

@@ -18,6 +18,7 @@ from headrace.declaration import MISSING
 from headrace.store.encode import by_value, entity_keys, int_of, int_values
 from headrace.store.latest import Ints, nothing
 from headrace.store.marks import check_mark, newest_us
+from headrace.store.pushed import Holding
 from headrace.store.ttl import HonoursTtl
 
 CACHE_KIB: Final = 64_000  # SQLite's 2 MB do not hold the pages that one tick touches
@@ -121,6 +122,10 @@ class HeadraceSqliteOnlineStore(HonoursTtl, SqliteOnlineStore):  # type: ignore[
             )
             rows = [_rows(connection, config, view, keys) for view, keys in asked]
         return [marks.get(view.name) for view, _ in asked], rows
+
+    def holdings(self) -> dict[str, Holding]:
+        """Nothing is held: SQLite is in this process."""
+        return {}
 
     def clear(self, config: RepoConfig, view: FeatureView) -> None:
         """Delete a view's rows and its mark."""

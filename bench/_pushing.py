@@ -1,0 +1,65 @@
+"""What ingest would do beside the load of the server's benchmark: push, each second, the windows
+that this second's impressions moved: those of every item and kind, and of `USERS_A_TICK` users
+with their pairs.
+
+`python -m bench._pushing`, in the environment of a home, until it is ended.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import numpy as np
+
+from bench._bare import LINE
+from bench._measure import SEED
+from bench._serving import USERS, windows_of
+from headrace.settings import PROJECT, Settings, find_line, load_settings
+from headrace.stack.services import stack_environ
+from headrace.store import Store
+
+USERS_A_TICK: Final = 256
+
+
+@contextmanager
+def pushing(settings: Settings) -> Iterator[None]:
+    """Push each second while the block runs, in a process of its own on the load's core."""
+    command = [sys.executable, "-m", "bench._pushing"]
+    environ = stack_environ(settings, "bench")
+    with subprocess.Popen(
+        command, cwd=PROJECT, env=environ, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        if not process.stdout.readline():
+            raise RuntimeError(f"{command} ended with {process.wait()} before its first tick")
+        try:
+            yield
+            if process.poll() is not None:
+                raise RuntimeError(f"{command} ended with {process.returncode} during the load")
+        finally:
+            process.terminate()
+
+
+def main() -> None:
+    """Push until the process is ended; a line is printed after the first tick."""
+    settings = load_settings()
+    spec, store, rng = find_line(settings, LINE), Store(settings), np.random.default_rng(SEED)
+    due = time.monotonic()
+    for tick in range(1 << 30):
+        users = rng.choice(USERS, USERS_A_TICK, replace=False)
+        now_us = time.time_ns() // 1_000
+        for view in spec.views:
+            store.push(spec, view, windows_of(spec, view, rng, now_us, users.tolist()))
+        if tick == 0:
+            print("pushing", flush=True)  # noqa: T201 - whoever started it waits for this
+        due += 1.0
+        time.sleep(max(0.0, due - time.monotonic()))
+
+
+if __name__ == "__main__":
+    main()
