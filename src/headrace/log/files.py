@@ -8,6 +8,7 @@ need no lock and never see a torn one; a leftover `.tmp` of a killed writer is n
 from __future__ import annotations
 
 import fcntl
+import threading
 from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,8 +25,8 @@ class FileLog:
     """One partition of records of one schema, on a local folder.
 
     With `writer=True` the folder's lock is held until `close` (or the process ends); a
-    second writer gets `EnvironmentFault`. Appends and joins of one writer must not overlap in
-    time; its reads may.
+    second writer gets `EnvironmentFault`. Of one writer, one thread appends and one joins, the same
+    or another; its reads may overlap with both.
     """
 
     def __init__(self, folder: Path, schema: pa.Schema, *, writer: bool = False) -> None:
@@ -33,13 +34,17 @@ class FileLog:
         self._schema = schema
         self._lock: IO[str] | None = None
         self._listing = EMPTY
+        self._changing = threading.Lock()
+        self._settled = 0
         if writer:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = take_lock(folder)
             for torn in folder.glob("*.tmp"):
                 torn.unlink()
             self._listing = list_segments(folder)
-            self._remove(covered(folder, self._listing))
+            left = covered(folder, self._listing)
+            if left:
+                self._remove(left, self._listing.segments[-1])
 
     @property
     def head(self) -> int:
@@ -64,26 +69,27 @@ class FileLog:
             return first
         segment = Segment.of(self._folder, first, table.num_rows)
         self._write(segment, table)
-        self._listing.segments.append(segment)
+        with self._changing:
+            self._listing.segments.append(segment)
         return first
 
     def join(self) -> int:
-        """Join small segments at the end of the log where enough have gathered.
+        """Join small segments where enough have gathered, those that came first before others.
 
         Readers go on undisturbed; a kill at any moment leaves all records. One call copies at
         most about `JOINED_ROWS` records. Returns the number of segments that were replaced.
         """
         self._require_writer()
-        segments = self._listing.segments
-        count = due(segments)
-        if count == 0:
-            return 0
-        small = segments[-count:]
-        joined = Segment.of(self._folder, small[0].first, small[-1].stop - small[0].first)
-        self._write(joined, pa.concat_tables([part.load(self._schema) for part in small]))
-        self._listing = self._listing._replace(segments=[*segments[:-count], joined])
-        self._remove([part.path for part in small])
-        return count
+        segments = list(self._listing.segments)
+        while self._settled < len(segments):
+            stop = self._settled + 1
+            count = due(segments[:stop])  # as after the append of the last of them
+            if count:
+                self._become_one(segments[stop - count : stop])
+                self._settled = stop - count
+                return count
+            self._settled = stop
+        return 0
 
     def read(self, start: int, stop: int) -> pa.Table:
         """Records `[start, stop)`, cut at the head. Raises `IntegrityError` for a torn segment."""
@@ -126,6 +132,15 @@ class FileLog:
             parts.append(rows.slice(max(start - first, 0), min(stop, end) - max(start, first)))
         return pa.concat_tables(parts) if parts else self._schema.empty_table()
 
+    def _become_one(self, small: Sequence[Segment]) -> None:
+        joined = Segment.of(self._folder, small[0].first, small[-1].stop - small[0].first)
+        self._write(joined, pa.concat_tables([part.load(self._schema) for part in small]))
+        with self._changing:
+            before = [part for part in self._listing.segments if part.stop <= joined.first]
+            behind = [part for part in self._listing.segments if part.first >= joined.stop]
+            self._listing = self._listing._replace(segments=[*before, joined, *behind])
+        self._remove([part.path for part in small], joined)
+
     def _current(self) -> list[Segment]:
         if self._lock is None:  # the writer knows its own appends and joins
             self._listing = list_segments(self._folder, self._listing)
@@ -146,14 +161,11 @@ class FileLog:
             segment.path.unlink(missing_ok=True)  # its offsets are free for the next append
             raise
 
-    def _remove(self, paths: Sequence[Path]) -> None:
+    def _remove(self, paths: Sequence[Path], joined: Segment) -> None:
         """Remove segments that a durable one covers; readers are told before."""
-        if not paths:
-            return
-        joined = announce(self._folder, self._listing.segments[-1])
+        announce(self._folder, joined)
         for path in paths:
             path.unlink(missing_ok=True)
-        self._listing = self._listing._replace(joined=joined)
 
 
 def take_lock(folder: Path) -> IO[str]:

@@ -128,12 +128,11 @@ def covered(folder: Path, listing: Listing) -> list[Path]:
     return [folder / name for name in names if _NAME.match(name) and name not in wanted]
 
 
-def announce(folder: Path, joined: Segment) -> str:
-    """Tell readers that segments are about to vanish (step 2); returns what `.joined` says now."""
+def announce(folder: Path, joined: Segment) -> None:
+    """Tell readers that segments are about to vanish (step 2)."""
     partial = folder / f"{_JOINED}.tmp"
     partial.write_text(joined.path.name, encoding="ascii")
     partial.replace(folder / _JOINED)
-    return joined.path.name
 
 
 def due(segments: Sequence[Segment]) -> int:

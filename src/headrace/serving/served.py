@@ -18,7 +18,7 @@ from typing import Any, Final, Literal, Protocol
 
 import pyarrow as pa
 
-from headrace.errors import EnvironmentFault
+from headrace.errors import EnvironmentFault, IntegrityError
 from headrace.log.files import FileLog
 
 LOG = logging.getLogger(__name__)
@@ -26,6 +26,10 @@ NICE: Final = 5
 """Of the writer's thread: its bursts every 0.2 s would delay the answers of that time.
 
 Not more: at full load a thread that gets a tenth of the core does not keep up, and the queue fills.
+"""
+NICE_JOINS: Final = 19
+"""Of the thread that joins segments: nobody waits for it. A join takes the time that answers leave,
+and where they leave none there are only more files.
 """
 
 
@@ -37,7 +41,8 @@ class Rows(Protocol):
 
 
 class ServedWriter:
-    """Bounded queue and one thread that commits what has gathered, every `linger_s`.
+    """Bounded queue, one thread that commits what has gathered, every `linger_s`, and one that
+    joins small segments behind it.
 
     `to_table` makes one table of what was put in since; tables themselves are joined.
     """
@@ -62,10 +67,13 @@ class ServedWriter:
         self._fault: str | None = None
         self._changed = threading.Condition()
         self._stopping = threading.Event()
+        self._grown = threading.Event()
         self._thread = threading.Thread(target=self._run, name="served-log", daemon=True)
+        self._joins = threading.Thread(target=self._join, name="served-joins", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
+        self._joins.start()
 
     def put(self, rows: Rows) -> None:
         """Accept rows for the log, or shed them where that is the policy and there is no room.
@@ -94,6 +102,7 @@ class ServedWriter:
             self._stopping.set()
             self._changed.notify()
         self._thread.join()
+        self._joins.join()
         if self._rows:
             raise EnvironmentFault(
                 f"served log: {self._rows} accepted rows could not be written: {self._fault}"
@@ -119,13 +128,14 @@ class ServedWriter:
         return self._fault
 
     def _run(self) -> None:
-        _step_back()
+        _step_back(NICE)
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._stopping.is_set())
                 stopping = self._stopping.is_set()
             if stopping:
                 self._commit()
+                self._grown.set()
                 return
             self._commit()
             self._stopping.wait(self._linger_s)
@@ -147,15 +157,24 @@ class ServedWriter:
                 self._rows -= rows.num_rows
                 self._written_rows += rows.num_rows
             self._fault = None
-        try:
-            self._log.join()
-        except OSError as problem:  # nothing is lost, there are only more files
-            LOG.error("served log: segments not joined: %s", problem)
+        self._grown.set()
+
+    def _join(self) -> None:
+        _step_back(NICE_JOINS)
+        while not self._stopping.is_set():
+            self._grown.wait()
+            self._grown.clear()
+            try:
+                while self._log.join():
+                    if self._stopping.is_set():
+                        return
+            except (OSError, IntegrityError) as problem:  # nothing is lost, there are more files
+                LOG.error("served log: segments not joined: %s", problem)
 
 
-def _step_back() -> None:
+def _step_back(nice: int) -> None:
     """Give the processor to the threads that answer, wherever both want it (Linux only)."""
     if sys.platform == "linux":  # elsewhere the priority is the whole process's
         thread = threading.get_native_id()
-        nice = max(os.getpriority(os.PRIO_PROCESS, thread), NICE)  # less is for root alone
+        nice = max(os.getpriority(os.PRIO_PROCESS, thread), nice)  # less is for root alone
         os.setpriority(os.PRIO_PROCESS, thread, nice)
