@@ -177,7 +177,7 @@ class Computation:
     def __init__(self, spec: LineSpec, table: pa.Table) -> None:
         self._spec = spec
         self._table = table
-        self._declared = {feature.name: feature for feature in spec.windows}
+        self._declared = spec.window_features
         self._windows: dict[str, Ints] = {}
         self._raw: dict[str, pa.Array] = {}
         self._ids: dict[str, Ints] = {}
@@ -189,13 +189,9 @@ class Computation:
 
         What fails here is left to `compute`, where it fails again and is told.
         """
-        waits = set(self._declared)
         try:
-            for feature in self._spec.request_features:
-                if waits.isdisjoint(feature.inputs):
-                    self.add(feature)
-                else:
-                    waits.add(feature.name)
+            for feature in self._spec.foreseen:
+                self.add(feature)
         except Exception:  # noqa: BLE001 - of any kind, and not lost
             self.computed.clear()
 
@@ -250,7 +246,7 @@ class Computation:
         if name not in self._logs:
             asked = [f for f in self._spec.request_features if f.kind == "log1p"]
             users = {f.of: f.name for f in asked if f.of in self._declared}
-            values = np.stack([self._window(window, users[window]) for window in users])
+            values = np.array([self._window(window, users[window]) for window in users])
             self._logs.update(zip(users, self._logs_of(values, users), strict=True))
         return self._logs[name]
 

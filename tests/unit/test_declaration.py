@@ -283,3 +283,15 @@ def test_a_prior_of_clicks_says_nothing_of_conversions(tmp_path: Path) -> None:
 def test_a_line_guards_where_it_says_so() -> None:
     assert not load_line(LINES / "coupons.yaml").guards
     assert LineSpec.model_validate(raw() | {"guard": {}}).guards
+
+
+def test_a_changed_copy_of_a_line_derives_its_views_anew() -> None:
+    spec = load_line(LINES / "coupons.yaml")
+    views = spec.views
+    fewer = spec.model_copy(update={"line": "other", "windows": spec.windows[:1]})
+    assert list(fewer.views) == ["other_by_item_id"]
+    assert set(fewer.window_features) == {spec.windows[0].name}
+    assert spec.views is views
+    assert {f.name for f in spec.foreseen} >= {"user", "hour", "discount_bucket"}
+    assert "user_category_ctr_bucket" not in {f.name for f in spec.foreseen}
+    assert spec.model_copy() == spec

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated, Literal, Self
 from zoneinfo import ZoneInfo
 
@@ -154,6 +155,13 @@ class LineSpec(Declared):
             )
         return self
 
+    def __copy__(self) -> Self:
+        """For `model_copy`, which may change fields: what was derived from them stays behind."""
+        copied = super().__copy__()
+        for name in copied.__dict__.keys() - type(self).model_fields.keys():
+            del copied.__dict__[name]
+        return copied
+
     @property
     def guards(self) -> bool:
         """Whether the line declares a guard, which the stack then starts."""
@@ -169,13 +177,29 @@ class LineSpec(Declared):
         """Name of the Feast feature service, such as `flights_v1`."""
         return f"{self.line}_v{self.version}"
 
-    @property
+    @cached_property
     def views(self) -> dict[str, tuple[WindowFeature, ...]]:
         """Window features by Feast view: one view (`flights_by_origin_dest`) for each key tuple."""
         grouped: dict[str, list[WindowFeature]] = {}
         for feature in self.windows:
             grouped.setdefault(f"{self.line}_by_{'_'.join(feature.key)}", []).append(feature)
         return {name: tuple(features) for name, features in grouped.items()}
+
+    @cached_property
+    def foreseen(self) -> tuple[RequestFeature, ...]:
+        """The request features that read no window, neither themselves nor through others."""
+        waits, found = {feature.name for feature in self.windows}, []
+        for feature in self.request_features:
+            if waits.isdisjoint(feature.inputs):
+                found.append(feature)
+            else:
+                waits.add(feature.name)
+        return tuple(found)
+
+    @cached_property
+    def window_features(self) -> dict[str, WindowFeature]:
+        """The windows by name."""
+        return {feature.name: feature for feature in self.windows}
 
     @property
     def longest_window_us(self) -> int:

@@ -43,7 +43,7 @@ def mix(
 
 def mixed_keys(ids: Sequence[NDArray[np.int64]], salts: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Keys (fields, n): splitmix64's finaliser on id + salt, one to one within a field."""
-    mixed = np.stack(ids).view(np.uint64)
+    mixed = np.array(ids).view(np.uint64)
     mixed += salts[:, None]
     mixed ^= mixed >> np.uint64(30)
     mixed *= np.uint64(0xBF58476D1CE4E5B9)
@@ -87,7 +87,7 @@ def read_numbers(table: Inputs, names: Sequence[str]) -> list[NDArray[Any]]:
         numbers = [_floats(table, name, pa.float64()) for name in names]
     else:
         numbers = [_array(table, name, np.float64) for name in names]
-    if not (names and rows_of(table) <= _FEW_ROWS and not np.isinf(np.stack(numbers)).any()):
+    if not (names and rows_of(table) <= _FEW_ROWS and not np.isinf(np.array(numbers)).any()):
         for name, values in zip(names, numbers, strict=True):
             if np.isinf(values).any():
                 row = int(np.argmax(np.isinf(values)))

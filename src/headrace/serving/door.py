@@ -8,9 +8,10 @@ score through his browser on a server that listens on loopback only.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import Final
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -20,20 +21,25 @@ from headrace.serving.payload import VERSION_HEADER
 
 INSIDE: Final = frozenset(("/v1/status", "/v1/race", "/metrics"))
 _STATUS: Final[dict[Reason, int]] = {"unknown": 401, "forbidden": 403, "limited": 429}
-_CSP: Final = "content-security-policy"
-_HEADERS: Final = {
-    _CSP: "default-src 'none'; frame-ancestors 'none'",
-    "cache-control": "no-store",
-    "cross-origin-opener-policy": "same-origin",
-    "cross-origin-resource-policy": "same-origin",
-    "referrer-policy": "no-referrer",
-    "x-content-type-options": "nosniff",
-    "x-frame-options": "DENY",
-}
-_DOCS: Final = (
-    "default-src 'none'; connect-src 'self'; img-src data: https://fastapi.tiangolo.com; "
-    "script-src 'unsafe-inline' https://cdn.jsdelivr.net; style-src 'unsafe-inline' "
-    "https://cdn.jsdelivr.net; frame-ancestors 'none'"
+RawHeader = tuple[bytes, bytes]
+_CSP: Final = b"content-security-policy"
+_HEADERS: Final[tuple[RawHeader, ...]] = (
+    (_CSP, b"default-src 'none'; frame-ancestors 'none'"),
+    (b"cache-control", b"no-store"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+)
+_OF_DOCS: Final[tuple[RawHeader, ...]] = (
+    (
+        _CSP,
+        b"default-src 'none'; connect-src 'self'; img-src data: https://fastapi.tiangolo.com; "
+        b"script-src 'unsafe-inline' https://cdn.jsdelivr.net; style-src 'unsafe-inline' "
+        b"https://cdn.jsdelivr.net; frame-ancestors 'none'",
+    ),
+    *_HEADERS[1:],
 )
 
 
@@ -53,7 +59,7 @@ class Door:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                _protect(scope["path"], MutableHeaders(raw=message["headers"]))
+                message["headers"] = _protected(scope["path"], message["headers"])
             await send(message)
 
         try:
@@ -91,8 +97,9 @@ def _answer(refusal: TurnedAway) -> JSONResponse:
     return JSONResponse({"error": refusal.detail}, _STATUS[refusal.reason], headers)
 
 
-def _protect(path: str, headers: MutableHeaders) -> None:
-    for name, value in _HEADERS.items():
-        headers.setdefault(name, value)
-    if path.startswith("/docs"):
-        headers[_CSP] = _DOCS
+def _protected(path: str, headers: Iterable[RawHeader]) -> list[RawHeader]:
+    """An answer's headers (names in lower case) with those of safety that it does not set."""
+    docs = path.startswith("/docs")
+    given = [header for header in headers if not (docs and header[0] == _CSP)]
+    names = {name for name, _ in given}
+    return given + [header for header in (_OF_DOCS if docs else _HEADERS) if header[0] not in names]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Annotated, Any, Final
 
 import pyarrow as pa
@@ -163,6 +164,7 @@ def score_answer(scored: Scored) -> dict[str, Any]:
     }
 
 
+@lru_cache(maxsize=16)  # all answers of a version tell the same watermark
 def iso(time_us: int) -> str:
     """A moment as people and JSON read it, in UTC."""
     return datetime.fromtimestamp(time_us / 1e6, UTC).isoformat(timespec="milliseconds")

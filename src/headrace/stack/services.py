@@ -141,12 +141,14 @@ def stack_environ(settings: Settings, stack_id: str) -> dict[str, str]:
     """The environment of every process of the stack, also of the demo's own children.
 
     Takes over the caller's variables but for those that would bend Airflow or Python, and
-    writes the settings out, so that children see what the caller saw.
+    writes the settings out, so that children see what the caller saw. Feast, once imported, asks
+    Prometheus' client to keep each counter in a file, for workers of Gunicorn; none is here.
     """
     kept = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith("AIRFLOW") and name != "PYTHONDONTWRITEBYTECODE"
+        if not name.startswith(("AIRFLOW", "PROMETHEUS_MULTIPROC"))
+        and name != "PYTHONDONTWRITEBYTECODE"
     }
     paths = [str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])]
     direct = [*filter(None, [os.environ.get("NO_PROXY")]), settings.host, "127.0.0.1", "localhost"]

@@ -85,7 +85,7 @@ def columns_of(
         read = [found.rows[view] for view in views]
         held = [rows.T.take(keys.places, axis=1) for keys, rows in read]
         sizes = [len(rows) for rows in held]
-        at = np.stack([rows[0] for rows in held])
+        at = np.array([rows[0] for rows in held])
         absent = (at == 0) | (at == MISSING)
         if spec.feature_ttl is not None:
             absent |= at < asked["request_at"].to_numpy() - spec.feature_ttl
