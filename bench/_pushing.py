@@ -1,12 +1,13 @@
-"""What ingest would do beside the load of the server's benchmark: push, each second, the windows
-that this second's impressions moved: those of every item and kind, and of `USERS_A_TICK` users
-with their pairs.
+"""What ingest does beside the load of the server's benchmark: push, each second, the windows that
+impressions moved: those of every item and kind, and of `USERS_A_TICK` users with their pairs.
 
+Ingest has cores of its own; here it shares the load's, so it steps back behind load and Redis.
 `python -m bench._pushing`, in the environment of a home, until it is ended.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ from headrace.settings import PROJECT, Settings, find_line, load_settings
 from headrace.stack.services import stack_environ
 from headrace.store import Store
 
-USERS_A_TICK: Final = 256
+USERS_A_TICK: Final = 32
 
 
 @contextmanager
@@ -47,6 +48,7 @@ def pushing(settings: Settings) -> Iterator[None]:
 
 def main() -> None:
     """Push until the process is ended; a line is printed after the first tick."""
+    os.nice(19)
     settings = load_settings()
     spec, store, rng = find_line(settings, LINE), Store(settings), np.random.default_rng(SEED)
     due = time.monotonic()

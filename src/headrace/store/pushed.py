@@ -171,10 +171,9 @@ class PushedRows:
         return self._rows[[self._places[key] for key in keys]]
 
     def _change(self, keys: Sequence[bytes], rows: Ints) -> None:
-        held = [(self._places[key], row) for row, key in enumerate(keys) if key in self._places]
-        if held:
-            places, changed = zip(*held, strict=True)
-            self._rows[list(places)] = rows[list(changed)]
+        places = np.array([self._places.get(key, -1) for key in keys], np.int64)
+        held = places >= 0
+        self._rows[places[held]] = rows[held]
 
     def _let_go(self) -> bool:
         """False."""
