@@ -177,6 +177,7 @@ def run(settings: Settings, spec: LineSpec) -> None:
         access_log=False,
         lifespan="on",
         server_header=False,
+        proxy_headers=False,  # nobody asks who is before a proxy
         limit_concurrency=CONNECTIONS,
     )
     server = uvicorn.Server(config)
