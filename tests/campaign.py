@@ -155,7 +155,7 @@ def wait_for(true: Any, seconds: float = 20) -> None:
     until = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < until
-        time.sleep(0.05)
+        time.sleep(0.02)
 
 
 def answers(client: httpx.Client) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Generator
 from typing import Any, Final
 
@@ -12,6 +13,7 @@ from xdist.scheduler import LoadFileScheduling
 from headrace.garbage import seldom
 
 STACKS: Final = ("tests/dags/", "tests/browser/", "tests/e2e/test_api_docs.py")
+SYNC: Final = os.fsync
 
 
 class OneStackAtATime(LoadFileScheduling):  # type: ignore[misc]
@@ -43,3 +45,14 @@ def pytest_collection() -> Generator[None, object, object]:
     finally:
         gc.enable()
         gc.freeze()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Only where processes are killed or disks fail is the disk waited for: no test cuts power."""
+    kept = any(map(item.get_closest_marker, ("e2e", "faults")))
+    os.fsync = SYNC if kept else _not_waited_for
+
+
+def _not_waited_for(file: Any) -> None:
+    os.fstat(file if isinstance(file, int) else file.fileno())  # what is no open file is told

@@ -20,14 +20,13 @@ from bench._redis import RedisServer, installed
 from headrace.declaration import LineSpec
 from headrace.events import TIME
 from headrace.line import LineStore
-from headrace.model import Model
 from headrace.serving.app import create_app
 from headrace.serving.prior import Prior, Rates
 from headrace.serving.resident import blank_inputs
 from headrace.settings import Settings
 from headrace.store import Store
 from headrace.store.latest import Found
-from tests.serving import WATERMARK_US, advance, served_rows, until
+from tests.serving import WATERMARK_US, advance, served_rows, until, untrained
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -38,7 +37,7 @@ ASKED = {"context": {"user_id": "ann"}, "candidates": [{"item": 1}, {"item": 2}]
 
 def publish(settings: Settings, spec: LineSpec, bias: float, *, hurt: bool = False) -> str:
     """A version of the label rate 0.25; a hurt one knows finite scores for nearly no id."""
-    model = Model(spec.model, spec.seed)
+    model = untrained(spec)
     state = model.state()
     state["classes"] = np.array([10.0 * bias, 10.0])
     if hurt:
