@@ -27,12 +27,18 @@ from headrace.log.stamp import clock_us
 from headrace.settings import PROJECT, Settings
 
 SECOND = 1_000_000
+GIVEN: set[int] = set()  # ports
 
 
 def free_port() -> int:
+    """A port that nobody listens on, and that no earlier call gave: the kernel may repeat one."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+        port = int(probe.getsockname()[1])
+    if port in GIVEN:
+        return free_port()
+    GIVEN.add(port)
+    return port
 
 
 def line(**changes: Any) -> LineSpec:
@@ -155,7 +161,7 @@ def wait_for(true: Any, seconds: float = 20) -> None:
     until = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < until
-        time.sleep(0.05)
+        time.sleep(0.02)
 
 
 def answers(client: httpx.Client) -> bool:

@@ -17,6 +17,7 @@ class Answering(BaseHTTPRequestHandler):
     """Answers with a length, over connections that stay, and writes no log."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # the body follows the head at once, not 40 ms later
 
     def _body(self) -> bytes:
         return self.rfile.read(int(self.headers.get("content-length") or 0))

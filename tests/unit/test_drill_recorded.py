@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from headrace.declaration import LineSpec
 from headrace.drill.lines import DAY_S, DRILLS, drill_of, stage_of
 from headrace.drill.poison import CLEAN, Poison
 from headrace.drill.recorded import Recorded
-from headrace.drill.stage import Score
+from headrace.drill.stage import Seen
 from headrace.errors import InputError
 from headrace.events import micros
 from headrace.settings import PROJECT, load_line
@@ -120,20 +121,31 @@ def test_a_copy_plays_on_by_itself(spec: LineSpec, events: pa.Table) -> None:
     assert told[0].equals(told[1])
 
 
-def second_day(
-    spec: LineSpec, events: pa.Table, poison: Poison, score: Score = hour_of
-) -> tuple[pa.Table, pa.Table, float]:
+Days = Callable[[str], Seen]
+
+
+@pytest.fixture(scope="module")
+def second_day(spec: LineSpec, events: pa.Table) -> Days:
+    """A second day under a poison, or a clean one under none: each is played once."""
+    first = recorded(spec, events)
+    first.play(DAY_S, None, "base")
+
+    @cache
+    def day(name: str) -> Seen:
+        return first.copy().play(DAY_S, hour_of, "v", named(name) if name else CLEAN)
+
+    return day
+
+
+def both(second_day: Days, name: str) -> tuple[pa.Table, pa.Table, float]:
     """Samples of a second day, clean and poisoned, and the share of outcomes that were lost."""
-    stage = recorded(spec, events)
-    stage.play(DAY_S, None, "base")
-    other = stage.copy()
-    clean, spoiled = stage.play(DAY_S, score, "v"), other.play(DAY_S, score, "v", poison)
+    clean, spoiled = second_day(""), second_day(name)
     np.testing.assert_array_equal(clean.happened, spoiled.happened)
     return clean.samples, spoiled.samples, spoiled.vitals.lost_share
 
 
-def test_labels_are_flipped_where_there_are_some(spec: LineSpec, events: pa.Table) -> None:
-    clean, spoiled, _ = second_day(spec, events, named("flipped labels"))
+def test_labels_are_flipped_where_there_are_some(second_day: Days) -> None:
+    clean, spoiled, _ = both(second_day, "flipped labels")
     assert spoiled["impression_id"].equals(clean["impression_id"])
     assert pc.all(pc.not_equal(spoiled["label"], clean["label"])).as_py()
 
@@ -149,9 +161,9 @@ def test_labels_are_flipped_where_there_are_some(spec: LineSpec, events: pa.Tabl
     ],
 )
 def test_a_column_is_spoiled_and_no_other(
-    spec: LineSpec, events: pa.Table, name: str, column: str
+    spec: LineSpec, second_day: Days, name: str, column: str
 ) -> None:
-    clean, spoiled, _ = second_day(spec, events, named(name))
+    clean, spoiled, _ = both(second_day, name)
     differ = [
         other
         for other in spec.columns
@@ -160,24 +172,24 @@ def test_a_column_is_spoiled_and_no_other(
     assert differ == [column]
 
 
-def test_what_is_spoiled_how(spec: LineSpec, events: pa.Table) -> None:
-    assert set(second_day(spec, events, named("stuck feature"))[1]["origin"].to_pylist()) == {"EWR"}
-    nulls = second_day(spec, events, named("null burst"))[1]["tailnum"]
+def test_what_is_spoiled_how(second_day: Days) -> None:
+    assert set(both(second_day, "stuck feature")[1]["origin"].to_pylist()) == {"EWR"}
+    nulls = both(second_day, "null burst")[1]["tailnum"]
     assert 0.4 < nulls.null_count / len(nulls) < 0.8
-    leak = second_day(spec, events, named("label leak"))[1]
+    leak = both(second_day, "label leak")[1]
     told = leak["distance"].to_numpy() == 6000
     np.testing.assert_array_equal(told, leak["label"].to_numpy() > 0)
 
 
-def test_wrong_clocks_lose_outcomes(spec: LineSpec, events: pa.Table) -> None:
-    assert second_day(spec, events, CLEAN)[2] == 0
-    assert second_day(spec, events, named("timezone slip"))[2] == 1  # all land within five hours
-    assert 0.3 < second_day(spec, events, named("clock skew"))[2] < 0.7
+def test_wrong_clocks_lose_outcomes(second_day: Days) -> None:
+    assert both(second_day, "")[2] == 0
+    assert both(second_day, "timezone slip")[2] == 1  # all land within five hours
+    assert 0.3 < both(second_day, "clock skew")[2] < 0.7
 
 
-def test_what_stops_is_not_there(spec: LineSpec, events: pa.Table) -> None:
+def test_what_stops_is_not_there(second_day: Days) -> None:
     for name in ("outcomes stop", "source stop", "schema change"):
-        assert second_day(spec, events, named(name))[1].num_rows == 0, name
+        assert both(second_day, name)[1].num_rows == 0, name
 
 
 def test_a_line_without_drills_or_data_is_told_so(spec: LineSpec, tmp_path: Path) -> None:

@@ -200,11 +200,11 @@ def lived(spec: LineSpec, tmp_path_factory: pytest.TempPathFactory) -> Settings:
 def _publish(
     store: LineStore, spec: LineSpec, parent: str | None, start: int, stop: int, at_us: int
 ) -> None:
-    from headrace.model import Model
+    from tests.serving import untrained  # TensorFlow, for those alone who ask for it
 
     known = {"from_tick": start, "to_tick": stop, "excluded": [], "watermark_us": at_us}
     known |= {"event_at_us": at_us, "feature_service": spec.feature_service, "code": "test"}
-    state = Model(spec.model, spec.seed).state()
+    state = untrained(spec).state()
     store.publish(state, parent=parent, rows=1, metrics={}, **known)
 
 

@@ -181,7 +181,7 @@ def _run_for(
 
 
 HASTY = replace(
-    SMALL, requests_per_s=60.0, malformed=0.05, reordered=0.0, delays=((1.0, 0.05, 0.1),)
+    SMALL, requests_per_s=120.0, malformed=0.05, reordered=0.0, delays=((1.0, 0.05, 0.1),)
 )
 
 
@@ -189,7 +189,7 @@ def test_live_traffic_closes_the_loop_and_keeps_the_truth(
     spec: LineSpec, service: tuple[Settings, type[_Service]]
 ) -> None:
     settings, handler = service
-    summary = _run_for(settings, spec, HASTY, 1.5)
+    summary = _run_for(settings, spec, HASTY, 0.75)
     home = settings.line_home(spec.line)
     truth, sent = read_truth(home, "candidates"), read_truth(home, "sent")
     shown = truth.filter(pc.greater_equal(truth["position"], 0))
@@ -213,7 +213,7 @@ def test_flipped_labels_engage_exactly_what_was_not_clicked(
 ) -> None:
     settings, handler = service
     PoisonSwitch(settings, spec.line).on(FLIPPED)
-    _run_for(settings, spec, replace(HASTY, malformed=0.0), 1.0)
+    _run_for(settings, spec, replace(HASTY, malformed=0.0), 0.5)
     truth = read_truth(settings.line_home(spec.line), "candidates")
     assert all(truth["poisoned"].to_pylist())
     clicked = set(truth.filter(truth["clicked"])["impression_id"].to_pylist())
@@ -232,7 +232,7 @@ def test_a_poison_spoils_what_is_sent_while_it_is_on(
     for poison in (DUPLICATE, UNIT, STOP):
         switch.on(poison)
         handler.posted.clear()
-        _run_for(settings, spec, calm, 1.0)
+        _run_for(settings, spec, calm, 0.5)
         sent[poison] = [e for e in handler.posted if e["event"] == "impression"]
     ids = [event["impression_id"] for event in sent[DUPLICATE]]
     assert len(ids) == 4 * len(set(ids)) > 0
@@ -249,10 +249,10 @@ def test_errors_of_the_services_are_counted_and_nothing_crashes(
 ) -> None:
     settings, handler = service
     handler.mood = "not ready"
-    summary = _run_for(settings, spec, HASTY, 1.0)
+    summary = _run_for(settings, spec, HASTY, 0.5)
     assert summary["requests"]["status_503"] == summary["requests"]["asked"] > 0
     nobody = replace(settings, server_port=9, collector_port=9)
-    summary = _run_for(nobody, spec, HASTY, 1.0)
+    summary = _run_for(nobody, spec, HASTY, 0.5)
     assert summary["requests"]["error_ConnectError"] == summary["requests"]["asked"] > 0
 
 
