@@ -19,7 +19,6 @@ from headrace.errors import EnvironmentFault, IntegrityError
 from headrace.events import input_fields
 from headrace.line import LineStore, compaction
 from headrace.model import State
-from headrace.model.delta import same_bits
 from headrace.serving.resident import Resident
 from headrace.serving.swap import Follower
 from headrace.settings import find_line, load_settings
@@ -91,47 +90,6 @@ def test_settled_is_said_once_when_both_models_are_there(
         until(lambda newest=newest: follower.current().version.version == newest)
     follower.stop()
     assert [each["waiting"] for each in said] == [next(iter(writer.states))]
-
-
-def test_the_second_model_is_made_from_the_first_in_memory(
-    writer: Writer, follower: Follower, asked: pa.Table
-) -> None:
-    writer.next()
-    follower.follow()
-    fresh = Follower(writer.spec, writer.lines)
-    assert fresh.follow()
-    held = fresh.current().version
-    whole = {path: writer.lines.files.read(path) for path in stored(writer)}
-    for path in whole:
-        writer.lines.files.replace(path, b"torn")
-    fresh._have_one_wait()
-    assert fresh.delivery()["waiting"] == held.version
-    for path, raw in whole.items():
-        assert raw is not None
-        writer.lines.files.replace(path, raw)
-    for _ in range(2):
-        newest = writer.next()
-        assert fresh.follow()
-        assert np.array_equal(served(fresh, asked), writer.scores(newest.version, asked))
-    told = fresh.delivery()
-    assert (told["bases"], told["deltas"], told["refused"]) == (1, 3, 0)
-
-
-def stored(writer: Writer) -> list[str]:
-    paths = writer.lines.files.tree("versions")
-    return [f"versions/{path}" for path in paths if path.endswith(".zst")]
-
-
-def test_a_second_model_that_differs_from_what_was_published_comes_from_the_store(
-    writer: Writer, follower: Follower, asked: pa.Table, caplog: pytest.LogCaptureFixture
-) -> None:
-    held = follower.current()
-    rows = np.array([7])
-    held.model.apply({"rows/table": rows, "values/table": held.model.rows("table", rows) + 1})
-    follower._have_one_wait()
-    assert "v000001: the model in memory is no longer what was published" in caplog.text
-    assert follower._waiting is not None
-    assert same_bits(follower._waiting.state(), writer.states["v000001"])
 
 
 def test_a_model_several_versions_behind_catches_up(
