@@ -76,7 +76,7 @@ class Sizes:
 
 
 QUICK: Final = Sizes(1.0, 1, (12, 13))
-FULL: Final = Sizes(8.0, 5, (20, 23))
+FULL: Final = Sizes(8.0, 5, (20, 24))
 
 
 def run(*, quick: bool = False) -> dict[str, Any]:

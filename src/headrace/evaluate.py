@@ -69,7 +69,7 @@ def evaluate(
     store = LineStore(settings.line_store_url(spec.line), spec.line)
     version, state = store.load(candidate)
     require_same_code(spec, version)
-    model = Model(spec.model, spec.seed, conversion=spec.converts)
+    model = Model(spec.model, spec.seed, conversion=spec.converts, blank=True)
     model.load_state(state)
     finite = model.is_finite()
     home = settings.line_home(spec.line)

@@ -181,7 +181,7 @@ class Guard:
 
         manifest, state = self._store.load(version)
         require_same_code(self._spec, manifest)
-        model = Model(self._spec.model, self._spec.seed, conversion=self._spec.converts)
+        model = Model(self._spec.model, self._spec.seed, conversion=self._spec.converts, blank=True)
         model.load_state(state)
         return model
 

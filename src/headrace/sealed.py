@@ -15,7 +15,8 @@ import os
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from io import BufferedReader, BytesIO
 from pathlib import Path
 from typing import Any, Final
 
@@ -90,6 +91,19 @@ class SealedFiles:
     def read(self, name: str) -> bytes | None:
         """All bytes of a file, None when it is not there."""
         return self._read(name)
+
+    @contextmanager
+    def opened(self, name: str) -> Iterator[BufferedReader | BytesIO | None]:
+        """A file to read that can seek, None when it is not there; a remote one comes whole."""
+        if not self._local:
+            raw = self._read(name)
+            yield None if raw is None else BytesIO(raw)
+            return
+        with ExitStack() as stack:
+            file = None
+            with suppress(FileNotFoundError):
+                file = stack.enter_context(Path(f"{self._path}/{name}").open("rb"))
+            yield file
 
     def remove(self, name: str) -> None:
         """Delete a file; nothing happens when it is not there."""

@@ -12,8 +12,9 @@ import pytest
 
 from headrace.errors import DeclarationError, IntegrityError
 from headrace.line import LineStore
-from headrace.model import Model
+from headrace.model import Model, step
 from headrace.model.delta import apply, diff, same_bits
+from headrace.model.tables import Tables
 from headrace.settings import PROJECT
 from tests.contract.model_kinds import BATCH, FIELDS, PUBLISHED, spec_of, stream, weighed
 from tests.contract.models import ELSEWHERE, digest_of, fresh, model_of
@@ -181,3 +182,71 @@ def test_a_state_is_a_copy(model: Model) -> None:
     model.load_state(state)
     model.learn(stream(100, seed=1))
     assert same_bits(state, kept)
+
+
+def test_a_model_beside_another_takes_over_its_state_and_goes_on_in_the_same_bytes(
+    family: str, model: Model
+) -> None:
+    model.learn(stream(150, seed=1))
+    whole = model.state()
+    beside = fresh(family, "second")
+    beside.learn(stream(700, seed=9))
+    rest = {name: array for name, array in whole.items() if name not in model.tables}
+    beside.load_beside(model, rest)
+    assert same_bits(beside.state(), whole)
+    assert beside.predict(stream(20)).tobytes() == model.predict(stream(20)).tobytes()
+    beside.learn(stream(70, seed=2))
+    assert same_bits(model.state(), whole)  # they share no memory
+    model.learn(stream(70, seed=2))
+    assert same_bits(beside.state(), model.state())
+
+
+def test_a_model_of_another_seed_or_without_its_arrays_is_not_taken_over(model: Model) -> None:
+    rest = {name: array for name, array in model.state().items() if name not in model.tables}
+    own = Model(model.spec, seed=model.seed + 1, conversion=model.conversion)
+    before = own.state()
+    del rest["identity"]
+    with pytest.raises(DeclarationError, match="another declaration or seed"):
+        own.load_beside(model, rest)
+    with pytest.raises(IntegrityError, match="'moments'"):
+        own.load_beside(own, {name: rest[name] for name in rest if name != "moments"})
+    assert same_bits(own.state(), before)
+
+
+@pytest.mark.parametrize("kind", ["ftrl", "wide", "dynamic"])
+def test_a_blank_model_is_a_fresh_one_once_a_state_is_loaded(kind: str) -> None:
+    spec = spec_of(kind)
+    known = Model(spec, 1)
+    known.learn(stream(150, seed=1))
+    blank = Model(spec, 1, blank=True)
+    blank.load_state(known.state())
+    assert same_bits(blank.state(), known.state())
+    assert blank.delta() == {}
+
+
+def test_a_table_is_handed_over_in_parts_and_their_size_changes_no_bit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """To hand a large one over at once stops all threads, those that answer requests too."""
+    spec = spec_of("wide", table_bits=16)
+    one_part = {}
+    with monkeypatch.context() as patched:
+        patched.setattr(step, "_ROWS_AT_ONCE", 1 << 16)
+        one_part = Model(spec, 1).state()
+    given: list[int] = []
+    write = Tables._write
+
+    def spied(tables: Tables, name: str, rows: Any, values: Any) -> None:
+        given.append(len(values))
+        write(tables, name, rows, values)
+
+    monkeypatch.setattr(Tables, "_write", spied)
+    fresh_one = Model(spec, 1)
+    assert same_bits(fresh_one.state(), one_part)
+    again = Model(spec, 1, blank=True)
+    again.load_state(one_part)
+    assert same_bits(again.state(), one_part)
+    again.load_beside(fresh_one, {n: a for n, a in one_part.items() if n not in again.tables})
+    assert same_bits(again.state(), one_part)
+    # the fresh rows of the one table, then both tables twice
+    assert given == [1 << 14] * 4 * 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,6 +28,18 @@ def test_the_first_to_create_a_name_keeps_it(files: SealedFiles) -> None:
     assert not files.create("champion/1.json", b"two")
     assert files.read("champion/1.json") == b"one"
     assert files.create("champion/1.json", b"one")  # a put that is sent again after a lost answer
+
+
+def test_a_file_is_opened_to_be_read_more_than_once(files: SealedFiles) -> None:
+    files.replace("a/x", b"some bytes")
+    with files.opened("a/x") as file:
+        assert file is not None
+        assert file.read() == b"some bytes"
+        file.seek(5)
+        assert file.read() == b"bytes"
+    assert file.closed or isinstance(file, BytesIO)
+    with files.opened("a/y") as absent:
+        assert absent is None
 
 
 def test_what_is_there_is_listed_and_can_be_removed(files: SealedFiles) -> None:

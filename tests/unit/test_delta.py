@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.errors import IntegrityError
-from headrace.model.delta import State, apply, diff, same_bits
+from headrace.model.delta import State, apply, diff, go_on, same_bits
 
 
 def state() -> State:
@@ -101,3 +101,14 @@ def test_any_pair_of_states_round_trips(data: st.DataObject) -> None:
     if data.draw(st.booleans()) and parent["table"].shape == child["table"].shape:
         child["table"][1:] = parent["table"][1:]
     assert same_bits(apply(parent, diff(parent, child)), child)
+
+
+def test_in_place_the_same_bits_come_without_a_copy_of_the_table() -> None:
+    child = changed("table", (3, 1), np.nan) | {"dense": np.ones(7)}
+    own = state()
+    table = own["table"]
+    go_on(own, diff(state(), child))
+    assert same_bits(own, child)
+    assert own["table"] is table
+    with pytest.raises(IntegrityError, match="'table' does not fit"):
+        go_on(own, {"rows/table": np.array([10]), "values/table": np.zeros((1, 4), np.float32)})

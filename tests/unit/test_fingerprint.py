@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from headrace.line.fingerprint import carried, fingerprint, held_by
+from headrace.line.fingerprint import carried, fingerprint, held_by, read_through
 from headrace.model.delta import State, apply, diff
 
 
@@ -75,3 +78,21 @@ def test_order_names_and_shapes_count_and_pairs_of_signs_do_not_cancel() -> None
         {"a": table, "b": np.zeros((0, 3), np.float32)},
     ]
     assert len({fingerprint(each) for each in states}) == len(states)
+
+
+def test_a_state_read_some_rows_at_a_time_has_the_same_fingerprint() -> None:
+    large = state(1, rows=20_000) | {"wide": state(2)["wide"]}
+    tables = {name: len(large[name]) for name in ("table", "wide")}
+    rest = {name: array for name, array in large.items() if name not in tables}
+    most = 0
+
+    def held(name: str, rows: NDArray[np.int64] | None) -> NDArray[Any] | None:
+        nonlocal most
+        assert rows is not None
+        most = max(most, len(rows))
+        return large[name][rows]
+
+    assert read_through(tables, held, rest) == fingerprint(large)
+    assert most < 20_000
+    large["table"][19_999, 2] += 1
+    assert read_through(tables, held, rest) == fingerprint(large) != fingerprint(state(1, 20_000))

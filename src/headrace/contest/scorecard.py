@@ -126,7 +126,7 @@ class Scorecard:
         declared = spec.model.model_dump_json()
         held = self._models.get(declared)
         if held is None:
-            held = ("", Model(spec.model, spec.seed, conversion=spec.converts))
+            held = ("", Model(spec.model, spec.seed, conversion=spec.converts, blank=True))
         if held[0] != version:
             held[1].load_state(self._store.load(version)[1])
         self._models[declared] = (version, held[1])

@@ -69,7 +69,7 @@ def export(
     found, state = _load(settings, spec, version)
     arrays = weights(spec.model, state, conversion=spec.converts)
     small = quantized(arrays, quantize)
-    model = Model(spec.model, spec.seed, conversion=spec.converts)
+    model = Model(spec.model, spec.seed, conversion=spec.converts, blank=True)
     model.load_state(state)
     graph = Scorer(spec, arrays)
     drawn, samples = probe_rows(spec, PROBES, spec.seed), newest_samples(settings, spec)

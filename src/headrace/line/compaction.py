@@ -12,7 +12,7 @@ import hashlib
 
 from headrace.declaration import DeliverySpec
 from headrace.errors import IntegrityError
-from headrace.line import states
+from headrace.line import states, tensors
 from headrace.line.store import LineStore
 from headrace.line.version import Stored, Version
 from headrace.model.delta import same_bits
@@ -36,7 +36,7 @@ def compact(store: LineStore, version: Version) -> bool:
     if len(chain) == 1:
         return False
     state = states.restore(store.files, chain)
-    raw = states.encode(state)
+    raw = tensors.encode(state)
     digest = hashlib.sha256(raw).hexdigest()
     folder, file = f"versions/{version.version}", f"base-{digest[:16]}.safetensors.zst"
     store.files.replace(f"{folder}/{file}", raw)

@@ -11,7 +11,7 @@ splitmix64's mixer. It finds bugs and bit rot, not forgers: stored bytes have a 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any, Final
 
@@ -53,6 +53,22 @@ def carried(before: int, held: Held, delta: State) -> int:
     return after & _MASK
 
 
+def read_through(lengths: dict[str, int], held: Held, rest: State) -> int:
+    """The fingerprint of a state whose tables of so many rows are read some rows at a time.
+
+    rest: the arrays that are no tables.
+    """
+    total = fingerprint(rest)
+    for name, length in lengths.items():
+        for numbers in _blocks(length):
+            values = held(name, numbers)
+            assert values is not None
+            if not numbers[0]:
+                total += _head(name, values.dtype, (length, values.shape[1]))
+            total += _rows(name, values, numbers)
+    return total & _MASK
+
+
 def held_by(state: State) -> Held:
     """A state in memory as `carried` reads it."""
 
@@ -65,8 +81,20 @@ def held_by(state: State) -> Held:
 
 def _array(name: str, array: NDArray[Any]) -> int:
     table = array if array.ndim == 2 else array.reshape(1, -1)
-    head = _salt(f"{name} {array.dtype.str} {array.shape}")
-    return head + _rows(name, table, np.arange(len(table), dtype=np.int64))
+    total = _head(name, array.dtype, array.shape)
+    for numbers in _blocks(len(table)):
+        total += _rows(name, table[numbers[0] : numbers[-1] + 1], numbers)
+    return total
+
+
+def _head(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> int:
+    return _salt(f"{name} {dtype.str} {shape}")
+
+
+def _blocks(length: int) -> Iterator[NDArray[np.int64]]:
+    """The row numbers of a table, as many as are hashed at once."""
+    for start in range(0, length, _BLOCK):
+        yield np.arange(start, min(start + _BLOCK, length), dtype=np.int64)
 
 
 def _rows(name: str, values: NDArray[Any], numbers: NDArray[np.int64]) -> int:

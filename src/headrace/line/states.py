@@ -4,34 +4,26 @@ from __future__ import annotations
 
 import hashlib
 
-import safetensors.numpy
-import zstandard
-
 from headrace.errors import IntegrityError
+from headrace.line import tensors
 from headrace.line.fingerprint import fingerprint
 from headrace.line.version import Stored, Version
 from headrace.model import delta
 from headrace.model.delta import State
 from headrace.sealed import SealedFiles
 
-# Weights are noise to a compressor: a higher level takes twice the time for 0.1% fewer bytes.
-_LEVEL = 1
-
-
-def encode(state: State) -> bytes:
-    """Arrays as zstd-compressed safetensors; equal states give equal bytes."""
-    raw = safetensors.numpy.save({name: array.copy(order="C") for name, array in state.items()})
-    return zstandard.ZstdCompressor(level=_LEVEL).compress(raw)
-
 
 def read(files: SealedFiles, stored: Stored) -> State:
-    """The arrays of a stored file. Raises `IntegrityError` when it is missing or damaged."""
-    raw = files.read(stored.path)
-    if raw is None or hashlib.sha256(raw).hexdigest() != stored.sha256:
-        found = "is missing" if raw is None else "does not match its SHA-256"
-        raise IntegrityError(f"{files.root}/{stored.path} {found}; load another version")
-    state: State = safetensors.numpy.load(zstandard.ZstdDecompressor().decompress(raw))
-    return state
+    """The arrays of a stored file, writable. Raises `IntegrityError` when it is missing or damaged.
+
+    A local file is read twice, first for its SHA-256, and is never in memory whole.
+    """
+    with files.opened(stored.path) as file:
+        if file is None or hashlib.file_digest(file, "sha256").hexdigest() != stored.sha256:
+            found = "is missing" if file is None else "does not match its SHA-256"
+            raise IntegrityError(f"{files.root}/{stored.path} {found}; load another version")
+        file.seek(0)
+        return tensors.decode(file)
 
 
 def restore(files: SealedFiles, chain: list[tuple[Version, Stored]]) -> State:
@@ -39,7 +31,10 @@ def restore(files: SealedFiles, chain: list[tuple[Version, Stored]]) -> State:
     state: State = {}
     for _, stored in chain:
         found = read(files, stored)
-        state = found if stored.whole else delta.apply(state, found)
+        if stored.whole:
+            state = found
+        else:
+            delta.go_on(state, found)  # the arrays are nobody else's
     require_fingerprint(chain[-1][0], state)
     return state
 

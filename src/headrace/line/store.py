@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, Unpack
 
 from headrace.errors import InputError, IntegrityError
-from headrace.line import states
+from headrace.line import states, tensors
 from headrace.line.champions import Champions, served_before, version_before
 from headrace.line.fingerprint import fingerprint as fingerprint_of
 from headrace.line.generations import numbers
@@ -64,7 +64,7 @@ class LineStore:
                 return self.publish_delta(
                     delta.diff(parent_state, state), parent=before, fingerprint=whole, **about
                 )
-        raw = states.encode(state)
+        raw = tensors.encode(state)
         return self._commit(raw, about, kind="base", parent=parent, fingerprint=whole, chain=(0, 0))
 
     def publish_delta(
@@ -76,7 +76,7 @@ class LineStore:
         lead to (`fingerprint.carried`); who loads the version checks it. No base is made however
         long the chain: that is the upkeep's, or `publish` with the whole state.
         """
-        raw = states.encode(changes)
+        raw = tensors.encode(changes)
         deltas, size = self._length(parent)
         return self._commit(
             raw,

@@ -39,7 +39,16 @@ def apply(parent: State, delta: State) -> State:
     Arrays without changes are shared with `parent`. Raises `IntegrityError` when the delta does
     not fit the parent.
     """
-    state = dict(parent)
+    state = {n: array.copy() if f"rows/{n}" in delta else array for n, array in parent.items()}
+    go_on(state, delta)
+    return state
+
+
+def go_on(state: State, delta: State) -> None:
+    """The same in place, in time of what the delta holds, for who owns the state's arrays.
+
+    Where it raises, the state is neither the one nor the other.
+    """
     for key, array in delta.items():
         kind, _, name = key.partition("/")
         if kind == "whole":
@@ -47,10 +56,9 @@ def apply(parent: State, delta: State) -> State:
         elif kind == "gone":
             state.pop(name, None)
         elif kind == "rows":
-            state[name] = _with_rows(name, parent, array, delta.get(f"values/{name}"))
+            _write_rows(name, state, array, delta.get(f"values/{name}"))
         elif kind != "values":
             raise IntegrityError(f"delta key {key!r} is unknown; publish a new base")
-    return state
 
 
 def same_bits(left: State, right: State) -> bool:
@@ -80,15 +88,11 @@ def _bits(array: NDArray[Any]) -> NDArray[Any]:
     return np.ascontiguousarray(array).view(_UNSIGNED[array.dtype.itemsize])
 
 
-def _with_rows(
-    name: str, parent: State, rows: NDArray[Any], values: NDArray[Any] | None
-) -> NDArray[Any]:
-    old = parent.get(name)
-    if old is None:
+def _write_rows(name: str, state: State, rows: NDArray[Any], values: NDArray[Any] | None) -> None:
+    array = state.get(name)
+    if array is None:
         raise IntegrityError(_UNFIT.format(name))
-    new = old.copy()
-    new[rows] = check_rows(name, old.shape, old.dtype, rows, values)
-    return new
+    array[rows] = check_rows(name, array.shape, array.dtype, rows, values)
 
 
 def check_rows(

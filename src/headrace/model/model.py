@@ -76,6 +76,7 @@ class Model:
     are mixed. `load_state` into a model of the same spec and seed continues bit for bit.
     Not thread-safe: learn and load in one thread; predictions may run beside each other.
     With `peers` every process of the group must learn the same samples (see peers).
+    With `blank` no fresh rows are drawn, in the time that a large table takes: load a state first.
     """
 
     def __init__(
@@ -85,6 +86,8 @@ class Model:
         feedback: DelayedFeedback = "correct",
         peers: Peers | None = None,
         conversion: bool = False,
+        *,
+        blank: bool = False,
     ):
         if conversion and feedback in ("fnw", "esdfm"):
             raise DeclarationError(f"model: {feedback} weighs one task; use correct or naive")
@@ -103,7 +106,7 @@ class Model:
             reweighted=feedback in ("fnw", "esdfm"),
             peers=peers,
         )
-        self._tables = Tables(spec, seed, self._graph.variables, kind.tasks)
+        self._tables = Tables(spec, seed, self._graph.variables, kind.tasks, blank)
         self._late = np.zeros(2)
         self._statistics = Statistics.empty(len(spec.numeric), kind.tasks)
         self._step = 0
@@ -209,6 +212,23 @@ class Model:
         Raises `DeclarationError` for the state of another model (fields, family, shape or seed),
         `IntegrityError` for one that lacks arrays or has them in another shape.
         """
+        self._check_identity(state)
+        self._tables.check(state)
+        self._check_shapes({"late": np.zeros(2), **state})
+        self._tables.load(state)
+        self._take_over(state)
+
+    def load_beside(self, other: Model, rest: State) -> None:
+        """Take over the tables of another model as they are now, and what `rest` holds beside them.
+
+        Raises as `load_state` does. The other must not learn meanwhile; it may predict.
+        """
+        self._check_identity({"identity": other._identity, **rest})
+        self._check_shapes({"late": np.zeros(2), **rest})
+        self._tables.load_beside(other._tables, rest)
+        self._take_over(rest)
+
+    def _check_identity(self, state: State) -> None:
         identity = state.get("identity")
         if identity is not None and not np.array_equal(identity, self._identity):
             raise DeclarationError(
@@ -216,10 +236,6 @@ class Model:
                 f"{self.spec.family!r}, seed {self.seed}; restore the declaration or run a full "
                 "retrain"
             )
-        self._tables.check(state)
-        self._check_shapes({"late": np.zeros(2), **state})
-        self._tables.load(state)
-        self._take_over(state)
 
     def mark(self) -> None:
         """Let `delta` count from here; a fresh model and `load_state` do so by themselves."""
@@ -261,6 +277,10 @@ class Model:
     def tables(self) -> tuple[str, ...]:
         """Arrays of the state whose rows `rows` reads; too large to copy for a few of them."""
         return self._tables.names
+
+    def length(self, name: str) -> int:
+        """How many rows a table has."""
+        return self._tables.length(name)
 
     def rows(self, name: str, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
         """Rows of a table as they are now. Raises `IntegrityError` for one that it lacks."""

@@ -14,10 +14,10 @@ up. A learning rate floor ends that sum where the rate is that share of its firs
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,7 @@ ADAGRAD_START = 0.1
 EMBEDDING_DEVIATION = 0.01
 LARGEST_LOGIT = 30.0
 _DRAW = np.uint64(0xD6E8FEB86659FD93)
+_ROWS_AT_ONCE: Final = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -90,27 +91,45 @@ def fresh_rows(layout: Layout, keys: NDArray[np.uint64]) -> NDArray[np.float32]:
     return rows
 
 
-def initial_arrays(spec: ModelSpec, seed: int, tasks: int = 1) -> dict[str, NDArray[Any]]:
-    """The TensorFlow part of a fresh state; NumPy generators, so a seed means the same bytes."""
-    layout = Layout.of(spec, tasks)
-    dynamic = spec.ids == "dynamic"
-    length = first_capacity(layout.fields) if dynamic else 1 << spec.table_bits
-    table = np.zeros((length, layout.row_width), np.float32)
-    dense = np.zeros(0, np.float32)
-    if layout.deep and not dynamic:
-        weights = np.random.default_rng([seed, 1]).standard_normal(
-            (len(table), layout.dim), dtype=np.float32
-        )
+def drawn_rows(layout: Layout, length: int, seed: int) -> Iterator[NDArray[np.float32]]:
+    """What the rows of hashed ids start with, in order and some at a time, (n, row_width)."""
+    draw = np.random.default_rng([seed, 1])
+    for rows in some_at_a_time(length):
+        table = np.zeros((rows.stop - rows.start, layout.row_width), np.float32)
+        weights = draw.standard_normal((len(table), layout.dim), dtype=np.float32)
         table[:, layout.weights] = weights * np.float32(EMBEDDING_DEVIATION)
         table[:, layout.weights.stop :] = ADAGRAD_START
+        yield table
+
+
+def some_at_a_time(length: int) -> Iterator[slice]:
+    """The rows of a table in parts small enough to hand over while others wait for Python.
+
+    A table of 10 million rows given to TensorFlow at once stops every thread for seconds.
+    """
+    for start in range(0, length, _ROWS_AT_ONCE):
+        yield slice(start, min(start + _ROWS_AT_ONCE, length))
+
+
+def table_shapes(spec: ModelSpec, tasks: int = 1) -> dict[str, tuple[int, int]]:
+    """Names and shapes of a fresh model's tables, all float32."""
+    layout = Layout.of(spec, tasks)
+    hashed = 1 << spec.table_bits
+    length = first_capacity(layout.fields) if spec.ids == "dynamic" else hashed
+    wide = {"wide": (hashed, 2 * tasks)} if layout.wide else {}
+    return {"table": (length, layout.row_width), **wide}
+
+
+def initial_arrays(spec: ModelSpec, seed: int, tasks: int = 1) -> dict[str, NDArray[Any]]:
+    """The TensorFlow part of a fresh state without its tables; NumPy generators, so a seed means
+    the same bytes.
+    """
+    layout = Layout.of(spec, tasks)
+    dense = np.zeros(0, np.float32)
     if layout.deep:
         towers = [Network.of(spec, layout.columns, task).initial(seed) for task in range(tasks)]
         dense = np.concatenate(towers)
-    wide_shape = (1 << spec.table_bits, 2 * tasks)
-    wide = {"wide": np.zeros(wide_shape, np.float32)} if layout.wide else {}
     return {
-        "table": table,
-        **wide,
         "linear": np.zeros((layout.columns if layout.linear else 0, 2 * tasks), np.float32),
         "dense": dense,
         "dense_m": np.zeros_like(dense),
@@ -145,10 +164,9 @@ class Graph:
         self._networks = [Network.of(spec, columns, task) for task in range(self.tasks)]
         self._network = self._networks[0]
         self._reweights = reweighted
-        self.variables = {name: tf.Variable(a, name=name) for name, a in arrays.items()}
-        if spec.ids == "dynamic":  # a length left open, so that the table grows without retracing
-            open_ = tf.TensorShape([None, self._layout.row_width])
-            self.variables["table"] = tf.Variable(arrays["table"], name="table", shape=open_)
+        self.variables = {
+            name: self._zeros(name, shape) for name, shape in table_shapes(spec, self.tasks).items()
+        } | {name: tf.Variable(a, name=name) for name, a in arrays.items()}
         self._answer = self._compile(self._predict, self._inputs(predict_rows))
         self._place = Place(predict_rows, self._layout.fields + self._layout.wide, columns)
         # inline on a CPU: a hundred small operations cost less than handing them to threads
@@ -187,6 +205,13 @@ class Graph:
             tf.TensorSpec([rows, self._layout.fields + self._layout.wide], tf.int32),
             tf.TensorSpec([rows, self._layout.columns], tf.float32),
         ]
+
+    def _zeros(self, name: str, shape: tuple[int, int]) -> Any:
+        """A table; who makes the graph fills it."""
+        open_ = None
+        if name == "table" and self._spec.ids == "dynamic":
+            open_ = tf.TensorShape([None, shape[1]])  # it grows without retracing
+        return tf.Variable(tf.zeros(shape), name=name, shape=open_)
 
     @staticmethod
     def _compile(function: Callable[..., Tensor], signature: list[Any]) -> Any:

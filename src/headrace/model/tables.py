@@ -7,6 +7,7 @@ ones (`table` only) have rows of their own, see `ids`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,15 +19,25 @@ from headrace.model.delta import State, check_rows
 from headrace.model.ids import DynamicIds, Keys, first_capacity
 from headrace.model.inputs import field_salt, mix, mixed_keys
 from headrace.model.runtime import tf
-from headrace.model.step import Layout, fresh_rows
+from headrace.model.step import Layout, drawn_rows, fresh_rows, some_at_a_time
 
 Columns = list[NDArray[Any]]
 
 
 class Tables:
-    """The rows of a model's ids, over variables that the graph reads and writes."""
+    """The rows of a model's ids, over variables of zeros that the graph reads and writes.
 
-    def __init__(self, spec: ModelSpec, seed: int, variables: dict[str, Any], tasks: int = 1):
+    With `blank` hashed rows stay zeros, for a state that is loaded before anything else.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        seed: int,
+        variables: dict[str, Any],
+        tasks: int = 1,
+        blank: bool = False,
+    ):
         self._layout = Layout.of(spec, tasks)
         self._bits = spec.table_bits
         self.fields = (*spec.embedded, *spec.wide)
@@ -41,6 +52,8 @@ class Tables:
             self._ids = DynamicIds(len(spec.embedded), spec.admit_after, spec.expire_after)
             everyone = np.concatenate([self._embedded_salts, ~self._embedded_salts])
             self._write("table", np.arange(everyone.size), fresh_rows(self._layout, everyone))
+        elif self._layout.deep and not blank:
+            self._fill("table", drawn_rows(self._layout, self._lengths["table"], seed))
         self.mark()
 
     @property
@@ -83,6 +96,15 @@ class Tables:
         """Names of the tables in a state."""
         return tuple(self._variables)
 
+    def length(self, name: str) -> int:
+        """Rows of a table."""
+        return self._lengths[name]
+
+    def parts(self, name: str) -> Iterator[Any]:
+        """A table as tensors of some rows each, in order. No reading copies it whole."""
+        for rows in some_at_a_time(self._lengths[name]):
+            yield self._variables[name].sparse_read(np.arange(rows.start, rows.stop))
+
     def read(self, name: str, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
         """Rows of a table as they are now. Raises `IntegrityError` for one that it lacks."""
         length = self._lengths[name]
@@ -93,7 +115,7 @@ class Tables:
 
     def state(self) -> State:
         """Copies of the tables, and of the map of dynamic ids."""
-        tables = {name: np.array(table.numpy()) for name, table in self._variables.items()}
+        tables: State = {name: self._whole(name) for name in self._variables}
         return tables if self._ids is None else {**tables, **self._ids.state()}
 
     def check(self, state: State) -> None:
@@ -113,11 +135,26 @@ class Tables:
 
     def load(self, state: State) -> None:
         """Take over the tables of a checked state; sets the mark."""
-        for name, variable in self._variables.items():
-            variable.assign(state[name].copy())  # a copy: TensorFlow may keep the buffer
-            self._lengths[name] = len(state[name])
+        for name in self._variables:
+            array = state[name]
+            self._have_length(name, len(array))
+            self._fill(name, (array[rows] for rows in some_at_a_time(len(array))))
         if self._ids is not None:
             self._ids.load(state, self._lengths["table"])
+        self.mark()
+
+    def load_beside(self, other: Tables, rest: State) -> None:
+        """Take over the tables of a model of the same declaration, and the map of ids in `rest`.
+
+        Raises `IntegrityError` unless that map is one into its table.
+        """
+        if self._ids is not None:
+            self._ids.check(rest, other.length("table"))
+        for name in self._variables:
+            self._have_length(name, other.length(name))
+            self._fill(name, other.parts(name))
+        if self._ids is not None:
+            self._ids.load(rest, self._lengths["table"])
         self.mark()
 
     def mark(self) -> None:
@@ -132,7 +169,7 @@ class Tables:
         delta: State = {}
         for name, variable in self._variables.items():
             if self._grown and name == "table":
-                delta["whole/table"] = np.array(variable.numpy())
+                delta["whole/table"] = self._whole(name)
                 continue
             rows = np.flatnonzero(self._touched[name])
             delta[f"rows/{name}"] = rows
@@ -200,5 +237,26 @@ class Tables:
             self._touched["table"] = np.ones(self._lengths["table"], np.bool_)
             self._grown = True
 
-    def _write(self, name: str, rows: NDArray[Any], values: NDArray[Any]) -> None:
+    def _whole(self, name: str) -> NDArray[np.float32]:
+        """A copy of a table."""
+        table, start = np.empty(self._shape(name), np.float32), 0
+        for part in self.parts(name):
+            table[start : start + len(part)] = part.numpy()
+            start += len(part)
+        return table
+
+    def _have_length(self, name: str, length: int) -> None:
+        """Make a table of zeros where the present one has another length."""
+        if length != self._lengths[name]:
+            self._variables[name].assign(tf.zeros((length, self._shape(name)[1])))
+            self._lengths[name] = length
+
+    def _fill(self, name: str, parts: Iterable[Any]) -> None:
+        """Write a table from its first row on: arrays or tensors of some rows each."""
+        start = 0
+        for part in parts:
+            self._write(name, np.arange(start, start + len(part)), part)
+            start += len(part)
+
+    def _write(self, name: str, rows: NDArray[Any], values: Any) -> None:
         self._variables[name].scatter_update(tf.IndexedSlices(values, rows))

@@ -270,7 +270,7 @@ def _scored(found: Artifacts) -> Scored:
     if truth.num_rows and found.champions:
         from headrace.model import Model
 
-        model = Model(found.spec.model, found.spec.seed, conversion=found.spec.converts)
+        model = Model(found.spec.model, found.spec.seed, conversion=found.spec.converts, blank=True)
         model.load_state(found.store.load(found.champions[0].version)[1])
         frozen = model.predict(served)
     return scored_rows(truth, served, frozen)

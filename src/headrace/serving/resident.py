@@ -12,7 +12,7 @@ from headrace.declaration import LineSpec
 from headrace.errors import IntegrityError
 from headrace.events import input_fields
 from headrace.line import Version
-from headrace.line.fingerprint import carried
+from headrace.line.fingerprint import carried, read_through
 from headrace.line.states import to_hex
 from headrace.model import Model, State, delta
 
@@ -20,12 +20,12 @@ from headrace.model import Model, State, delta
 class Resident:
     """A model and the version whose state it holds, None while it holds none whole.
 
-    Not thread-safe: who calls `load` or `advance` makes sure that nobody predicts meanwhile.
+    Not thread-safe: who changes it makes sure that nobody predicts with it meanwhile.
     """
 
     def __init__(self, spec: LineSpec) -> None:
         self._blank = blank_inputs(spec)
-        self.model = Model(spec.model, spec.seed, conversion=spec.converts)
+        self.model = Model(spec.model, spec.seed, conversion=spec.converts, blank=True)
         self.version: Version | None = None
         self.users = 0  # requests that predict with the model at this moment
         self.usable = False  # whether a request may: not while it is being changed
@@ -36,6 +36,24 @@ class Resident:
         self.version = None
         self.model.load_state(state)
         self._small = {n: array for n, array in state.items() if n not in self.model.tables}
+        self.version = version
+
+    def load_beside(self, other: Resident) -> None:
+        """Take over what another holds, which may predict but must not change meanwhile.
+
+        Raises `IntegrityError` where that is not the state that was published.
+        """
+        version = other.version
+        assert version is not None
+        self.version = None
+        self.model.load_beside(other.model, other._small)
+        self._small = other._small
+        lengths = {name: self.model.length(name) for name in self.model.tables}
+        if to_hex(read_through(lengths, self.held, self._small)) != version.fingerprint:
+            raise IntegrityError(
+                f"{version.version}: the model in memory is no longer what was published; "
+                "load a base"
+            )
         self.version = version
 
     def advance(self, version: Version, changes: State) -> None:

@@ -194,8 +194,13 @@ class Follower:
     def _have_one_wait(self) -> None:
         """Put the second model beside the first, before the first delta asks for it."""
         if self._current is not None and self._waiting is None:
+            assert self._serving is not None
             second = Resident(self._spec)
-            second.load(*self._lines.load(self._current.version.version))
+            try:
+                second.load_beside(self._serving)
+            except IntegrityError as problem:
+                LOG.warning("%s: %s", self._spec.line, problem)
+                second.load(*self._lines.load(self._current.version.version))
             self._waiting = second
             if self._settled is not None:
                 self._settled()
