@@ -31,14 +31,14 @@ def test_the_first_to_create_a_name_keeps_it(files: SealedFiles) -> None:
 
 
 def test_a_file_is_opened_to_be_read_more_than_once(files: SealedFiles) -> None:
-    files.replace("a/x", b"some bytes")
-    with files.opened("a/x") as file:
+    files.replace("opened/x", b"some bytes")
+    with files.opened("opened/x") as file:
         assert file is not None
         assert file.read() == b"some bytes"
         file.seek(5)
         assert file.read() == b"bytes"
     assert file.closed or isinstance(file, BytesIO)
-    with files.opened("a/y") as absent:
+    with files.opened("opened/y") as absent:
         assert absent is None
 
 
