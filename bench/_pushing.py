@@ -8,10 +8,11 @@ Ingest has cores of its own; here it shares the load's, so it steps back behind 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
@@ -28,8 +29,8 @@ USERS_A_TICK: Final = 32
 
 
 @contextmanager
-def pushing(settings: Settings) -> Iterator[None]:
-    """Push each second while the block runs, in a process of its own on the load's core."""
+def pushing(settings: Settings) -> Iterator[Callable[[bool], None]]:
+    """A process on the load's core that pushes each second while it is told to (`push(True)`)."""
     command = [sys.executable, "-m", "bench._pushing"]
     environ = stack_environ(settings, "bench")
     with subprocess.Popen(
@@ -38,12 +39,13 @@ def pushing(settings: Settings) -> Iterator[None]:
         assert process.stdout is not None
         if not process.stdout.readline():
             raise RuntimeError(f"{command} ended with {process.wait()} before its first tick")
+        process.send_signal(signal.SIGSTOP)
         try:
-            yield
+            yield lambda on: process.send_signal(signal.SIGCONT if on else signal.SIGSTOP)
             if process.poll() is not None:
                 raise RuntimeError(f"{command} ended with {process.returncode} during the load")
         finally:
-            process.terminate()
+            process.kill()
 
 
 def main() -> None:
@@ -59,8 +61,9 @@ def main() -> None:
             store.push(spec, view, windows_of(spec, view, rng, now_us, users.tolist()))
         if tick == 0:
             print("pushing", flush=True)  # noqa: T201 - whoever started it waits for this
-        due += 1.0
-        time.sleep(max(0.0, due - time.monotonic()))
+        now = time.monotonic()
+        due = max(due + 1.0, now)  # what was due while it stood still is not made up for
+        time.sleep(due - now)
 
 
 if __name__ == "__main__":

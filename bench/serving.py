@@ -6,9 +6,9 @@ request was due, so that a slow answer is not excused by the ones that it delays
 
 - Throughput, flat out, takes turns with a bare FastAPI endpoint that calls the same model on
   ready vectors (`bench._bare`); `bench.kserve` compares it with KServe's.
-- Meanwhile the windows that the load moves are pushed each second (`bench._pushing`), and each
-  request comes from another user than the thousands before.
-- Latency is told at half of the throughput, with a new delta each second and without, in turns.
+- Each request comes from another user than the thousands before.
+- Latency is told at half of the throughput: alone, with a new delta each second, and with the
+  windows that the load moves pushed each second (`bench._pushing`), in turns.
 - Shares of a request are those of its parts, called one after the other in this process.
 """
 
@@ -100,24 +100,24 @@ def _measure(folder: Path, url: str, sizes: Sizes) -> dict[str, Any]:
     deltas = [each.version for each in islice(following(small, spec), more)]
     requests_of_all = asked(spec, CANDIDATES)
     ours, bare = cycle(requests_of_all), cycle(ready(small, spec))
-    with pushing(small), server(small) as (port, pid), bare_server(small) as bare_port:
+    with server(small) as (port, pid), bare_server(small) as bare_port:
         for each, to in ((ours, port), (bare, bare_port)):
             flat_out(to, each, CONNECTIONS, sizes.spell_s / 2)
         most: dict[str, list[float]] = {"headrace": [], "bare": []}
         for _ in range(sizes.turns):
             most["headrace"].append(_good(flat_out(port, ours, CONNECTIONS, sizes.spell_s)).rate)
             most["bare"].append(_good(flat_out(bare_port, bare, CONNECTIONS, sizes.spell_s)).rate)
-    with pushing(small), server(small) as (port, pid):
+    with pushing(small) as push, server(small) as (port, pid):
         flat_out(port, ours, CONNECTIONS, sizes.spell_s / 2)
         half = statistics.median(most["headrace"]) / 2
-        spells = _with_deltas(small, port, ours, half, deltas, sizes)
+        spells = _in_turns(small, port, ours, half, deltas, push, sizes)
         cost = {
             f"{count} candidates": _cost(port, pid, cycle(asked(spec, count)), sizes)
             for count in (1, CANDIDATES, 200)
         }
     parts = _parts(small, spec, requests_of_all)
     large = prepare(folder / "large", url, sizes.bits[1])
-    with pushing(large), server(large) as (port, pid):
+    with server(large) as (port, pid):
         flat_out(port, ours, CONNECTIONS, sizes.spell_s / 2)
         cost[f"{CANDIDATES} candidates, table of 2^{sizes.bits[1]}"] = _cost(port, pid, ours, sizes)
     return _told(most, spells, cost, parts, sizes, half)
@@ -129,20 +129,25 @@ def _good(answers: Answers) -> Answers:
     return answers
 
 
-def _with_deltas(  # noqa: PLR0917
+def _in_turns(  # noqa: PLR0917
     settings: Settings,
     port: int,
     load: Iterator[bytes],
     rate: float,
     deltas: list[str],
+    push: Callable[[bool], None],
     sizes: Sizes,
 ) -> dict[str, list[Answers]]:
-    """Spells at a rate, without and with a new champion each second, in turns."""
+    """Spells at a rate: alone, with a new champion each second, with pushes; in turns."""
     lines = LineStore(settings.line_store_url(LINE), LINE)
     waiting = iter(deltas)
-    found: dict[str, list[Answers]] = {"without": [], "with": []}
+    found: dict[str, list[Answers]] = {"alone": [], "deltas": [], "pushes": []}
+
+    def spell(name: str) -> None:
+        found[name].append(_good(paced(port, load, rate, CONNECTIONS * 2, sizes.spell_s)))
+
     for _ in range(sizes.turns):
-        found["without"].append(_good(paced(port, load, rate, CONNECTIONS * 2, sizes.spell_s)))
+        spell("alone")
         over = threading.Event()
 
         def promote(over: threading.Event = over) -> None:
@@ -151,9 +156,12 @@ def _with_deltas(  # noqa: PLR0917
 
         each_second = threading.Thread(target=promote)
         each_second.start()
-        found["with"].append(_good(paced(port, load, rate, CONNECTIONS * 2, sizes.spell_s)))
+        spell("deltas")
         over.set()
         each_second.join()
+        push(True)
+        spell("pushes")
+        push(False)
     return found
 
 
@@ -271,14 +279,14 @@ def _told(  # noqa: PLR0917
         ours / bare for ours, bare in zip(most["headrace"], most["bare"], strict=True)
     )
     disturbed = statistics.median(
-        with_.percentile(99) / without.percentile(99)
-        for with_, without in zip(spells["with"], spells["without"], strict=True)
+        with_.percentile(99) / alone.percentile(99)
+        for with_, alone in zip(spells["deltas"], spells["alone"], strict=True)
     )
     read = parts[READ] - parts["features computed"]
     failed = sum(each.failed for found in spells.values() for each in found)
     claims = [
-        at_most(f"{CANDIDATES} candidates at half of the throughput, p50", p50["without"], "ms", 4),
-        at_most("the same, p99", p99["without"], "ms", 12),
+        at_most(f"{CANDIDATES} candidates at half of the throughput, p50", p50["alone"], "ms", 4),
+        at_most("the same, p99", p99["alone"], "ms", 12),
         at_least("throughput over a bare endpoint of the same model", ratio, "x", 0.6),
         at_most("p99 with a delta each second over p99 without", disturbed, "x", 1.5),
         at_most(
@@ -291,7 +299,7 @@ def _told(  # noqa: PLR0917
     ]
     rows = [[f"most requests a second, {name}", f"{statistics.median(rates):.0f}"]
             for name, rates in most.items()]  # fmt: skip
-    rows += [[f"ms at {half:.0f}/s {name} deltas, p50, p99", f"{p50[name]:.2f}, {p99[name]:.2f}"]
+    rows += [[f"ms at {half:.0f}/s, {name}: p50, p99", f"{p50[name]:.2f}, {p99[name]:.2f}"]
              for name in spells]  # fmt: skip
     rows += [[f"CPU ms a request, {name}", f"{value:.2f}"] for name, value in cost.items()]
     rows += [[f"ms of its parts: {name}", f"{value:.2f}"] for name, value in parts.items()]
