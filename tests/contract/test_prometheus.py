@@ -19,8 +19,10 @@ from headrace.ingest.metrics import IngestMetrics
 from headrace.learner.metrics import LearnerMetrics
 from headrace.log.stamp import EventWriter
 from headrace.scoring.pulse import Pulse, Standing, beat
+from headrace.serving.features import Features
 from headrace.serving.metrics import ServingMetrics
 from headrace.settings import PROJECT, load_line, load_settings
+from headrace.store import Store
 from headrace.watch import Watched
 
 RULES = PROJECT / "infra" / "prometheus" / "headrace.rules.yml"
@@ -46,7 +48,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     home = tmp_path_factory.mktemp("home")
     spec = load_line(PROJECT / "lines" / "coupons.yaml")
     serving = ServingMetrics(spec)
-    serving.follows(_Nobody(), _Nobody())  # type: ignore[arg-type]
+    features = Features(spec, Store(load_settings({"HEADRACE_HOME": str(home)})))
+    serving.follows(_Nobody(), _Nobody(), features)  # type: ignore[arg-type]
     serving.ended("http", "answered", 0.01)
     ingest, learner = IngestMetrics(spec), LearnerMetrics(spec)
     writer = EventWriter(home / "log" / "events", spec)
