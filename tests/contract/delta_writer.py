@@ -1,4 +1,4 @@
-"""A trainer of deltas that serving follows."""
+"""A trainer of deltas that serving follows, and what is asked of who follows them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,38 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from headrace.declaration import LineSpec
+from headrace.events import input_fields
 from headrace.line import Champion, LineStore, Version
 from headrace.line.fingerprint import carried, held_by
 from headrace.model import Model, State
 from headrace.model.delta import apply
+from headrace.serving.swap import Follower
+from headrace.settings import find_line, load_settings
 from tests.serving import untrained
 
 ABOUT: dict[str, Any] = {
     "from_tick": 0, "to_tick": 1, "excluded": [], "watermark_us": 0, "event_at_us": 0,
     "feature_service": "x_v1", "code": "test", "rows": 1, "metrics": {},
 }  # fmt: skip
+
+
+def small_line() -> LineSpec:
+    declared = find_line(load_settings({}), "coupons")
+    small = declared.model.model_copy(update={"table_bits": 10, "hidden": (4,)})
+    return declared.model_copy(update={"model": small})
+
+
+def fifty_rows(spec: LineSpec) -> pa.Table:
+    """Model inputs to score."""
+    draw = np.random.default_rng(0)
+    schema = pa.schema(input_fields(spec))
+    columns = [pa.array(draw.integers(0, 1000, 50)).cast(field.type) for field in schema]
+    return pa.table(columns, schema=schema)
+
+
+def served(follower: Follower, asked: pa.Table) -> NDArray[np.float64]:
+    with follower.use() as loaded:
+        return loaded.model.predict(asked)
 
 
 class Writer:

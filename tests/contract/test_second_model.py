@@ -7,30 +7,22 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from numpy.typing import NDArray
 
 from headrace.declaration import LineSpec
-from headrace.events import input_fields
 from headrace.line import LineStore
 from headrace.model.delta import same_bits
 from headrace.serving.swap import Follower
-from headrace.settings import find_line, load_settings
-from tests.contract.delta_writer import Writer
+from tests.contract.delta_writer import Writer, fifty_rows, served, small_line
 
 
 @pytest.fixture(scope="module")
 def spec() -> LineSpec:
-    declared = find_line(load_settings({}), "coupons")
-    small = declared.model.model_copy(update={"table_bits": 10, "hidden": (4,)})
-    return declared.model_copy(update={"model": small})
+    return small_line()
 
 
 @pytest.fixture(scope="module")
 def asked(spec: LineSpec) -> pa.Table:
-    draw = np.random.default_rng(0)
-    schema = pa.schema(input_fields(spec))
-    columns = [pa.array(draw.integers(0, 1000, 50)).cast(field.type) for field in schema]
-    return pa.table(columns, schema=schema)
+    return fifty_rows(spec)
 
 
 @pytest.fixture
@@ -43,11 +35,6 @@ def follower(tmp_path: Path, spec: LineSpec, writer: Writer) -> Follower:
     follower = Follower(spec, LineStore(tmp_path, spec.line))
     assert follower.follow()
     return follower
-
-
-def served(follower: Follower, asked: pa.Table) -> NDArray[np.float64]:
-    with follower.use() as loaded:
-        return loaded.model.predict(asked)
 
 
 def test_the_second_model_is_made_from_the_first_in_memory(

@@ -16,29 +16,22 @@ from numpy.typing import NDArray
 
 from headrace.declaration import LineSpec
 from headrace.errors import EnvironmentFault, IntegrityError
-from headrace.events import input_fields
 from headrace.line import LineStore, compaction
 from headrace.model import State
 from headrace.serving.resident import Resident
 from headrace.serving.swap import Follower
-from headrace.settings import find_line, load_settings
-from tests.contract.delta_writer import ABOUT, Writer
+from tests.contract.delta_writer import ABOUT, Writer, fifty_rows, served, small_line
 from tests.serving import until
 
 
 @pytest.fixture(scope="module")
 def spec() -> LineSpec:
-    declared = find_line(load_settings({}), "coupons")
-    small = declared.model.model_copy(update={"table_bits": 10, "hidden": (4,)})
-    return declared.model_copy(update={"model": small})
+    return small_line()
 
 
 @pytest.fixture(scope="module")
 def asked(spec: LineSpec) -> pa.Table:
-    draw = np.random.default_rng(0)
-    schema = pa.schema(input_fields(spec))
-    columns = [pa.array(draw.integers(0, 1000, 50)).cast(field.type) for field in schema]
-    return pa.table(columns, schema=schema)
+    return fifty_rows(spec)
 
 
 @pytest.fixture
@@ -51,11 +44,6 @@ def follower(tmp_path: Path, spec: LineSpec, writer: Writer) -> Follower:
     follower = Follower(spec, LineStore(tmp_path, spec.line))
     assert follower.follow()
     return follower
-
-
-def served(follower: Follower, asked: pa.Table) -> NDArray[np.float64]:
-    with follower.use() as loaded:
-        return loaded.model.predict(asked)
 
 
 def test_deltas_are_applied_in_order_to_two_models_that_take_turns(
