@@ -43,6 +43,8 @@ def made(root: Path, **environ: str) -> Settings:
     (root / "lines" / "coupons.yaml").write_text(yaml.safe_dump(declared))
     declared["line"] = "tickets"  # learns when it is told to
     declared["cadence"].pop("on_samples")
+    # its base learns eight minutes: how far the next ones move the scores follows the clock
+    declared["gates"]["model"]["max_score_shift"] = 2.0
     declared["tune"] = {"space": {"ftrl_alpha": [0.05, 0.2]}, "trials": 2}
     (root / "lines" / "tickets.yaml").write_text(yaml.safe_dump(declared))
     ports = ("AIRFLOW", "SERVER", "GRPC", "COLLECTOR")
