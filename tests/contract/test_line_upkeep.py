@@ -225,6 +225,18 @@ def test_rejected_versions_lose_their_files_by_age_and_keep_their_verdict(
     assert verdict["reasons"] == ["calibration_within"]
 
 
+def test_a_version_between_its_verdict_and_its_promotion_is_not_marked(store: LineStore) -> None:
+    champion = grow(store, 1)[-1]
+    soon = store.publish(
+        state(3), parent=champion.version, from_tick=2, to_tick=3, metrics={}, **ABOUT
+    )
+    store.put_verdict(soon.version, {"passed": True, "reasons": []})
+    now = datetime.now(UTC) + LATER
+    assert retention.prune(store, DeliverySpec(), now) == retention.Pruned()
+    store.advance(store.champion(), soon.version, "promote", "")
+    store.require_files(soon.version)
+
+
 def test_what_a_dead_publisher_left_is_removed_by_age(store: LineStore) -> None:
     grow(store, 1)
     claimed = store._claim()

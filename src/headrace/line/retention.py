@@ -128,7 +128,11 @@ def _kept(
     pinned: set[str],
     now: datetime,
 ) -> set[str]:
-    """Champions to roll back to, pins, racing arms, young candidates, and what these build on."""
+    """Champions to roll back to, pins, racing arms, young candidates, and what these build on.
+
+    One that passed is kept where its number follows those of all these champions: its promotion
+    may be under way, and who would roll back or forward to it must find no mark.
+    """
     kept = set(pinned)
     racing = Races(store).running()
     if racing is not None:
@@ -139,14 +143,21 @@ def _kept(
         if len(champions) == spec.keep_versions:
             break
     young = now - timedelta(microseconds=spec.keep_rejected)
+    newest = max(map(_order, champions), default=_order(""))
     for name, version in published.items():
         passed = (store.verdict(name) or {}).get("passed", False)
-        if not passed and datetime.fromisoformat(version.created_at) > young:
+        soon = passed and _order(name) > newest
+        if soon or (not passed and datetime.fromisoformat(version.created_at) > young):
             kept.add(name)
     for name in list(kept | champions):
         if name in published:
             kept.update(link.version for link, _ in store.chain(published[name]))
     return kept
+
+
+def _order(version: str) -> tuple[int, str]:
+    """Versions in the order of their numbers."""
+    return len(version), version
 
 
 def _claimed_before(store: LineStore, version: str, moment: datetime) -> bool:
