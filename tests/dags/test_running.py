@@ -47,6 +47,9 @@ class Rollbacks:
         """Trigger a rollback and wait until it waits; returns the run."""
         run = self.airflow.trigger("rollback_coupons", {"version": version, "reason": "by REST"})
         until(lambda: self.state(run, "approve") == "awaiting_input")
+        # Airflow hears of the pause from its executor too; who answers before that, within
+        # milliseconds, has queued a task that then counts as lost
+        time.sleep(3)
         return run
 
     def answer(self, run: str, option: str, params: dict[str, str]) -> None:
