@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable, Iterator
 
@@ -80,9 +81,15 @@ def test_whatever_is_done_to_the_store_a_reader_sees_what_is_there(
         keys = [(item,) for item in chance.sample(range(ITEMS), count)]
         writer.push(shop, VIEW, rows(shop, VIEW, now_us, keys, chance.randrange(1000)))
 
-    def of_feast() -> None:
+    def foreign():
         part = rows(shop, VIEW, now_us, [(chance.randrange(ITEMS),)], chance.randrange(1000))
-        plain.push(f"{VIEW}_push", feature_part(shop, VIEW, part).to_pandas())
+        return f"{VIEW}_push", feature_part(shop, VIEW, part).to_pandas()
+
+    def of_feast() -> None:
+        plain.push(*foreign())
+
+    def of_feast_awaited() -> None:
+        runner.run(plain.push_async(*foreign()))
 
     def lost() -> None:
         writer.clear(VIEW)
@@ -91,14 +98,16 @@ def test_whatever_is_done_to_the_store_a_reader_sees_what_is_there(
         for _ in range(pushed.PUSHES + 2):
             push(1)
 
-    ways = [lambda: push(2)] * 8 + [lambda: push(6), of_feast, lost, many, lambda: None]
-    for _ in range(120):
-        now_us += chance.choice([0, 1, 1_000_000])
-        chance.choice(ways)()
-        question = _question(shop, chance.sample(range(ITEMS), chance.randrange(1, 6)))
-        assert bits(reader.read_online(shop, question)) == bits(
-            reader.read_by_feast(shop, question)
-        )
+    rare = [lambda: push(6), of_feast, of_feast_awaited, lost, many, lambda: None]
+    ways = [lambda: push(2)] * 8 + rare
+    with asyncio.Runner() as runner:
+        for _ in range(120):
+            now_us += chance.choice([0, 1, 1_000_000])
+            chance.choice(ways)()
+            question = _question(shop, chance.sample(range(ITEMS), chance.randrange(1, 6)))
+            assert bits(reader.read_online(shop, question)) == bits(
+                reader.read_by_feast(shop, question)
+            )
     held = reader.holdings()[VIEW]
     assert held.rows <= 8 + 5 and held.hits > 50 and held.misses > 50
 

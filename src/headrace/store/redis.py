@@ -43,6 +43,7 @@ if held == ARGV[1] then
 end
 return held
 """
+_UNTOLD: Final[Any] = {"after": "", "mark": ""}  # as a push: follows nothing, tells no rows
 
 
 class TogetherParser(DefaultParser):  # type: ignore[misc]
@@ -181,7 +182,16 @@ class HeadraceRedisOnlineStore(HonoursTtl, RedisOnlineStore):  # type: ignore[mi
         """Feast's own way of writing. It moves no mark, and whoever holds rows lets them go."""
         super().online_write_batch(config, table, *rest)
         _, stream = _own_keys(config, table)
-        self._get_client(config.online_store).xadd(stream, {"after": "", "mark": ""}, maxlen=PUSHES)
+        self._get_client(config.online_store).xadd(stream, _UNTOLD, maxlen=PUSHES)
+
+    async def online_write_batch_async(
+        self, config: RepoConfig, table: FeatureView, *rest: Any
+    ) -> None:
+        """The same for who awaits it, like `FeatureStore.push_async`."""
+        await super().online_write_batch_async(config, table, *rest)
+        _, stream = _own_keys(config, table)
+        client = await self._get_client_async(config.online_store)
+        await client.xadd(stream, _UNTOLD, maxlen=PUSHES)
 
     def read_rows(
         self,
