@@ -30,9 +30,11 @@ from headrace.events import TIME
 from headrace.line import LineStore
 from headrace.model import Model
 from headrace.serving import payload
+from headrace.serving.scorer import wall_clock_us
 from headrace.settings import PROJECT, Settings, find_line, load_settings
 from headrace.stack.services import stack_environ
 from headrace.store import Store
+from headrace.store.latest import assemble
 from headrace.train import code_of
 
 CANDIDATES: Final = 50
@@ -274,9 +276,5 @@ def ready(settings: Settings, spec: LineSpec) -> list[bytes]:
 def rows_of(store: Store, spec: LineSpec, asked_for: dict[str, Any]) -> pa.Table:
     """What the server reads and computes for the body of a request."""
     parsed = payload.score_request(spec).model_validate_json(json.dumps(asked_for))
-    return store.read_online(spec, at(payload.candidates_of(spec, parsed)))
-
-
-def at(candidates: pa.Table) -> pa.Table:
-    now_us = pa.repeat(pa.scalar(time.time_ns() // 1_000, pa.int64()), candidates.num_rows)
-    return candidates.append_column("request_at", now_us)
+    asked = payload.candidates_of(spec, parsed).at(wall_clock_us())
+    return assemble(spec, asked, store.look_up(spec, asked))

@@ -84,7 +84,7 @@ class Headrace:
     def _crossed(self) -> Any:
         import pyarrow as pa
 
-        from headrace.requests import cross64
+        from headrace.hashes import cross64
 
         table = self.table
         for number, pair in enumerate(CROSSES):

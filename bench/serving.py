@@ -40,7 +40,6 @@ from bench._serving import (
     CANDIDATES,
     SERVER_CORE,
     asked,
-    at,
     bare_server,
     prepare,
     ready,
@@ -53,9 +52,11 @@ from headrace.declaration import LineSpec
 from headrace.events import input_fields
 from headrace.line import LineStore
 from headrace.line.version import LEARN
+from headrace.raw import Candidates
 from headrace.serving import payload
 from headrace.serving.resident import Resident
 from headrace.serving.scored import Scored
+from headrace.serving.scorer import wall_clock_us
 from headrace.settings import Settings, find_line
 from headrace.store import Store
 from headrace.store.encode import entity_keys
@@ -190,16 +191,17 @@ def _parts(settings: Settings, spec: LineSpec, load: list[bytes]) -> dict[str, f
     names = [field.name for field in input_fields(spec)]
     client, hashes_of = Redis.from_url(str(settings.online_store)), _hashes(settings, spec)
 
-    def parse(body: bytes) -> pa.Table:
-        return at(payload.candidates_of(spec, body_type.model_validate_json(body)))
+    def parse(body: bytes) -> Candidates:
+        said = body_type.model_validate_json(body)
+        return payload.candidates_of(spec, said).at(wall_clock_us())
 
-    def read(candidates: pa.Table) -> Any:
+    def read(candidates: Candidates) -> Any:
         return columns_of(spec, candidates, store.look_up(spec, candidates))
 
     def answer(scored: Scored) -> bytes:
         return to_json(payload.score_answer(scored))
 
-    def meanwhile(candidates: pa.Table) -> Any:
+    def meanwhile(candidates: Candidates) -> Any:
         work = requests.Computation(spec, candidates)
         return columns_of(spec, candidates, store.look_up(spec, candidates, work.go_ahead), work)
 
@@ -240,7 +242,7 @@ def _parts(settings: Settings, spec: LineSpec, load: list[bytes]) -> dict[str, f
 
 def _hashes(
     settings: Settings, spec: LineSpec
-) -> Callable[[pa.Table], list[tuple[bytes, list[bytes]]]]:
+) -> Callable[[Candidates], list[tuple[bytes, list[bytes]]]]:
     """What tells keys of the hashes that some candidates need, and their fields."""
     from feast import FeatureStore
 
@@ -251,12 +253,12 @@ def _hashes(
     views = [feast.get_feature_view(name) for name in spec.views]
     fields = [online._generate_hset_keys_for_features(view)[1][:-1] for view in views]
 
-    def of(candidates: pa.Table) -> list[tuple[bytes, list[bytes]]]:
+    def of(candidates: Candidates) -> list[tuple[bytes, list[bytes]]]:
         found = []
         for view, each in zip(views, fields, strict=True):
-            keys = candidates.select(sorted(view.join_keys)).to_pandas().drop_duplicates()
-            encoded = entity_keys(view, pa.Table.from_pandas(keys, preserve_index=False))
-            found += [(key + project, each) for key in encoded]
+            table = pa.table({name: candidates.columns[name] for name in view.join_keys})
+            different = table.group_by(table.column_names).aggregate([])
+            found += [(key + project, each) for key in entity_keys(view, different)]
         return found
 
     return of

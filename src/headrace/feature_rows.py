@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib.metadata import version
 from typing import Any, Final
@@ -21,6 +22,7 @@ import pyarrow.compute as pc
 from headrace import requests
 from headrace.declaration import LineSpec
 from headrace.events import ARROW_TYPES, TIME, input_fields
+from headrace.raw import Candidates
 
 MISSING_KEY: Final = {"string": "\x1amissing", "int": -(2**63)}
 _OF_FEATURES: Final = {"line", "version", "timezone", "columns", "windows", "request_features"}
@@ -88,21 +90,22 @@ def entity_columns(spec: LineSpec, asked: pa.Table) -> dict[str, pa.ChunkedArray
 def key_columns(spec: LineSpec, asked: pa.Table) -> dict[str, pa.ChunkedArray]:
     """Join keys of rows asked; a null is replaced by a marker that no row is written under."""
     columns = {}
-    for name in dict.fromkeys(name for feature in spec.windows for name in feature.key):
+    for name in spec.key_columns:
         kind = spec.columns[name]
         columns[name] = pc.fill_null(asked[name].cast(ARROW_TYPES[kind]), MISSING_KEY[kind])
     return columns
 
 
-def key_values(spec: LineSpec, asked: pa.Table) -> dict[str, list[Any]]:
+def key_values(spec: LineSpec, asked: pa.Table | Candidates) -> dict[str, Sequence[Any]]:
     """The same as Python's values, for a few rows."""
-    columns = {}
-    for name in dict.fromkeys(name for feature in spec.windows for name in feature.key):
+    columns: dict[str, Sequence[Any]] = {}
+    for name in spec.key_columns:
         kind = spec.columns[name]
-        column = asked[name]
-        column = column if column.type == ARROW_TYPES[kind] else column.cast(ARROW_TYPES[kind])
-        values = column.to_pylist()
-        if column.null_count:
+        if isinstance(asked, Candidates):
+            values = asked.columns[name]
+        else:
+            values = asked[name].cast(ARROW_TYPES[kind]).to_pylist()
+        if None in values:
             values = [MISSING_KEY[kind] if value is None else value for value in values]
         columns[name] = values
     return columns

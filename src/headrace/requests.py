@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
@@ -29,79 +28,19 @@ from headrace.declaration import (
     Since,
     TimePart,
 )
-from headrace.errors import InputError
-from headrace.events import ARROW_TYPES, input_fields
+from headrace.events import input_fields
+from headrace.hashes import cross64, hash64
+from headrace.raw import Candidates, raw_of
 
-type_ = pa.types
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Columns = dict[str, Ints | Floats]
 _FEW_ROWS = 1024  # so few fit the processor's cache
 _KNOWN_LOGS = 1 << 14  # logarithms that are kept: most counts are small
-_ENCODE_FROM_ROWS = 256  # below, hashing each value costs less than finding the distinct ones
 _TIME_PARTS: dict[str, Callable[..., pa.Array]] = {
     "hour_of_day": pc.hour,
     "day_of_week": pc.day_of_week,  # 0 is Monday
 }
-
-
-def hash64(column: pa.Array | pa.ChunkedArray) -> Ints:
-    """Hash text or integers to `[0, 2^63)`, shape (n,); null is -1.
-
-    SipHash of the UTF-8 bytes or a 64-bit finaliser of the integer (`pandas.util.hash_array`
-    with its default key), shifted right by one. Raises InputError for other types.
-    """
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    if type_.is_null(array.type):
-        return np.full(len(array), -1, dtype=np.int64)
-    if type_.is_dictionary(array.type):
-        array = array.dictionary_decode()
-    if type_.is_large_string(array.type):
-        array = array.cast(pa.string())
-    text = type_.is_string(array.type)
-    if not text and not type_.is_integer(array.type):
-        raise InputError(
-            f"hash64: a column of type {array.type} cannot be hashed; give string or int64 "
-            "(wrap a float in bucketize)"
-        )
-    if text and len(array) >= _ENCODE_FROM_ROWS:
-        encoded = array.dictionary_encode()
-        distinct = np.append(_hash_plain(encoded.dictionary, text=True), np.int64(-1))
-        places = encoded.indices.fill_null(len(distinct) - 1).to_numpy()
-        return np.asarray(distinct[places], dtype=np.int64)
-    hashes = _hash_plain(_filled(array, "" if text else 0), text=text)
-    if array.null_count:
-        hashes[array.is_null().to_numpy(zero_copy_only=False)] = -1
-    return hashes
-
-
-def _hash_plain(array: pa.Array, *, text: bool) -> Ints:
-    plain = array if text else array.cast(pa.int64())
-    values = plain.to_numpy(zero_copy_only=False)
-    shifted = pd.util.hash_array(values, categorize=False) >> np.uint64(1)
-    return np.asarray(shifted).astype(np.int64)
-
-
-def cross64(parts: Sequence[Ints]) -> Ints:
-    """Mix ids, each of shape (n,), into one id in `[0, 2^63)`; the order of the parts counts.
-
-    Never -1: a missing part (-1) is a value of its own. Each step is the finaliser of
-    splitmix64 (Steele, Lea and Flood 2014), a bijection of the state for a given part.
-    """
-    state = np.full(len(parts[0]), 0x9E3779B97F4A7C15, dtype=np.uint64)
-    for part in parts:
-        state ^= np.ascontiguousarray(part, dtype=np.int64).view(np.uint64)
-        state += np.uint64(0x9E3779B97F4A7C15)
-        state ^= state >> np.uint64(30)
-        state *= np.uint64(0xBF58476D1CE4E5B9)
-        state ^= state >> np.uint64(27)
-        state *= np.uint64(0x94D049BB133111EB)
-        state ^= state >> np.uint64(31)
-    return (state >> np.uint64(1)).view(np.int64)
-
-
-def _filled(array: pa.Array, value: object) -> pa.Array:
-    return array.fill_null(value) if array.null_count else array  # a call costs 10 µs
 
 
 def _rehash(ids: Ints) -> Ints:
@@ -141,16 +80,16 @@ def transform(spec: LineSpec, table: pa.Table) -> pa.Table:
 
 def compute(
     spec: LineSpec,
-    table: pa.Table,
+    rows: pa.Table | Candidates,
     windows: Mapping[str, Ints],
     begun: Computation | None = None,
 ) -> Columns:
     """The columns of `transform` as arrays, for who has window features as arrays too.
 
     `windows`: values (n,) by name, `empty` where the key was never seen; those that are not
-    there are columns of `table`. `begun`: a computation of the same table, perhaps ahead of them.
+    there are columns of a table. `begun`: a computation of the same rows, perhaps ahead of them.
     """
-    work = begun or Computation(spec, table)
+    work = begun or Computation(spec, rows)
     work.take(windows)
     for feature in spec.request_features:
         if feature.name not in work.computed:
@@ -170,16 +109,15 @@ def _part_of_second(kind: str, timezone: str, at_s: int) -> int:
 
 
 class Computation:
-    """Features of some rows, and what later ones may read: raw columns (Arrow), windows and
-    computed ones (NumPy).
+    """Features of some rows, and what later ones may read: raw columns, windows and computed ones,
+    all (n,).
     """
 
-    def __init__(self, spec: LineSpec, table: pa.Table) -> None:
+    def __init__(self, spec: LineSpec, rows: pa.Table | Candidates) -> None:
         self._spec = spec
-        self._table = table
+        self._raw = raw_of(spec, rows)
         self._declared = spec.window_features
         self._windows: dict[str, Ints] = {}
-        self._raw: dict[str, pa.Array] = {}
         self._ids: dict[str, Ints] = {}
         self._logs: dict[str, Floats] = {}
         self.computed: Columns = {}
@@ -204,6 +142,8 @@ class Computation:
 
     def _compute(self, feature: RequestFeature) -> Ints | Floats:
         match feature:
+            case Number() | Ratio() | Mean() | Since():
+                return self._compute_number(feature)
             case TimePart(kind=kind):
                 return self._time_part(kind)
             case Hash(of=of):
@@ -213,11 +153,13 @@ class Computation:
                 return cross64([self._id(part, feature.name) for part in parts])
             case Bucketize(of=of, boundaries=boundaries):
                 return _bucket(self._number(of, feature.name), boundaries)
-            case _:
-                return self._compute_number(feature)
 
     def _compute_number(self, feature: Ratio | Mean | Since | Number) -> Floats:
         match feature:
+            case Number(kind="log1p", of=of):
+                return self._log(of, feature.name)
+            case Number(of=of):
+                return self._number(of, feature.name)
             case Ratio(of=(above, below), prior=(a, b)):
                 numerator = self._number(above, feature.name) + a
                 return numerator / (self._number(below, feature.name) + a + b)
@@ -228,20 +170,16 @@ class Computation:
                 np.divide(total, count, out=result, where=count != 0)
                 return result
             case Since(of=of):
-                then_us, now = self._window(of, feature.name), self._request_us()
-                passed = (_filled(now, 0).to_numpy() - then_us).astype(np.float64)
+                then_us, (now_us, missing) = self._window(of, feature.name), self._raw.moments()
+                passed = (now_us - then_us).astype(np.float64)
                 passed[then_us == MISSING] = np.nan
-                if now.null_count:
-                    passed[now.is_null().to_numpy(zero_copy_only=False)] = np.nan
+                if missing is not None:
+                    passed[missing] = np.nan
                 return np.asarray(np.maximum(passed, 0.0) / 1e6)
-            case Number(kind="log1p", of=of):
-                return self._log(of, feature.name)
-            case Number(of=of):
-                return self._number(of, feature.name)
 
     def _log(self, name: str, user: str) -> Floats:
         """`log1p` of a number; of few rows for all windows at once, for a call costs 10 µs."""
-        if name not in self._declared or self._table.num_rows > _FEW_ROWS:
+        if name not in self._declared or self._raw.num_rows > _FEW_ROWS:
             return log1p(self._number(name, user))
         if name not in self._logs:
             asked = [f for f in self._spec.request_features if f.kind == "log1p"]
@@ -258,19 +196,12 @@ class Computation:
         return log1p(np.concatenate(numbers)).reshape(values.shape)
 
     def _time_part(self, kind: str) -> Ints:
-        at = self._request_us()
-        if len(at) and not at.null_count:
-            at_us = at.to_numpy()
-            if (at_us == at_us[0]).all():  # as online: one moment
-                second = int(at_us[0]) // 1_000_000
-                return np.full(len(at), _part_of_second(kind, self._spec.timezone, second))
-        return np.asarray(_filled(_part(kind, self._spec.timezone, at), -1).to_numpy())
-
-    def _request_us(self) -> pa.Array:
-        at = self._column("request_at", "request_at")
-        if type_.is_timestamp(at.type):
-            return at.cast(pa.timestamp("us", tz="UTC")).cast(pa.int64())
-        return at
+        at_us, missing = self._raw.moments()
+        if len(at_us) and missing is None and (at_us == at_us[0]).all():  # as online: one moment
+            second = int(at_us[0]) // 1_000_000
+            return np.full(len(at_us), _part_of_second(kind, self._spec.timezone, second))
+        parts = _part(kind, self._spec.timezone, pa.array(at_us, mask=missing))
+        return np.asarray(parts.fill_null(-1).to_numpy())
 
     def _id(self, name: str, user: str) -> Ints:
         known = self.computed.get(name)
@@ -283,7 +214,7 @@ class Computation:
     def _raw_id(self, name: str, user: str) -> Ints:
         window = self._declared.get(name)
         if window is None:
-            return hash64(self._column(name, user))
+            return self._raw.ids(name, user)
         values = self._window(name, user)
         hashed = self._spec.window_kind(window) == "string"  # by the kernel
         ids = values if hashed else hash64(pa.array(values))
@@ -298,10 +229,7 @@ class Computation:
                 number[values == MISSING] = np.nan
             return number
         if known is None:
-            column = self._column(name, user)
-            if type_.is_int64(column.type) and not column.null_count:
-                return np.asarray(column.to_numpy(), np.float64)  # rounds as Arrow's cast does
-            return np.asarray(_filled(column.cast(pa.float64(), safe=False), np.nan).to_numpy())
+            return self._raw.numbers(name, user)
         if known.dtype == np.int64:
             return np.where(known < 0, np.nan, known.astype(np.float64))
         return known.astype(np.float64, copy=False)
@@ -309,36 +237,5 @@ class Computation:
     def _window(self, name: str, user: str) -> Ints:
         """A window feature's values, `empty` where the key was never seen."""
         if name not in self._windows:
-            column = self._column(name, user)
-            filled = _filled(column, self._declared[name].empty)
-            self._windows[name] = np.asarray(filled.to_numpy(zero_copy_only=False), np.int64)
+            self._windows[name] = self._raw.window(name, user)
         return self._windows[name]
-
-    def _column(self, name: str, user: str) -> pa.Array:
-        if name not in self._raw:
-            place = self._table.schema.get_field_index(name)
-            if place < 0:
-                raise InputError(
-                    f"request_features.{user}: the table has no column {name!r} "
-                    f"(it has {self._table.column_names}); pass the declared columns, "
-                    "request_at and the window features"
-                )
-            column = self._table.column(place)
-            whole = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-            self._raw[name] = self._typed(name, whole)
-        return self._raw[name]
-
-    def _typed(self, name: str, column: pa.Array) -> pa.Array:
-        """Bring back what a trip through pandas loses: nullable ints arrive as floats with NaN."""
-        kind = "int" if name in self._declared else self._spec.columns.get(name)
-        if kind is None:
-            return column
-        if type_.is_floating(column.type) and kind == "int":
-            column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
-        try:
-            return column if column.type == ARROW_TYPES[kind] else column.cast(ARROW_TYPES[kind])
-        except pa.ArrowInvalid as error:
-            raise InputError(
-                f"column {name!r} is declared {kind} but holds {column.type}: {error}; "
-                "send the declared type"
-            ) from error

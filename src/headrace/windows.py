@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from headrace.declaration import LineSpec, WindowFeature
 from headrace.errors import InputError, IntegrityError
 from headrace.events import ARROW_TYPES
+from headrace.hashes import cross64, hash64
 from headrace.questions import Asked, Moments
-from headrace.requests import cross64, hash64
 from headrace.runs import Run
 from headrace.tracks import Track
 

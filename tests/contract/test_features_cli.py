@@ -14,8 +14,8 @@ import pytest
 from headrace import cli
 from headrace.cli import options
 from headrace.events import event_schema
+from headrace.hashes import hash64
 from headrace.ingest.service import import_history
-from headrace.requests import hash64
 from headrace.sample import read_samples, ticks
 from headrace.settings import Settings, find_line
 

@@ -258,8 +258,9 @@ BINARY = JSON_PART + b"\x02\0\0\0u1\x02\0\0\0u2" + np.array([0.1, 0.2]).tobytes(
 def test_a_binary_request_is_candidates_or_refused(raw: bytes, length: str | None) -> None:
     try:
         _, inputs = read_request(raw, length)
-        table = candidates_of(SPEC, inputs)
+        found = candidates_of(SPEC, inputs)
     except (InputError, ValueError) as problem:  # pydantic's is a ValueError; both are a 400
         assert str(problem)
     else:
-        assert table.column_names == list(SPEC.columns)
+        assert list(found.columns) == list(SPEC.columns)
+        assert {len(values) for values in found.columns.values()} == {found.num_rows}

@@ -17,6 +17,7 @@ from headrace.events import input_fields
 from headrace.line.races import Races
 from headrace.log.files import FileLog
 from headrace.race.arms import CHAMPION, Rules
+from headrace.raw import Candidates
 from headrace.serving.arms import ALONE, SHADOW_SCHEMA, Arms
 from headrace.serving.served import ServedWriter
 from tests.contract import served_line
@@ -69,14 +70,14 @@ def race(line: ServedLine, rules: Rules | None = None, **arms: dict) -> None:
 def drawn(arms: Arms, requests: int = 400) -> Counter[tuple[str, float]]:
     found: Counter[tuple[str, float]] = Counter()
     for i in range(requests):
-        draw = arms.draw(f"q{i}", pa.table({"user_id": [f"u{i}"], "item_id": ["i1"]}))
+        draw = arms.draw(f"q{i}", Candidates({"user_id": [f"u{i}"], "item_id": ["i1"]}, 1))
         found[draw.arm, round(draw.propensity, 6)] += 1
     return found
 
 
 def of_a(arms: Arms) -> str:
     users = (f"u{i}" for i in range(1_000))
-    return next(u for u in users if arms.draw("q", pa.table({"user_id": [u]})).arm == "a")
+    return next(u for u in users if arms.draw("q", Candidates({"user_id": [u]}, 1)).arm == "a")
 
 
 def test_a_split_begins_grows_and_ends_while_the_server_runs(line: ServedLine) -> None:
@@ -89,7 +90,7 @@ def test_a_split_begins_grows_and_ends_while_the_server_runs(line: ServedLine) -
         found = drawn(arms)
         assert set(found) == {(CHAMPION, 0.75), ("a", 0.25)}
         assert 60 <= found["a", 0.25] <= 140
-        follower = arms.draw("q", pa.table({"user_id": [of_a(arms)]})).follower
+        follower = arms.draw("q", Candidates({"user_id": [of_a(arms)]}, 1)).follower
         assert follower is not None
         with follower.use() as loaded:
             assert loaded.version.version == "v000002"
@@ -100,7 +101,7 @@ def test_a_split_begins_grows_and_ends_while_the_server_runs(line: ServedLine) -
         until(lambda: drawn(arms)["a", 0.5] > 120)
         contest.Contest(line.settings, line.spec).leave(None, "stop", "test")
         until(lambda: arms.about() is None)
-        assert arms.draw("q", pa.table({"user_id": ["u"]})) == ALONE
+        assert arms.draw("q", Candidates({"user_id": ["u"]}, 1)) == ALONE
         with follower.use() as loaded:  # a request that drew it before it left
             assert loaded.model.predict(inputs).tolist() == own.tolist()
 

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import pyarrow as pa
 import pytest
 from fastapi import FastAPI
 
@@ -15,6 +14,7 @@ from headrace.errors import EnvironmentFault, InputError
 from headrace.line import LineStore
 from headrace.line.races import Races
 from headrace.race.arms import Arm, Race
+from headrace.raw import Candidates
 from headrace.serving import together
 from headrace.serving.app import create_app
 from headrace.serving.payload import candidates_of, score_request
@@ -58,7 +58,7 @@ def test_together_each_is_answered_as_if_it_were_alone(app, applied, shop):
         assert found.impression_ids == alone.impression_ids
         until(
             lambda each=each: (
-                len(served_rows(applied, shop, each.request_id)) == 2 * len(each.candidates)
+                len(served_rows(applied, shop, each.request_id)) == 2 * each.candidates.num_rows
             )
         )
         logged = served_rows(applied, shop, each.request_id)
@@ -102,7 +102,7 @@ def test_one_that_cannot_be_logged_fails_no_other(app, shop, monkeypatch):
 
 
 def test_one_that_breaks_them_all_is_found_by_scoring_each(app, shop, caplog):
-    odd = Asked("odd", question(shop, "odd", 2).candidates.drop_columns(["item"]))
+    odd = Asked("odd", Candidates({"user_id": ["odd"] * 2}, 2))
     asked = [question(shop, "a", 2), odd, question(shop, "b", 2)]
     first, problem, last = app.state.scorer.score_together(asked)
     assert isinstance(problem, Exception)
@@ -131,7 +131,7 @@ def test_a_turn_takes_who_waits_up_to_its_rows_and_tells_each_his_own(monkeypatc
         line = Together(scorer)  # type: ignore[arg-type]
 
         def each(name: str, rows: int) -> Any:
-            return line.score(Asked(name, pa.table({"row": range(rows)})))
+            return line.score(Asked(name, Candidates({}, rows)))
 
         gone = asyncio.create_task(each("gone", 1))
         rest = [asyncio.create_task(each(n, r)) for n, r in (("a", 4), ("bad", 5), ("large", 99))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from datetime import UTC, datetime
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -13,10 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from headrace import hashes
 from headrace.declaration import MISSING, LineSpec
 from headrace.errors import InputError
 from headrace.events import input_fields
-from headrace.requests import Computation, compute, cross64, hash64, transform
+from headrace.hashes import cross64, hash64
+from headrace.raw import Candidates
+from headrace.requests import Computation, compute, transform
 
 FEATURES: list[dict[str, Any]] = [
     {"name": "hour", "kind": "hour_of_day"},
@@ -128,13 +132,35 @@ def test_going_ahead_of_the_windows_changes_no_bit(rows: Any, small: bool) -> No
         assert found[f"{name}_log"].tolist() == wanted
 
 
-def test_what_fails_ahead_is_told_by_compute() -> None:
-    ahead = Computation(SPEC, pa.table({"request_at": pa.array([0])}))
+@settings(max_examples=200, deadline=None)
+@given(st.lists(ROW, min_size=1, max_size=6), st.integers(0, 2_000_000_000_000_000))
+def test_candidates_and_a_table_of_them_give_the_same_bits(rows: Any, at_us: int) -> None:
+    rows = [{**row, "request_at": at_us} for row in rows]
+    table = pa.Table.from_pylist(rows, SCHEMA)
+    windows = {name: table[name].to_numpy() for name in WINDOWS}
+    columns = {name: [row[name] for row in rows] for name in SPEC.columns}
+    found = compute(SPEC, Candidates(columns, len(rows)).at(at_us), windows)
+    for name, values in compute(SPEC, table, {}).items():
+        assert np.array_equal(found[name].view(np.int64), values.view(np.int64)), name
+
+
+@pytest.mark.parametrize("kept", [0, 2, 1 << 16])
+def test_hashes_of_texts_are_those_of_their_column(kept: int, monkeypatch) -> None:
+    monkeypatch.setattr(hashes, "_KEPT", kept)
+    chance = random.Random(7)
+    for _ in range(200):
+        texts = [chance.choice([None, "", "é", "x" * 100, f"u{chance.randrange(9)}"]) for _ in "12"]
+        assert hashes.hash_texts(texts).tolist() == hash64(pa.array(texts, pa.string())).tolist()
+
+
+@pytest.mark.parametrize("rows", [pa.table({"request_at": pa.array([0])}), Candidates({}, 1)])
+def test_what_fails_ahead_is_told_by_compute(rows: pa.Table | Candidates) -> None:
+    ahead = Computation(SPEC, rows)
     ahead.go_ahead()
     assert not ahead.computed
     windows = dict.fromkeys(WINDOWS, np.zeros(1, np.int64))
-    with pytest.raises(InputError, match=r"user_id: the table has no column 'user'"):
-        compute(SPEC, pa.table({"request_at": pa.array([0])}), windows, ahead)
+    with pytest.raises(InputError, match=r"user_id: there is no column 'user'"):
+        compute(SPEC, rows, windows, ahead)
 
 
 @pytest.mark.parametrize("zone", [ZONE, "Asia/Kathmandu", "Australia/Lord_Howe", "UTC"])
@@ -226,7 +252,7 @@ def test_what_pandas_does_to_missing_values_changes_nothing() -> None:
 def test_faults_name_the_feature_the_column_and_the_remedy() -> None:
     table = pa.Table.from_pylist([], SCHEMA)
     assert transform(SPEC, table).num_rows == 0
-    with pytest.raises(InputError, match=r"ctr: the table has no column 'views'"):
+    with pytest.raises(InputError, match=r"ctr: there is no column 'views'"):
         transform(SPEC, table.drop_columns(["views"]))
     wrong = pa.Table.from_pylist([{"item": "many"}])
     with pytest.raises(InputError, match="'item' is declared int but holds string"):

@@ -13,7 +13,7 @@ from naive_oracle import window_values
 
 from headrace.declaration import LineSpec
 from headrace.errors import InputError, IntegrityError
-from headrace.requests import hash64
+from headrace.hashes import hash64
 from headrace.windows import WindowState
 from tests.unit.toy_windows import (
     KEYS,

@@ -186,6 +186,11 @@ class LineSpec(Declared):
         return {name: tuple(features) for name, features in grouped.items()}
 
     @cached_property
+    def key_columns(self) -> tuple[str, ...]:
+        """The columns that are parts of a window's key."""
+        return tuple(dict.fromkeys(name for feature in self.windows for name in feature.key))
+
+    @cached_property
     def foreseen(self) -> tuple[RequestFeature, ...]:
         """The request features that read no window, neither themselves nor through others."""
         waits, found = {feature.name for feature in self.windows}, []

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from headrace.declaration import LineSpec
-from headrace.requests import hash64
+from headrace.hashes import hash64
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 

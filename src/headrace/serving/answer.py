@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from headrace.declaration import LineSpec
 from headrace.errors import EnvironmentFault
 from headrace.events import DEFAULTS, PREVIOUS, PRIOR
 from headrace.model.inputs import rows_of
+from headrace.raw import Candidates
 from headrace.requests import Columns
 from headrace.serving.arms import Drawn
 from headrace.serving.features import Features
@@ -75,7 +75,7 @@ class Answers:
             if DEFAULTS not in self._order and PRIOR not in self._order:
                 raise
 
-    def read(self, asked: pa.Table, pin: str | None) -> tuple[Columns, EnvironmentFault | None]:
+    def read(self, asked: Candidates, pin: str | None) -> tuple[Columns, EnvironmentFault | None]:
         """Features of the requests, or defaults and why they are missing.
 
         Raises `EnvironmentFault` where nobody could answer without features.

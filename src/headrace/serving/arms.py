@@ -27,6 +27,7 @@ from headrace.line.races import Races
 from headrace.model import State
 from headrace.race.arms import CHAMPION, Arm, Race, draw
 from headrace.race.thompson import odds
+from headrace.raw import Candidates
 from headrace.requests import Columns
 from headrace.serving.served import ServedWriter
 from headrace.serving.swap import Follower
@@ -138,12 +139,12 @@ class Arms:
         for _, _, follower in self._runners.values():
             follower.stop()
 
-    def draw(self, request_id: str, candidates: pa.Table) -> Drawn:
+    def draw(self, request_id: str, candidates: Candidates) -> Drawn:
         """Who answers this request; the entity is that of its first candidate."""
         field = self._field
         if field is None:
             return ALONE
-        entity = candidates[field.race.entity][0].as_py()
+        entity = candidates.columns[field.race.entity][0]
         found = draw(field.race, entity, request_id, field.odds)
         return Drawn(found.arm, found.propensity, field.followers.get(found.arm))
 

@@ -16,11 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
-import pyarrow as pa
-
 from headrace.declaration import LineSpec
 from headrace.errors import EnvironmentFault, InputError
-from headrace.events import ARROW_TYPES
+from headrace.raw import Candidates
 from headrace.requests import Columns, Computation
 from headrace.store import Store
 from headrace.store.latest import Found, columns_of, found_none, nothing
@@ -95,7 +93,7 @@ class Features:
         """
         self.read(_blank(self._spec))
 
-    def read(self, asked: pa.Table) -> Columns:
+    def read(self, asked: Candidates) -> Columns:
         """What `Store.read_online` gives, as arrays (`latest.columns_of`).
 
         Raises `EnvironmentFault`, at once, while the store is known to be away.
@@ -115,14 +113,14 @@ class Features:
                 raise EnvironmentFault(str(problem)) from problem
         return columns_of(self._spec, asked, found, work)
 
-    def defaults(self, asked: pa.Table) -> Columns:
+    def defaults(self, asked: Candidates) -> Columns:
         """The same columns as if no key had ever been seen; request-time features are computed."""
         return columns_of(self._spec, asked, found_none(self._spec, asked.num_rows))
 
     def _refuse(self) -> NoReturn:
         raise EnvironmentFault(f"{self._fault} (asked again every {self._retry_s:g} s)")
 
-    def _look_up(self, asked: pa.Table, meanwhile: Callable[[], None] = nothing) -> Found:
+    def _look_up(self, asked: Candidates, meanwhile: Callable[[], None] = nothing) -> Found:
         found = self._store.look_up(self._spec, asked, meanwhile)
         for view, mark in found.marks.items():
             known = self._marks.get(view, 0)
@@ -160,7 +158,6 @@ class Features:
                     LOG.warning("%s: features are back after %.1f s", self._spec.line, away_s)
 
 
-def _blank(spec: LineSpec) -> pa.Table:
+def _blank(spec: LineSpec) -> Candidates:
     """A request of nobody."""
-    columns = {name: pa.nulls(1, ARROW_TYPES[kind]) for name, kind in spec.columns.items()}
-    return pa.table(columns | {"request_at": pa.array([time.time_ns() // 1_000], pa.int64())})
+    return Candidates({name: [None] for name in spec.columns}, 1).at(time.time_ns() // 1_000)

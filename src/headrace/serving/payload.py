@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Annotated, Any, Final
 
-import pyarrow as pa
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -24,7 +23,7 @@ from typing_extensions import TypedDict
 
 from headrace.declaration import LineSpec
 from headrace.errors import InputError
-from headrace.events import ARROW_TYPES
+from headrace.raw import Candidates
 from headrace.serving.scored import Scored
 
 MAX_CANDIDATES: Final = 512
@@ -137,14 +136,14 @@ def score_request(spec: LineSpec) -> type[BaseModel]:
     )
 
 
-def candidates_of(spec: LineSpec, body: Any) -> pa.Table:
-    """The declared columns, one row a candidate; what it says goes before the context."""
-    columns = {}
-    for name, kind in spec.columns.items():
-        shared = body.context.get(name)
-        values = [row.get(name, shared) for row in body.candidates]
-        columns[name] = pa.array(values, ARROW_TYPES[kind])
-    return pa.table(columns)
+def candidates_of(spec: LineSpec, body: Any) -> Candidates:
+    """The declared columns; what a candidate says goes before the context."""
+    rows, shared = body.candidates, body.context
+    columns = {
+        name: [row.get(name, all_) for row in rows]
+        for name, all_ in ((name, shared.get(name)) for name in spec.columns)
+    }
+    return Candidates(columns, len(rows))
 
 
 def score_answer(scored: Scored) -> dict[str, Any]:

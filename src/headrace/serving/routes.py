@@ -12,7 +12,6 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-import pyarrow as pa
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
@@ -20,6 +19,7 @@ from pydantic_core import to_json
 from starlette.concurrency import run_in_threadpool
 
 from headrace.declaration import LineSpec
+from headrace.raw import Candidates
 from headrace.serving import payload
 from headrace.serving.oip import rest
 from headrace.serving.oip.about import SERVER, About
@@ -131,7 +131,7 @@ def protocol_routes(spec: LineSpec) -> APIRouter:
 
 
 async def _score(
-    request: Request, request_id: str | None, candidates: pa.Table, pin: str | None
+    request: Request, request_id: str | None, candidates: Candidates, pin: str | None
 ) -> Scored:
     """Beside those that wait too, or in a thread where a version may have to be loaded."""
     state, name = request.app.state, request_id or uuid.uuid4().hex

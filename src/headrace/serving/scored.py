@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from headrace.declaration import LineSpec
 from headrace.events import CHAMPION_ARM, served_schema
 from headrace.feature_rows import feature_schema
+from headrace.raw import Candidates
 from headrace.requests import Columns
 
 NOBODY: Final = "none"
@@ -59,7 +60,7 @@ class ServedRows:
 
     scored: Scored
     now_us: int
-    candidates: pa.Table
+    candidates: Candidates
     vectors: Vectors
 
     @property
@@ -89,8 +90,7 @@ class ServedTables:
     def table(self, requests: Sequence[ServedRows]) -> pa.Table:
         """The rows of some requests, one after the other."""
         columns = _said(requests)
-        asked = pa.concat_tables([each.candidates for each in requests])
-        columns |= dict(zip(asked.column_names, asked.columns, strict=True))
+        columns |= Candidates.together([each.candidates for each in requests]).columns
         ints = np.concatenate([each.vectors.ints for each in requests], axis=1)
         floats = np.concatenate([each.vectors.floats for each in requests], axis=1)
         columns |= dict(zip(self._ints, ints, strict=True))

@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 
 from headrace.declaration import LineSpec
 from headrace.errors import EnvironmentFault
 from headrace.events import PINNED_ARM
+from headrace.raw import Candidates
 from headrace.requests import Columns
 from headrace.serving.answer import Answer, Answers
 from headrace.serving.arms import Arms, Drawn
@@ -32,7 +32,7 @@ class Asked:
     """A request: its name, and its candidates as `Scorer.score` takes them."""
 
     request_id: str
-    candidates: pa.Table
+    candidates: Candidates
 
 
 class Scorer:
@@ -56,8 +56,8 @@ class Scorer:
         self._tables = tables
         self._inputs = [feature.name for feature in spec.request_features]
 
-    def score(self, request_id: str, candidates: pa.Table, pin: str | None = None) -> Scored:
-        """Score candidates: a table of the line's declared columns, null where missing.
+    def score(self, request_id: str, candidates: Candidates, pin: str | None = None) -> Scored:
+        """Score candidates of the line.
 
         The line's race draws the arm that answers; without one it is the champion. `pin` names a
         version that answers in its place, and its rows are marked. The clock is read once:
@@ -89,8 +89,8 @@ class Scorer:
 
     def _score(self, asked: Sequence[Asked], pin: str | None) -> list[Scored | Exception]:
         now_us = self._clock_us()
-        candidates = _together([each.candidates for each in asked])
-        features, missing = self._answers.read(_at(candidates, now_us), pin)
+        candidates = Candidates.together([each.candidates for each in asked]).at(now_us)
+        features, missing = self._answers.read(candidates, pin)
         drawn = [
             Drawn(PINNED_ARM, 1.0, None)
             if pin
@@ -157,12 +157,3 @@ def _scored(asked: Asked, drawn: Drawn, answer: Answer, rows: slice, now_us: int
         propensity=drawn.propensity,
         fallback=",".join(answer.stand_ins) or NOBODY,
     )
-
-
-def _together(tables: Sequence[pa.Table]) -> pa.Table:
-    return tables[0] if len(tables) == 1 else pa.concat_tables(tables)
-
-
-def _at(candidates: pa.Table, now_us: int) -> pa.Table:
-    moments = pa.repeat(pa.scalar(now_us, pa.int64()), candidates.num_rows)
-    return candidates.append_column("request_at", moments)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pyarrow as pa
 from feast import FeatureView
@@ -25,19 +25,14 @@ Encoded = TypeVar("Encoded")
 def entity_keys(view: FeatureView, rows: pa.Table) -> list[bytes]:
     """What Feast's `serialize_entity_key` (version 3) gives for each row's join keys."""
     names = tuple(sorted(view.join_keys))
-    return keys_of(names, [rows[name].to_pylist() for name in names])
+    columns = [rows[name].to_pylist() for name in names]
+    return [key_of(names, values) for values in zip(*columns, strict=True)]
 
 
-def keys_of(names: tuple[str, ...], columns: list[list[Any]]) -> list[bytes]:
-    """The same from the values (str or int) of sorted join keys."""
-    prefix = _prefix(names)
-    parts = []
-    for values in columns:
-        known = {value: _key_part(value) for value in set(values)}
-        parts.append([known[value] for value in values])
-    if len(parts) == 1:
-        return [prefix + part for part in parts[0]]
-    return [b"".join((prefix, *row)) for row in zip(*parts, strict=True)]
+@lru_cache(maxsize=1 << 16)
+def key_of(names: tuple[str, ...], values: tuple[str | int, ...]) -> bytes:
+    """The same of one row: the values of sorted join keys."""
+    return b"".join((_prefix(names), *map(_key_part, values)))
 
 
 def int_values(column: pa.ChunkedArray) -> list[bytes]:
@@ -70,7 +65,6 @@ def _prefix(names: tuple[str, ...]) -> bytes:
     return prefix
 
 
-@lru_cache(maxsize=1 << 16)
 def _key_part(value: str | int) -> bytes:
     if isinstance(value, str):
         text = value.encode()

@@ -8,9 +8,10 @@ holds both to the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from headrace import requests
 from headrace.declaration import MISSING, LineSpec
 from headrace.feature_rows import feature_table
+from headrace.raw import Candidates
 from headrace.requests import Columns, Computation
 
 Ints = NDArray[np.int64]
@@ -36,13 +38,18 @@ class Keys:
     places: Ints
 
     @classmethod
-    def of(cls, keys: Sequence[bytes]) -> Keys:
-        """From the key of each request."""
-        known = dict.fromkeys(keys)
-        if len(known) == len(keys):
-            return cls(list(known), np.arange(len(keys)))
-        places = {key: place for place, key in enumerate(known)}
-        return cls(list(known), np.array([places[key] for key in keys], np.int64))
+    def of(
+        cls, columns: Sequence[Sequence[Any]], encode: Callable[[tuple[Any, ...]], bytes]
+    ) -> Keys:
+        """From the columns of their parts, a value for each request."""
+        rows = list(zip(*columns, strict=True))
+        known = dict.fromkeys(rows)
+        if len(known) == len(rows):
+            places = np.arange(len(rows))
+        else:
+            numbers = {row: number for number, row in enumerate(known)}
+            places = np.array([numbers[row] for row in rows], np.int64)
+        return cls([encode(row) for row in known], places)
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,7 @@ def assemble(spec: LineSpec, asked: pa.Table, found: Found) -> pa.Table:
 
 
 def columns_of(
-    spec: LineSpec, asked: pa.Table, found: Found, begun: Computation | None = None
+    spec: LineSpec, asked: pa.Table | Candidates, found: Found, begun: Computation | None = None
 ) -> Columns:
     """Columns of `feature_schema` for the requests asked, from what the store holds for them.
 
@@ -88,7 +95,7 @@ def columns_of(
         at = np.array([rows[0] for rows in held])
         absent = (at == 0) | (at == MISSING)
         if spec.feature_ttl is not None:
-            absent |= at < asked["request_at"].to_numpy() - spec.feature_ttl
+            absent |= at < _moments(asked) - spec.feature_ttl
         empty = [(0, *(feature.empty for feature in features)) for features in views.values()]
         values = np.concatenate(held)
         absent = np.repeat(absent, sizes, axis=0) | (values == MISSING)
@@ -98,3 +105,7 @@ def columns_of(
             windows |= {feature.name: next(rest) for feature in features}
     inputs = requests.compute(spec, asked, windows, begun)
     return columns | {feature.name: windows[feature.name] for feature in spec.windows} | inputs
+
+
+def _moments(asked: pa.Table | Candidates) -> Ints | int:
+    return asked.at_us if isinstance(asked, Candidates) else asked["request_at"].to_numpy()

@@ -8,6 +8,7 @@ order and a kept Redis may hold the rows of another past.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -119,6 +120,7 @@ class HeadraceRedisOnlineStore(HonoursTtl, RedisOnlineStore):  # type: ignore[mi
 
     def __init__(self) -> None:
         super().__init__()
+        self._connection: Any = None
         self._views: dict[tuple[str, tuple[str, ...]], _Reading] = {}
 
     def _get_client(self, online_store_config: HeadraceRedisOnlineStoreConfig) -> Redis:
@@ -262,10 +264,11 @@ class HeadraceRedisOnlineStore(HonoursTtl, RedisOnlineStore):  # type: ignore[mi
         """The answers to packed commands, sent at once.
 
         What a pipeline does, without its bookkeeping for each command, which costs more than
-        Redis needs to answer (docs/performance.md).
+        Redis needs to answer (docs/performance.md), and on a connection that stays with the reads.
         """
-        client = self._get_client(online)
-        connection = client.connection_pool.get_connection()
+        if self._connection is None or self._connection.pid != os.getpid():
+            self._connection = self._get_client(online).connection_pool.get_connection()
+        connection = self._connection
 
         def ask() -> list[Any]:
             connection.send_packed_command([b"".join(commands)])
@@ -285,8 +288,6 @@ class HeadraceRedisOnlineStore(HonoursTtl, RedisOnlineStore):  # type: ignore[mi
         except BaseException:
             connection.disconnect()  # answers that were not read would be taken for the next ones
             raise
-        finally:
-            client.connection_pool.release(connection)
 
     def clear(self, config: RepoConfig, view: FeatureView) -> None:
         """Delete a view's mark and rows; the mark first, so that a crash in between is seen."""

@@ -11,6 +11,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -32,6 +33,7 @@ from headrace.feature_rows import (
     part_schema,
     typed,
 )
+from headrace.raw import Candidates
 from headrace.settings import Settings, load_lines
 from headrace.store.config import online_faults, open_config, registry_faults, render
 from headrace.store.latest import Found, Keys, assemble, nothing
@@ -134,7 +136,10 @@ class Store:
         return assemble(spec, asked, self.look_up(spec, asked))
 
     def look_up(
-        self, spec: LineSpec, asked: pa.Table, meanwhile: Callable[[], None] = nothing
+        self,
+        spec: LineSpec,
+        asked: pa.Table | Candidates,
+        meanwhile: Callable[[], None] = nothing,
     ) -> Found:
         """What the online store holds for these requests, at least one: `assemble` makes features.
 
@@ -144,13 +149,15 @@ class Store:
         columns = key_values(spec, asked)
         with self._lock, online_faults(self._settings):
             self._service(spec)  # registered from this declaration
-            from headrace.store.encode import keys_of  # Feast is heavy; it is there by now
+            from headrace.store.encode import key_of  # Feast is heavy; it is there by now
 
             declared = spec.views
             names = list(declared)
             views = [self._view(name) for name in names]
             parts = [tuple(sorted(features[0].key)) for features in declared.values()]
-            keys = [Keys.of(keys_of(each, [columns[name] for name in each])) for each in parts]
+            keys = [
+                Keys.of([columns[name] for name in each], partial(key_of, each)) for each in parts
+            ]
             wanted = [(view, held.different) for view, held in zip(views, keys, strict=True)]
             marks, rows = self._online().read_rows(self._store().config, wanted, meanwhile)
         return Found(

@@ -7,16 +7,17 @@ say NaN, which is a missing float; a column that is not sent is missing.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import numpy as np
-import pyarrow as pa
 
 from headrace.declaration import LineSpec
-from headrace.events import ARROW_TYPES, task_scores
+from headrace.events import task_scores
+from headrace.raw import Candidates
 from headrace.serving.payload import (
     LARGEST,
     MAX_CANDIDATES,
@@ -94,7 +95,7 @@ def outputs_of(scored: Scored) -> list[Output]:
     ]
 
 
-def candidates_of(spec: LineSpec, inputs: Sequence[Input]) -> pa.Table:
+def candidates_of(spec: LineSpec, inputs: Sequence[Input]) -> Candidates:
     """The declared columns, one row for each position of the tensors.
 
     Raises `WrongField` with the path of what does not fit.
@@ -102,7 +103,7 @@ def candidates_of(spec: LineSpec, inputs: Sequence[Input]) -> pa.Table:
     size = inputs[0].shape[0] if inputs and inputs[0].shape else 0
     if not 1 <= size <= MAX_CANDIDATES:
         raise _wrong(0, "shape", f"holds {size} values; send 1 to {MAX_CANDIDATES} candidates")
-    columns: dict[str, pa.Array] = {}
+    columns: dict[str, list[Any]] = {}
     for i, tensor in enumerate(inputs):
         kind = spec.columns.get(tensor.name)
         if kind is None:
@@ -116,12 +117,11 @@ def candidates_of(spec: LineSpec, inputs: Sequence[Input]) -> pa.Table:
             raise _wrong(i, "shape", f"{list(tensor.shape)}; every tensor is [{size}] here")
         values = _decoded(i, tensor, size) if isinstance(tensor.data, bytes) else tensor.data
         columns[tensor.name] = _column(i, kind, values, size)
-    for name, kind in spec.columns.items():
-        columns.setdefault(name, pa.nulls(size, ARROW_TYPES[kind]))
-    return pa.table({name: columns[name] for name in spec.columns})
+    missing = [None] * size
+    return Candidates({name: columns.get(name, missing) for name in spec.columns}, size)
 
 
-def _column(i: int, kind: str, values: Any, size: int) -> pa.Array:
+def _column(i: int, kind: str, values: Any, size: int) -> list[Any]:
     if len(values) != size:
         field = "shape" if len(values) else "data"
         raise _wrong(i, field, f"{size} values are announced and {len(values)} are sent")
@@ -129,11 +129,12 @@ def _column(i: int, kind: str, values: Any, size: int) -> pa.Array:
         infinite = np.flatnonzero(np.isinf(values)) if kind == "float" else values[:0]
         if infinite.size:
             raise _wrong(i, f"data.{infinite[0]}", "is infinite; send a finite number or NaN")
-        return pa.array(values, ARROW_TYPES[kind], from_pandas=True)
+        numbers: list[Any] = values.tolist()
+        return [None if math.isnan(number) else number for number in numbers]
     for j, value in enumerate(values):
         if not _fits(kind, value):
             raise _wrong(i, f"data.{j}", f"{ascii(value)[:80]} is not {DATATYPES[kind]}")
-    return pa.array(values, ARROW_TYPES[kind])
+    return [float(v) if v is not None else v for v in values] if kind == "float" else list(values)
 
 
 def _decoded(i: int, tensor: Input, size: int) -> Any:
