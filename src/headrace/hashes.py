@@ -44,11 +44,13 @@ def hash64(column: pa.Array | pa.ChunkedArray) -> Ints:
         )
     if text and len(array) >= _ENCODE_FROM_ROWS:
         encoded = array.dictionary_encode()
-        distinct = np.append(_hash_plain(encoded.dictionary, text=True), np.int64(-1))
+        distinct = np.append(
+            _hashed(encoded.dictionary.to_numpy(zero_copy_only=False)), np.int64(-1)
+        )
         places = encoded.indices.fill_null(len(distinct) - 1).to_numpy()
         return np.asarray(distinct[places], dtype=np.int64)
     filled = array.fill_null("" if text else 0) if array.null_count else array
-    hashes = _hash_plain(filled, text=text)
+    hashes = _hashed((filled if text else filled.cast(pa.int64())).to_numpy(zero_copy_only=False))
     if array.null_count:
         hashes[array.is_null().to_numpy(zero_copy_only=False)] = -1
     return hashes
@@ -60,7 +62,7 @@ def hash_texts(values: Sequence[str | None]) -> Ints:
     if None in hashes:
         known = dict(zip(values, hashes, strict=True))
         new = [text for text, found in known.items() if found is None and text is not None]
-        found = dict(zip(new, hash64(pa.array(new, pa.string())).tolist(), strict=True))
+        found = dict(zip(new, _hashed(np.array(new, object)).tolist(), strict=True))
         if len(_kept) > _KEPT:
             _kept.clear()
             _kept[None] = -1
@@ -70,9 +72,8 @@ def hash_texts(values: Sequence[str | None]) -> Ints:
     return np.array(hashes, np.int64)
 
 
-def _hash_plain(array: pa.Array, *, text: bool) -> Ints:
-    plain = array if text else array.cast(pa.int64())
-    values = plain.to_numpy(zero_copy_only=False)
+def _hashed(values: NDArray[Any]) -> Ints:
+    """Of texts as objects, or int64."""
     shifted = pd.util.hash_array(values, categorize=False) >> np.uint64(1)
     return np.asarray(shifted).astype(np.int64)
 

@@ -7,7 +7,7 @@ value of a column. The bytes are the same, so that every reader of Feast's forma
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import TypeVar
 
@@ -26,13 +26,20 @@ def entity_keys(view: FeatureView, rows: pa.Table) -> list[bytes]:
     """What Feast's `serialize_entity_key` (version 3) gives for each row's join keys."""
     names = tuple(sorted(view.join_keys))
     columns = [rows[name].to_pylist() for name in names]
-    return [key_of(names, values) for values in zip(*columns, strict=True)]
+    return keys_of(names, list(zip(*columns, strict=True)))
+
+
+def keys_of(names: tuple[str, ...], rows: Iterable[tuple[str | int, ...]]) -> list[bytes]:
+    """The same from the values of sorted join keys."""
+    prefix = _prefix(names)
+    if len(names) == 1:
+        return [_key(prefix, value) for (value,) in rows]
+    return [b"".join((prefix, *map(_key_part, row))) for row in rows]
 
 
 @lru_cache(maxsize=1 << 16)
-def key_of(names: tuple[str, ...], values: tuple[str | int, ...]) -> bytes:
-    """The same of one row: the values of sorted join keys."""
-    return b"".join((_prefix(names), *map(_key_part, values)))
+def _key(prefix: bytes, value: str | int) -> bytes:
+    return prefix + _key_part(value)
 
 
 def int_values(column: pa.ChunkedArray) -> list[bytes]:
@@ -65,6 +72,7 @@ def _prefix(names: tuple[str, ...]) -> bytes:
     return prefix
 
 
+@lru_cache(maxsize=1 << 16)
 def _key_part(value: str | int) -> bytes:
     if isinstance(value, str):
         text = value.encode()

@@ -8,7 +8,7 @@ holds both to the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -39,7 +39,9 @@ class Keys:
 
     @classmethod
     def of(
-        cls, columns: Sequence[Sequence[Any]], encode: Callable[[tuple[Any, ...]], bytes]
+        cls,
+        columns: Sequence[Sequence[Any]],
+        encode: Callable[[Iterable[tuple[Any, ...]]], list[bytes]],
     ) -> Keys:
         """From the columns of their parts, a value for each request."""
         rows = list(zip(*columns, strict=True))
@@ -49,7 +51,7 @@ class Keys:
         else:
             numbers = {row: number for number, row in enumerate(known)}
             places = np.array([numbers[row] for row in rows], np.int64)
-        return cls([encode(row) for row in known], places)
+        return cls(encode(known), places)
 
 
 @dataclass(frozen=True)

@@ -149,14 +149,14 @@ class Store:
         columns = key_values(spec, asked)
         with self._lock, online_faults(self._settings):
             self._service(spec)  # registered from this declaration
-            from headrace.store.encode import key_of  # Feast is heavy; it is there by now
+            from headrace.store.encode import keys_of  # Feast is heavy; it is there by now
 
             declared = spec.views
             names = list(declared)
             views = [self._view(name) for name in names]
             parts = [tuple(sorted(features[0].key)) for features in declared.values()]
             keys = [
-                Keys.of([columns[name] for name in each], partial(key_of, each)) for each in parts
+                Keys.of([columns[name] for name in each], partial(keys_of, each)) for each in parts
             ]
             wanted = [(view, held.different) for view, held in zip(views, keys, strict=True)]
             marks, rows = self._online().read_rows(self._store().config, wanted, meanwhile)
