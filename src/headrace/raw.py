@@ -69,6 +69,9 @@ class Raw(Protocol):
     def moments(self) -> tuple[Ints, NDArray[np.bool_] | None]:
         """`request_at` as us, (n,), and where it is missing (None: nowhere)."""
 
+    def moment(self) -> int | None:
+        """The one of all rows, None where there is none."""
+
 
 def raw_of(spec: LineSpec, rows: pa.Table | Candidates) -> Raw:
     """Whatever holds them."""
@@ -93,6 +96,9 @@ class _OfCandidates:
 
     def moments(self) -> tuple[Ints, None]:
         return np.full(self.num_rows, self._held.at_us), None
+
+    def moment(self) -> int:
+        return self._held.at_us
 
     def _values(self, name: str, user: str) -> Sequence[Any]:
         try:
@@ -127,6 +133,11 @@ class _OfTable:
         if not at.null_count:
             return at.to_numpy(), None
         return at.fill_null(0).to_numpy(), at.is_null().to_numpy(zero_copy_only=False)
+
+    def moment(self) -> int | None:
+        at_us, missing = self.moments()
+        one = len(at_us) and missing is None and (at_us == at_us[0]).all()
+        return int(at_us[0]) if one else None
 
     def _column(self, name: str, user: str) -> pa.Array:
         if name not in self._columns:

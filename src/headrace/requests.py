@@ -196,10 +196,10 @@ class Computation:
         return log1p(np.concatenate(numbers)).reshape(values.shape)
 
     def _time_part(self, kind: str) -> Ints:
+        if (moment := self._raw.moment()) is not None:  # as online
+            part = _part_of_second(kind, self._spec.timezone, moment // 1_000_000)
+            return np.full(self._raw.num_rows, part)
         at_us, missing = self._raw.moments()
-        if len(at_us) and missing is None and (at_us == at_us[0]).all():  # as online: one moment
-            second = int(at_us[0]) // 1_000_000
-            return np.full(len(at_us), _part_of_second(kind, self._spec.timezone, second))
         parts = _part(kind, self._spec.timezone, pa.array(at_us, mask=missing))
         return np.asarray(parts.fill_null(-1).to_numpy())
 

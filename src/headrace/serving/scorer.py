@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 
@@ -97,7 +98,7 @@ class Scorer:
             else self._arms.draw(each.request_id, each.candidates)
             for each in asked
         ]
-        ends = np.cumsum([each.candidates.num_rows for each in asked]).tolist()
+        ends = list(accumulate(each.candidates.num_rows for each in asked))
         rows = [
             slice(end - each.candidates.num_rows, end)
             for each, end in zip(asked, ends, strict=True)

@@ -31,6 +31,28 @@ def nothing() -> None:
 
 
 @dataclass(frozen=True)
+class Distinct:
+    """A column of a batch: its values, those that differ, and for each request the place of its."""
+
+    column: Sequence[Any]
+    different: list[Any]
+    places: Ints
+
+    @classmethod
+    def of(cls, column: Sequence[Any]) -> Distinct:
+        """From a value for each request."""
+        known = dict.fromkeys(column)
+        if len(known) == 1:  # as in most requests for those of the user
+            places = np.zeros(len(column), np.int64)
+        elif len(known) == len(column):
+            places = np.arange(len(column))
+        else:
+            numbers = {value: number for number, value in enumerate(known)}
+            places = np.array([numbers[value] for value in column], np.int64)
+        return cls(column, list(known), places)
+
+
+@dataclass(frozen=True)
 class Keys:
     """The different keys of a view in a batch, and for each request the place of its key."""
 
@@ -39,19 +61,16 @@ class Keys:
 
     @classmethod
     def of(
-        cls,
-        columns: Sequence[Sequence[Any]],
-        encode: Callable[[Iterable[tuple[Any, ...]]], list[bytes]],
+        cls, parts: Sequence[Distinct], encode: Callable[[Iterable[tuple[Any, ...]]], list[bytes]]
     ) -> Keys:
-        """From the columns of their parts, a value for each request."""
-        rows = list(zip(*columns, strict=True))
-        known = dict.fromkeys(rows)
-        if len(known) == len(rows):
-            places = np.arange(len(rows))
-        else:
-            numbers = {row: number for number, row in enumerate(known)}
-            places = np.array([numbers[row] for row in rows], np.int64)
-        return cls(encode(known), places)
+        """From the columns of their parts."""
+        vary = [part for part in parts if len(part.different) > 1]
+        if len(vary) > 1:
+            rows = Distinct.of(list(zip(*(part.column for part in parts), strict=True)))
+            return cls(encode(rows.different), rows.places)
+        size = len(vary[0].different) if vary else 1
+        columns = [part.different * (size // len(part.different)) for part in parts]
+        return cls(encode(zip(*columns, strict=True)), (vary or parts)[0].places)
 
 
 @dataclass(frozen=True)

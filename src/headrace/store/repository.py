@@ -36,7 +36,7 @@ from headrace.feature_rows import (
 from headrace.raw import Candidates
 from headrace.settings import Settings, load_lines
 from headrace.store.config import online_faults, open_config, registry_faults, render
-from headrace.store.latest import Found, Keys, assemble, nothing
+from headrace.store.latest import Distinct, Found, Keys, assemble, nothing
 from headrace.store.pickles import refuse_pickles
 from headrace.store.pushed import Holding
 
@@ -146,7 +146,7 @@ class Store:
         `meanwhile` is called, once at least, while the store is at work. Raises
         `EnvironmentFault` where the store does not answer or the line is not registered.
         """
-        columns = key_values(spec, asked)
+        columns = {name: Distinct.of(of) for name, of in key_values(spec, asked).items()}
         with self._lock, online_faults(self._settings):
             self._service(spec)  # registered from this declaration
             from headrace.store.encode import keys_of  # Feast is heavy; it is there by now
