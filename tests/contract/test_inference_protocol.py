@@ -109,6 +109,19 @@ def test_binary_tensors_give_the_scores_of_json(server, settings, shop):
     assert [(row["arm"], row["propensity"]) for row in logged] == [("champion", 1.0)] * 2
 
 
+def test_a_whole_number_that_no_float_holds_is_the_nearest_one(server, settings, shop):
+    most = 2**53 + 1
+    tensors = [{"name": "price", "datatype": "FP64", "shape": [1], "data": [most]}]
+    answers = [
+        server.post("/v2/models/shop/infer", json={"id": "whole", "inputs": tensors}),
+        server.post("/v1/score", json={"request_id": "alike", "candidates": [{"price": most}]}),
+    ]
+    assert [each.status_code for each in answers] == [200, 200]
+    for name in ("whole", "alike"):
+        until(lambda name=name: len(served_rows(settings, shop, name)) == 1)
+        assert served_rows(settings, shop, name)[0]["price"] == 2.0**53
+
+
 def test_only_the_outputs_asked_for_come_back_each_as_asked(server):
     wanted = [{"name": "impression_id"}, {"name": "score", "parameters": {"binary_data": True}}]
     body, headers = binary_body(id="o", outputs=wanted)

@@ -1,4 +1,4 @@
-"""The ids of `requests` and the keys of `model.inputs`, bit for bit, in TensorFlow ops.
+"""The ids of `headrace.hashes` and the keys of `model.inputs`, bit for bit, in TensorFlow ops.
 
 Ids are int64 tensors; inside, 64-bit states are uint64, which TensorFlow adds and multiplies
 modulo 2^64 as NumPy does.
@@ -29,12 +29,12 @@ def finalise(state: Tensor) -> Tensor:
 
 
 def hash_ints(values: Tensor) -> Tensor:
-    """`requests.hash64` of int64 numbers, none of them missing."""
+    """`headrace.hashes.hash64` of int64 numbers, none of them missing."""
     return _id(finalise(tf.bitcast(values, tf.uint64)))
 
 
 def hash_texts(texts: Tensor) -> Tensor:
-    """`requests.hash64` of a string tensor (n,): SipHash-2-4 of the UTF-8 bytes, finalised.
+    """`headrace.hashes.hash64` of a string tensor (n,): SipHash-2-4 of the UTF-8 bytes, finalised.
 
     Aumasson and Bernstein, "SipHash: a fast short-input PRF", 2012. The longest text decides how
     many words all of them are read in; a text that has ended keeps its state.
@@ -68,7 +68,7 @@ def hash_texts(texts: Tensor) -> Tensor:
 
 
 def cross(parts: Sequence[Tensor]) -> Tensor:
-    """`requests.cross64`: ids (n,) mixed into one; the order of the parts counts."""
+    """`headrace.hashes.cross64`: ids (n,) mixed into one; the order of the parts counts."""
     state = tf.fill(tf.shape(parts[0]), _word(_GOLDEN))
     for part in parts:
         state = finalise(_xor(state, tf.bitcast(part, tf.uint64)) + _word(_GOLDEN))
