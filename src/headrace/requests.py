@@ -119,7 +119,6 @@ class Computation:
         self._declared = spec.window_features
         self._windows: dict[str, Ints] = {}
         self._ids: dict[str, Ints] = {}
-        self._logs: dict[str, Floats] = {}
         self.computed: Columns = {}
 
     def go_ahead(self) -> None:
@@ -181,12 +180,12 @@ class Computation:
         """`log1p` of a number; of few rows for all windows at once, for a call costs 10 µs."""
         if name not in self._declared or self._raw.num_rows > _FEW_ROWS:
             return log1p(self._number(name, user))
-        if name not in self._logs:
-            asked = [f for f in self._spec.request_features if f.kind == "log1p"]
-            users = {f.of: f.name for f in asked if f.of in self._declared}
-            values = np.array([self._window(window, users[window]) for window in users])
-            self._logs.update(zip(users, self._logs_of(values, users), strict=True))
-        return self._logs[name]
+        asked = [f for f in self._spec.request_features if f.kind == "log1p"]
+        users = {f.of: f.name for f in asked if f.of in self._declared}
+        values = np.array([self._window(window, users[window]) for window in users])
+        logs: dict[str, Floats] = dict(zip(users, self._logs_of(values, users), strict=True))
+        self.computed |= {f.name: logs[f.of] for f in asked if f.of in users}
+        return logs[name]
 
     def _logs_of(self, values: Ints, users: Mapping[str, str]) -> Floats:
         """`log1p` of the values (windows, n); those of small counts are known."""
