@@ -101,7 +101,7 @@ def _scaled(table: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np
 def _derived(spec: ModelSpec, rows: NDArray[Any], layout: Layout) -> NDArray[np.float32]:
     """By the trainer's own function, compiled as in its graph: compiled otherwise, it rounds so."""
     compiled = tf.function(
-        lambda rows: ftrl_weight(spec, rows),
+        lambda rows: ftrl_weight(spec, rows[:, 0], rows[:, 1]),
         input_signature=[tf.TensorSpec([None, 2], tf.float32)],
         autograph=False,
     )

@@ -290,14 +290,10 @@ class Model:
         """Whether every number of the state is finite."""
         return all(bool(np.isfinite(array).all()) for array in self.state().values())
 
-    def _dense(self) -> dict[str, Any]:
-        """The variables that are no tables."""
-        variables = self._graph.variables
-        return {name: variables[name] for name in variables if name not in ("table", "wide")}
-
     def _small(self) -> State:
         """A copy of the state without its tables."""
-        arrays: State = {name: np.array(v.numpy()) for name, v in self._dense().items()}
+        variables = self._graph.variables
+        arrays: State = {name: np.array(variables[name].numpy()) for name in self._graph.small}
         arrays["step"] = np.array([self._step], np.int64)
         arrays["moments"] = self._statistics.moments.copy()
         arrays["classes"] = self._statistics.classes.copy()
@@ -307,8 +303,7 @@ class Model:
         return arrays
 
     def _take_over(self, state: State) -> None:
-        for name, variable in self._dense().items():
-            variable.assign(state[name].copy())
+        self._graph.assign(state)
         self._step = int(state["step"][0])
         self._statistics = Statistics(state["moments"].copy(), state["classes"].copy())
         # a full training counts no late positives
