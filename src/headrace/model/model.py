@@ -30,7 +30,6 @@ late positives and all positives learned; a state without it has learned none).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -49,6 +48,7 @@ from headrace.model.inputs import (
     read_numbers,
     read_times,
     read_weights,
+    refuse_infinite,
     rows_of,
     side_by_side,
 )
@@ -136,17 +136,15 @@ class Model:
     def _logits(self, inputs: Inputs) -> NDArray[np.float64]:
         """Logits (n,), or (n, 2) of click and conversion."""
         ids, numbers = self._read(inputs)
-        offset: Any = self._statistics.offset()
+        offsets = self._statistics.offsets()
         size = rows_of(inputs)
-        logits = np.empty(size, np.float64)
-        if self.conversion:
-            offset = np.array([offset, self._statistics.conversion_offset()], np.float32)
-            logits = np.empty((size, 2), np.float64)
+        logits = np.empty((size, 2) if self.conversion else size, np.float64)
         for part in batches(size, PREDICT_ROWS):
-            columns = self._statistics.design(side_by_side(numbers, part))
+            dense = side_by_side(numbers, part, self.spec.numeric)
+            columns = self._statistics.design(dense)
             found = self._graph.predict(self._tables.rows(ids, part), columns)
             # added here, last and in float32, as `headrace export` adds it in its graph
-            logits[part] = found + offset
+            logits[part] = found + offsets
         return logits
 
     def learn(self, samples: pa.Table) -> LearnReport:
@@ -159,6 +157,7 @@ class Model:
         `spec.epochs` is the caller's loop.
         """
         ids, numbers = self._read(samples)
+        refuse_infinite(numbers, self.spec.numeric)
         names = weight_columns(self.conversion)
         weights = np.stack([read_weights(samples, name) for name in names], 1)
         if self.feedback == "naive":
@@ -169,7 +168,7 @@ class Model:
         size = self.spec.batch_size
         loss = 0.0
         for part in batches(samples.num_rows, size):
-            dense = side_by_side(numbers, part)
+            dense = np.ascontiguousarray(side_by_side(numbers, part, self.spec.numeric))
             self._statistics.see(dense, weights[part])
             columns = self._statistics.design(dense)
             looks = weights[part, :2].sum(axis=1) > 0  # neither padding nor a correction
@@ -190,8 +189,8 @@ class Model:
     def _scalars(self, weights: NDArray[np.float32]) -> NDArray[np.float32]:
         """What a step needs beside the rows: offset, Adam's powers, share of late positives."""
         powers = np.power(ADAM_DECAY, self._step)
-        after = [self._statistics.conversion_offset()] if self.conversion else []
-        scalars = [self._statistics.offset(), *powers, self._late_share(weights), *after]
+        offset, *after = self._statistics.offsets()
+        scalars = [offset, *powers, self._late_share(weights), *after]
         return np.array(scalars, np.float32)
 
     def _late_share(self, weights: NDArray[np.float32]) -> float:
@@ -325,6 +324,6 @@ class Model:
 
 
 def _probabilities(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    clipped = np.clip(logits, -LOGIT_LIMIT, LOGIT_LIMIT)
+    clipped = np.minimum(np.maximum(logits, -LOGIT_LIMIT), LOGIT_LIMIT)
     probabilities: NDArray[np.float64] = 1.0 / (1.0 + np.exp(-clipped))
     return probabilities

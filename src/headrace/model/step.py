@@ -177,7 +177,7 @@ class Graph:
         # inline on a CPU: a hundred small operations cost less than handing them to threads
         self._executor = "SINGLE_THREADED_EXECUTOR" if device().startswith("CPU") else ""
 
-    def predict(self, ids: NDArray[np.integer], columns: NDArray[np.float32]) -> NDArray[np.float32]:
+    def predict(self, ids: NDArray[np.int32], columns: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits (rows,), or (rows, tasks), of up to `predict_rows` rows, without the offset.
 
         ids: (rows, fields) of the tables; columns: see `Statistics.design`.
