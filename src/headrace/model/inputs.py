@@ -46,7 +46,7 @@ def mix(
 
 def mixed_keys(ids: Sequence[NDArray[np.int64]], salts: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Keys (fields, n): splitmix64's finaliser on id + salt, one to one within a field."""
-    mixed = np.concatenate(ids).view(np.uint64).reshape(len(ids), -1)
+    mixed = np.concatenate(ids).view(np.uint64).reshape(len(ids), len(ids[0]))
     mixed += salts[:, None]
     mixed ^= mixed >> _FIRST_SHIFT
     mixed *= _FIRST_FACTOR
@@ -118,8 +118,8 @@ def side_by_side(
     """
     if not numbers:
         return np.empty((rows.stop - rows.start, 0))
-    found = np.concatenate(rows_between(numbers, rows)).reshape(len(numbers), -1)
-    # that of a NaN counts as 0
+    found = np.concatenate(rows_between(numbers, rows)).reshape(-1, rows.stop - rows.start)
+    # a NaN counts as 0
     if np.fmax.reduce(np.abs(found), axis=None, initial=0.0) > MAGNITUDE:
         refuse_infinite(numbers, names)
         np.clip(found, -MAGNITUDE, MAGNITUDE, out=found)
