@@ -21,8 +21,9 @@ from headrace.errors import InputError
 from headrace.model.delta import State
 from headrace.model.ids import admitted
 from headrace.model.inputs import Statistics
+from headrace.model.layout import Layout
 from headrace.model.runtime import tf
-from headrace.model.step import Layout, ftrl_weight
+from headrace.model.step import ftrl_weight
 
 Quantize = Literal["int8", "float16"]
 LEVELS: Final = 127  # of int8 on either side of 0

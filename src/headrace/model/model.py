@@ -52,9 +52,10 @@ from headrace.model.inputs import (
     rows_of,
     side_by_side,
 )
+from headrace.model.layout import initial_arrays
 from headrace.model.peers import Peers
 from headrace.model.runtime import allow_tensorfloat32
-from headrace.model.step import ADAM_DECAY, Graph, initial_arrays
+from headrace.model.step import ADAM_DECAY, Graph
 from headrace.model.tables import Columns, Tables
 from headrace.model.tasks import TwoTasks
 
@@ -144,7 +145,7 @@ class Model:
             columns = self._statistics.design(dense)
             found = self._graph.predict(self._tables.rows(ids, part), columns)
             # added here, last and in float32, as `headrace export` adds it in its graph
-            logits[part] = found + offsets
+            np.add(found, offsets, out=logits[part])
         return logits
 
     def learn(self, samples: pa.Table) -> LearnReport:

@@ -18,8 +18,8 @@ from headrace.errors import IntegrityError
 from headrace.model.delta import State, check_rows
 from headrace.model.ids import DynamicIds, Keys, first_capacity
 from headrace.model.inputs import field_salt, mix, mixed_keys, rows_between
+from headrace.model.layout import Layout, drawn_rows, fresh_rows, some_at_a_time
 from headrace.model.runtime import tf
-from headrace.model.step import Layout, drawn_rows, fresh_rows, some_at_a_time
 
 Columns = Sequence[NDArray[Any]]
 
