@@ -12,7 +12,7 @@ import pytest
 
 from headrace.errors import DeclarationError, IntegrityError
 from headrace.line import LineStore
-from headrace.model import Model, step
+from headrace.model import Model, layout
 from headrace.model.delta import apply, diff, same_bits
 from headrace.model.tables import Tables
 from headrace.settings import PROJECT
@@ -201,6 +201,45 @@ def test_a_model_beside_another_takes_over_its_state_and_goes_on_in_the_same_byt
     assert same_bits(beside.state(), model.state())
 
 
+def test_a_prediction_is_that_of_the_state_however_the_model_came_to_it(
+    family: str, model: Model
+) -> None:
+    """What a prediction derives from the state once is derived anew after each change."""
+    asked, writer = stream(20, seed=5), fresh(family, "second")
+    seen = []
+
+    def look() -> None:
+        anew = model_of(family)
+        anew.load_state(model.state())
+        expected, found = anew.predict_tasks(asked), model.predict_tasks(asked)
+        assert {task: scores.tobytes() for task, scores in found.items()} == {
+            task: scores.tobytes() for task, scores in expected.items()
+        }
+        seen.append(found["click"].tobytes())
+
+    look()
+    model.learn(stream(150, seed=1))
+    look()
+    learned = model.state()
+    model.learn(stream(10, seed=2))
+    look()
+    writer.load_state(model.state())
+    writer.learn(stream(10, seed=3))
+    model.apply(writer.delta())
+    look()
+    writer.learn(stream(700, seed=4))
+    model.apply({f"whole/{name}": array for name, array in writer.state().items()})
+    look()
+    writer.learn(stream(10, seed=6))
+    small = {name: array for name, array in writer.state().items() if name not in writer.tables}
+    model.load_beside(writer, small)
+    look()
+    assert len(set(seen)) == len(seen)
+    model.load_state(learned)
+    look()
+    assert seen[-1] == seen[1]
+
+
 def test_a_model_of_another_seed_or_without_its_arrays_is_not_taken_over(model: Model) -> None:
     rest = {name: array for name, array in model.state().items() if name not in model.tables}
     own = Model(model.spec, seed=model.seed + 1, conversion=model.conversion)
@@ -231,7 +270,7 @@ def test_a_table_is_handed_over_in_parts_and_their_size_changes_no_bit(
     spec = spec_of("wide", table_bits=16)
     one_part = {}
     with monkeypatch.context() as patched:
-        patched.setattr(step, "_ROWS_AT_ONCE", 1 << 16)
+        patched.setattr(layout, "_ROWS_AT_ONCE", 1 << 16)
         one_part = Model(spec, 1).state()
     given: list[int] = []
     write = Tables._write

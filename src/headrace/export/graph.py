@@ -17,10 +17,10 @@ from headrace.export.signature import specs
 from headrace.model.batches import PREDICT_ROWS
 from headrace.model.delta import State
 from headrace.model.inputs import MAGNITUDE, SPREAD, field_salt
+from headrace.model.layout import Layout
 from headrace.model.model import LOGIT_LIMIT
 from headrace.model.network import Network
 from headrace.model.runtime import tf
-from headrace.model.step import Layout
 
 Tensor = Any  # tensorflow has no types that mypy could follow
 

@@ -21,8 +21,9 @@ from headrace.errors import InputError
 from headrace.model.delta import State
 from headrace.model.ids import admitted
 from headrace.model.inputs import Statistics
+from headrace.model.layout import Layout
 from headrace.model.runtime import tf
-from headrace.model.step import Layout, ftrl_weight
+from headrace.model.step import ftrl_weight
 
 Quantize = Literal["int8", "float16"]
 LEVELS: Final = 127  # of int8 on either side of 0
@@ -101,7 +102,7 @@ def _scaled(table: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np
 def _derived(spec: ModelSpec, rows: NDArray[Any], layout: Layout) -> NDArray[np.float32]:
     """By the trainer's own function, compiled as in its graph: compiled otherwise, it rounds so."""
     compiled = tf.function(
-        lambda rows: ftrl_weight(spec, rows),
+        lambda rows: ftrl_weight(spec, rows[:, 0], rows[:, 1]),
         input_signature=[tf.TensorSpec([None, 2], tf.float32)],
         autograph=False,
     )

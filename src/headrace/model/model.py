@@ -30,7 +30,6 @@ late positives and all positives learned; a state without it has learned none).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -49,12 +48,14 @@ from headrace.model.inputs import (
     read_numbers,
     read_times,
     read_weights,
+    refuse_infinite,
     rows_of,
     side_by_side,
 )
+from headrace.model.layout import initial_arrays
 from headrace.model.peers import Peers
 from headrace.model.runtime import allow_tensorfloat32
-from headrace.model.step import ADAM_DECAY, Graph, initial_arrays
+from headrace.model.step import ADAM_DECAY, Graph
 from headrace.model.tables import Columns, Tables
 from headrace.model.tasks import TwoTasks
 
@@ -136,17 +137,15 @@ class Model:
     def _logits(self, inputs: Inputs) -> NDArray[np.float64]:
         """Logits (n,), or (n, 2) of click and conversion."""
         ids, numbers = self._read(inputs)
-        offset: Any = self._statistics.offset()
+        offsets = self._statistics.offsets()
         size = rows_of(inputs)
-        logits = np.empty(size, np.float64)
-        if self.conversion:
-            offset = np.array([offset, self._statistics.conversion_offset()], np.float32)
-            logits = np.empty((size, 2), np.float64)
+        logits = np.empty((size, 2) if self.conversion else size, np.float64)
         for part in batches(size, PREDICT_ROWS):
-            columns = self._statistics.design(side_by_side(numbers, part))
+            dense = side_by_side(numbers, part, self.spec.numeric)
+            columns = self._statistics.design(dense)
             found = self._graph.predict(self._tables.rows(ids, part), columns)
             # added here, last and in float32, as `headrace export` adds it in its graph
-            logits[part] = found + offset
+            np.add(found, offsets, out=logits[part])
         return logits
 
     def learn(self, samples: pa.Table) -> LearnReport:
@@ -159,6 +158,7 @@ class Model:
         `spec.epochs` is the caller's loop.
         """
         ids, numbers = self._read(samples)
+        refuse_infinite(numbers, self.spec.numeric)
         names = weight_columns(self.conversion)
         weights = np.stack([read_weights(samples, name) for name in names], 1)
         if self.feedback == "naive":
@@ -169,7 +169,7 @@ class Model:
         size = self.spec.batch_size
         loss = 0.0
         for part in batches(samples.num_rows, size):
-            dense = side_by_side(numbers, part)
+            dense = np.ascontiguousarray(side_by_side(numbers, part, self.spec.numeric))
             self._statistics.see(dense, weights[part])
             columns = self._statistics.design(dense)
             looks = weights[part, :2].sum(axis=1) > 0  # neither padding nor a correction
@@ -190,8 +190,8 @@ class Model:
     def _scalars(self, weights: NDArray[np.float32]) -> NDArray[np.float32]:
         """What a step needs beside the rows: offset, Adam's powers, share of late positives."""
         powers = np.power(ADAM_DECAY, self._step)
-        after = [self._statistics.conversion_offset()] if self.conversion else []
-        scalars = [self._statistics.offset(), *powers, self._late_share(weights), *after]
+        offset, *after = self._statistics.offsets()
+        scalars = [offset, *powers, self._late_share(weights), *after]
         return np.array(scalars, np.float32)
 
     def _late_share(self, weights: NDArray[np.float32]) -> float:
@@ -290,14 +290,10 @@ class Model:
         """Whether every number of the state is finite."""
         return all(bool(np.isfinite(array).all()) for array in self.state().values())
 
-    def _dense(self) -> dict[str, Any]:
-        """The variables that are no tables."""
-        variables = self._graph.variables
-        return {name: variables[name] for name in variables if name not in ("table", "wide")}
-
     def _small(self) -> State:
         """A copy of the state without its tables."""
-        arrays: State = {name: np.array(v.numpy()) for name, v in self._dense().items()}
+        variables = self._graph.variables
+        arrays: State = {name: np.array(variables[name].numpy()) for name in self._graph.small}
         arrays["step"] = np.array([self._step], np.int64)
         arrays["moments"] = self._statistics.moments.copy()
         arrays["classes"] = self._statistics.classes.copy()
@@ -307,8 +303,7 @@ class Model:
         return arrays
 
     def _take_over(self, state: State) -> None:
-        for name, variable in self._dense().items():
-            variable.assign(state[name].copy())
+        self._graph.assign(state)
         self._step = int(state["step"][0])
         self._statistics = Statistics(state["moments"].copy(), state["classes"].copy())
         # a full training counts no late positives
@@ -330,6 +325,6 @@ class Model:
 
 
 def _probabilities(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    clipped = np.clip(logits, -LOGIT_LIMIT, LOGIT_LIMIT)
+    clipped = np.minimum(np.maximum(logits, -LOGIT_LIMIT), LOGIT_LIMIT)
     probabilities: NDArray[np.float64] = 1.0 / (1.0 + np.exp(-clipped))
     return probabilities

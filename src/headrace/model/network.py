@@ -9,8 +9,10 @@ Network", 2021): x_{l+1} = x_0 ⊙ (x_l V_l U_l + b_l) + x_l, and a linear outpu
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 from itertools import pairwise
 from math import prod
+from operator import add
 from typing import Any
 
 import numpy as np
@@ -82,30 +84,48 @@ class Network:
         parts = tf.split(flat, [prod(shape) for shape in self.shapes])
         return [tf.reshape(part, shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
+    def cut(self, parameters: list[Tensor]) -> list[Tensor]:
+        """The same parameters as products take them: the first kernel in two, for the embeddings
+        and for the columns; matrices in their precision.
+        """
+        first, *rest = parameters
+        parts = [first[: self.width], first[self.width :], *rest]
+        if not self.bfloat16:
+            return parts
+        return [tf.cast(p, tf.bfloat16) if len(p.shape) == 2 else p for p in parts]
+
+    def column(self, parts: list[Tensor], embedding: Tensor, columns: Tensor) -> Tensor:
+        """Logits (rows, 1) of embeddings (rows, width) and columns (rows, columns), by `cut`."""
+        return reduce(add, self._terms(parts, embedding, columns))
+
     def logit(self, parameters: list[Tensor], embedding: Tensor, columns: Tensor) -> Tensor:
-        """Logits (rows,) of embeddings (rows, width) and columns (rows, columns)."""
-        of_layers = 2 * (len(self.hidden) + 1)
-        logit = self._deep(parameters[:of_layers], embedding, columns)
+        """The same logits as (rows,), by `split`: a function of what gradients are taken of."""
+        terms = self._terms(self.cut(parameters), embedding, columns)
+        return reduce(add, [term[:, 0] for term in terms])
+
+    def _terms(self, parts: list[Tensor], embedding: Tensor, columns: Tensor) -> list[Tensor]:
+        """What the logits are the sum of, each (rows, 1)."""
+        of_layers = 2 * (len(self.hidden) + 1) + 1
+        terms = [self._deep(parts[:of_layers], embedding, columns)]
         if self.cross_layers:
-            logit += self._cross(parameters[of_layers:], tf.concat([embedding, columns], 1))
-        return logit
+            terms.append(self._cross(parts[of_layers:], tf.concat([embedding, columns], 1)))
+        return terms
 
-    def _deep(self, parameters: list[Tensor], embedding: Tensor, columns: Tensor) -> Tensor:
+    def _deep(self, parts: list[Tensor], embedding: Tensor, columns: Tensor) -> Tensor:
         # two products cost less than joining both inputs in memory
-        first = parameters[0]
-        layer = self._product(embedding, first[: self.width])
-        layer += self._product(columns, first[self.width :])
-        layer += parameters[1]
-        for kernel, bias in zip(parameters[2::2], parameters[3::2], strict=True):
+        layer = self._product(embedding, parts[0])
+        layer += self._product(columns, parts[1])
+        layer += parts[2]
+        for kernel, bias in zip(parts[3::2], parts[4::2], strict=True):
             layer = self._product(tf.nn.relu(layer), kernel) + bias
-        return layer[:, 0]
+        return layer
 
-    def _cross(self, parameters: list[Tensor], first: Tensor) -> Tensor:
+    def _cross(self, parts: list[Tensor], first: Tensor) -> Tensor:
         layer = first
         for at in range(0, 3 * self.cross_layers, 3):
-            down, up, bias = parameters[at : at + 3]
+            down, up, bias = parts[at : at + 3]
             layer += first * (self._product(self._product(layer, down), up) + bias)
-        return self._product(layer, parameters[-1])[:, 0]
+        return self._product(layer, parts[-1])
 
     def _product(self, left: Tensor, right: Tensor) -> Tensor:
         """Product of matrices; in bfloat16 its gradients are such products too, and two rows that

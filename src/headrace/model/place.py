@@ -31,14 +31,15 @@ class Place(threading.local):
         self._tensors = [_shared(self._ids), _shared(self._columns)]
 
     def put(self, ids: NDArray[np.int32], columns: NDArray[np.float32]) -> list[Tensor]:
-        """Both tensors, with these rows, one at least; behind them copies of the last one.
+        """Both tensors, with these rows, one at least.
 
-        A copy touches no row of the table that the batch does not touch anyway.
+        Behind them copies of the last ids, which touch no row of the table that the batch does not
+        touch anyway, and whatever columns came before.
         """
         size = len(columns)
-        for array, given in ((self._ids, ids), (self._columns, columns)):
-            array[:size] = given
-            array[size:] = given[-1]
+        self._ids[:size] = ids
+        self._ids[size:] = ids[-1]
+        self._columns[:size] = columns
         return self._tensors
 
 

@@ -14,17 +14,16 @@ up. A learning rate floor ends that sum where the rate is that share of its firs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, ClassVar, Final
+from collections.abc import Callable, Mapping
+from functools import cached_property, reduce
+from operator import add
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from headrace.declaration import ModelSpec
-from headrace.model.ids import first_capacity
-from headrace.model.inputs import mixed_keys
+from headrace.model.layout import ADAGRAD_START, Layout, table_shapes
 from headrace.model.network import Network
 from headrace.model.peers import Peers
 from headrace.model.place import Place
@@ -34,114 +33,14 @@ Tensor = Any  # tensorflow has no types that mypy could follow
 
 ADAM_DECAY = (0.9, 0.999)
 ADAM_EPSILON = 1e-7
-ADAGRAD_START = 0.1
-EMBEDDING_DEVIATION = 0.01
 LARGEST_LOGIT = 30.0
-_DRAW = np.uint64(0xD6E8FEB86659FD93)
-_ROWS_AT_ONCE: Final = 1 << 14
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Widths that follow from a declaration."""
-
-    linear: bool
-    deep: bool
-    fields: int
-    wide: int
-    columns: int
-    dim: int
-    tasks: int = 1
-
-    @classmethod
-    def of(cls, spec: ModelSpec, tasks: int = 1) -> Layout:
-        """Layout of a declared model; `columns` counts the dense inputs (see Statistics.design)."""
-        deep = spec.family != "ftrl"
-        return cls(
-            linear=spec.family in ("ftrl", "ftrl_deep"),
-            deep=deep,
-            fields=len(spec.embedded),
-            wide=len(spec.wide),
-            columns=1 + 2 * len(spec.numeric),
-            dim=spec.embedding_dim if deep else 0,
-            tasks=tasks,
-        )
-
-    @property
-    def row_width(self) -> int:
-        """float32 numbers in one row of the table."""
-        return 2 * self.linear * self.tasks + 2 * self.dim
-
-    @property
-    def weights(self) -> slice:
-        """Where a row's embedding stands."""
-        start = 2 * self.linear * self.tasks
-        return slice(start, start + self.dim)
-
-
-def fresh_rows(layout: Layout, keys: NDArray[np.uint64]) -> NDArray[np.float32]:
-    """What the rows of dynamic ids start with: a function of their keys, like a drawn weight."""
-    rows = np.zeros((keys.size, layout.row_width), np.float32)
-    if layout.deep:
-        places = np.arange(layout.dim, dtype=np.int64)[:, None] + keys.view(np.int64)
-        draws = mixed_keys(list(places), np.full(layout.dim, _DRAW)).T >> np.uint64(40)
-        uniform = draws.astype(np.float32) * np.float32(2**-23) - np.float32(1)
-        rows[:, layout.weights] = uniform * np.float32(EMBEDDING_DEVIATION * 3**0.5)
-        rows[:, layout.weights.stop :] = ADAGRAD_START
-    return rows
-
-
-def drawn_rows(layout: Layout, length: int, seed: int) -> Iterator[NDArray[np.float32]]:
-    """What the rows of hashed ids start with, in order and some at a time, (n, row_width)."""
-    draw = np.random.default_rng([seed, 1])
-    for rows in some_at_a_time(length):
-        table = np.zeros((rows.stop - rows.start, layout.row_width), np.float32)
-        weights = draw.standard_normal((len(table), layout.dim), dtype=np.float32)
-        table[:, layout.weights] = weights * np.float32(EMBEDDING_DEVIATION)
-        table[:, layout.weights.stop :] = ADAGRAD_START
-        yield table
-
-
-def some_at_a_time(length: int) -> Iterator[slice]:
-    """The rows of a table in parts small enough to hand over while others wait for Python.
-
-    A table of 10 million rows given to TensorFlow at once stops every thread for seconds.
-    """
-    for start in range(0, length, _ROWS_AT_ONCE):
-        yield slice(start, min(start + _ROWS_AT_ONCE, length))
-
-
-def table_shapes(spec: ModelSpec, tasks: int = 1) -> dict[str, tuple[int, int]]:
-    """Names and shapes of a fresh model's tables, all float32."""
-    layout = Layout.of(spec, tasks)
-    hashed = 1 << spec.table_bits
-    length = first_capacity(layout.fields) if spec.ids == "dynamic" else hashed
-    wide = {"wide": (hashed, 2 * tasks)} if layout.wide else {}
-    return {"table": (length, layout.row_width), **wide}
-
-
-def initial_arrays(spec: ModelSpec, seed: int, tasks: int = 1) -> dict[str, NDArray[Any]]:
-    """The TensorFlow part of a fresh state without its tables; NumPy generators, so a seed means
-    the same bytes.
-    """
-    layout = Layout.of(spec, tasks)
-    dense = np.zeros(0, np.float32)
-    if layout.deep:
-        towers = [Network.of(spec, layout.columns, task).initial(seed) for task in range(tasks)]
-        dense = np.concatenate(towers)
-    return {
-        "linear": np.zeros((layout.columns if layout.linear else 0, 2 * tasks), np.float32),
-        "dense": dense,
-        "dense_m": np.zeros_like(dense),
-        "dense_v": np.zeros_like(dense),
-    }
-
-
-def ftrl_weight(spec: ModelSpec, rows: Tensor) -> Tensor:
-    """The weights (n,) that rows [z, n] of FTRL stand for."""
-    z, n = rows[:, 0], rows[:, 1]
-    shrunk = tf.sign(z) * tf.maximum(tf.abs(z) - spec.ftrl_l1, 0.0)
-    return -shrunk / ((spec.ftrl_beta + tf.sqrt(n)) / spec.ftrl_alpha + spec.ftrl_l2)
+def ftrl_weight(spec: ModelSpec, z: Tensor, n: Tensor) -> Tensor:
+    """The weights that z and n of FTRL stand for, all of one shape."""
+    # without l1 nothing shrinks; with the sign in the divisor no other operation is about it
+    shrunk = tf.sign(z) * tf.maximum(tf.abs(z) - spec.ftrl_l1, 0.0) if spec.ftrl_l1 else z
+    return shrunk / ((spec.ftrl_beta + tf.sqrt(n)) / -spec.ftrl_alpha - spec.ftrl_l2)
 
 
 class Graph:
@@ -167,10 +66,17 @@ class Graph:
         self.variables = {
             name: self._zeros(name, shape) for name, shape in table_shapes(spec, self.tasks).items()
         } | {name: tf.Variable(a, name=name) for name, a in arrays.items()}
-        self._answer = self._compile(self._predict, self._inputs(predict_rows))
+        self._derive = self._compile(self._derived, [])
+        derived = [tf.TensorSpec(each.shape, each.dtype) for each in self._derive.outputs]
+        self._answer = self._compile(self._predict, [*self._inputs(predict_rows), *derived])
+        self._held: list[Tensor] | None = None  # what it takes beside rows; None after a change
         self._place = Place(predict_rows, self._layout.fields + self._layout.wide, columns)
-        # inline on a CPU: a hundred small operations cost less than handing them to threads
-        self._executor = "SINGLE_THREADED_EXECUTOR" if device().startswith("CPU") else ""
+        self._call = {
+            "f": self._answer.name,
+            "Tout": [tf.float32.as_datatype_enum],
+            # inline on a CPU: some dozen small operations cost less than handing them to threads
+            "executor_type": "SINGLE_THREADED_EXECUTOR" if device().startswith("CPU") else "",
+        }
 
     def predict(self, ids: NDArray[np.int32], columns: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits (rows,), or (rows, tasks), of up to `predict_rows` rows, without the offset.
@@ -179,18 +85,39 @@ class Graph:
         The compiled function's own call would convert and check what is right by construction,
         in more time than its operations take.
         """
-        given = self._place.put(ids, columns)
+        held = self._held
+        if held is None:  # threads may do so at once, and find the same
+            held = self._held = [*self._derive(), *self._answer.captured_inputs]
         (logits,) = tf.raw_ops.StatefulPartitionedCall(
-            args=[*given, *self._answer.captured_inputs],
-            Tout=[tf.float32],
-            f=self._answer,
-            executor_type=self._executor,
+            args=[*self._place.put(ids, columns), *held], **self._call
         )
         found: NDArray[np.float32] = logits.numpy()
-        return found[: len(ids)]
+        return found[: len(ids)] if self.tasks > 1 else found[: len(ids), 0]
+
+    def learn(
+        self,
+        ids: NDArray[np.int32],
+        columns: NDArray[np.float32],
+        weights: NDArray[np.float32],
+        scalars: NDArray[np.float32],
+    ) -> Tensor:
+        """One step over `batch_size` rows, see `_learn`; predictions must not run meanwhile."""
+        self._held = None
+        return self._step(ids, columns, weights, scalars)
+
+    def assign(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Take over the variables that are no tables; predictions must not run meanwhile."""
+        self._held = None
+        for name in self.small:
+            self.variables[name].assign(arrays[name].copy())
+
+    @property
+    def small(self) -> list[str]:
+        """Names of the variables that are no tables."""
+        return [name for name in self.variables if name not in ("table", "wide")]
 
     @cached_property
-    def learn(self) -> Any:
+    def _step(self) -> Any:
         """The compiled step. Traced at its first use: who only predicts does not pay for it."""
         size = self._spec.batch_size
         of_step = [
@@ -218,20 +145,51 @@ class Graph:
         compiled = tf.function(function, input_signature=signature, autograph=False)
         return compiled.get_concrete_function()
 
-    def _predict(self, ids: Tensor, columns: Tensor) -> Tensor:
-        ids, wide = tf.split(ids, [self._layout.fields, self._layout.wide], axis=1)
-        rows = self.variables["table"].sparse_read(tf.reshape(ids, [-1]))
-        logit = tf.zeros_like(columns[:, 0])
+    def _derived(self) -> list[Tensor]:
+        """What a prediction needs of the small variables, whatever its rows.
+
+        FTRL weights (columns, tasks) of the columns; then each network's parameters, by
+        `Network.cut`. Worked out at the first prediction after a change, so that who learns step
+        after step does not pay for it.
+        """
+        derived = []
         if self._layout.linear:
-            logit += self._linear_logit(self._ftrl_weight(rows), columns)
-        if self._layout.wide:
-            wide_rows = self.variables["wide"].sparse_read(tf.reshape(wide, [-1]))
-            logit += self._by_row(self._ftrl_weight(wide_rows), columns)
+            derived.append(self._id_weights(self.variables["linear"].read_value()))
         if self._layout.deep:
-            parameters = self._network.split(self.variables["dense"].read_value())
-            embedding = self._side_by_side(rows[:, self._layout.weights], columns)
-            logit += self._network.logit(parameters, embedding, columns)
-        return logit
+            sizes = [network.size for network in self._networks]
+            flat = tf.split(self.variables["dense"].read_value(), sizes)
+            for network, part in zip(self._networks, flat, strict=True):
+                derived += network.cut(network.split(part))
+        return derived
+
+    def _predict(self, ids: Tensor, columns: Tensor, *derived: Tensor) -> Tensor:
+        """Logits (rows, tasks); derived: see `_derived`."""
+        layout, rest = self._layout, list(derived)
+        wide = None
+        if layout.wide:
+            ids, wide = tf.split(ids, [layout.fields, layout.wide], axis=1)
+        rows = self.variables["table"].sparse_read(ids)
+        terms = []
+        if layout.linear:
+            terms.append(tf.reduce_sum(self._id_weights(rows), 1))
+            terms.append(tf.matmul(columns, rest.pop(0)))
+        if wide is not None:
+            wide_rows = self.variables["wide"].sparse_read(wide)
+            terms.append(tf.reduce_sum(self._id_weights(wide_rows), 1))
+        if layout.deep:
+            embedding = self._side_by_side(rows[:, :, layout.weights], columns)
+            count = len(rest) // self.tasks
+            towers = [
+                network.column(rest[count * task : count * (task + 1)], embedding, columns)
+                for task, network in enumerate(self._networks)
+            ]
+            terms.append(tf.concat(towers, 1) if self.tasks > 1 else towers[0])
+        return reduce(add, terms)
+
+    def _id_weights(self, rows: Tensor) -> Tensor:
+        """FTRL weights (..., tasks) of rows (..., width) that begin with z and n of each task."""
+        last = 2 * self.tasks
+        return ftrl_weight(self._spec, rows[..., 0:last:2], rows[..., 1:last:2])
 
     def _learn(self, ids: Tensor, columns: Tensor, weights: Tensor, scalars: Tensor) -> Tensor:
         """One step; returns the sum of the batch's losses before it.
@@ -335,7 +293,7 @@ class Graph:
         )
 
     def _ftrl_weight(self, rows: Tensor) -> Tensor:
-        return ftrl_weight(self._spec, rows)
+        return ftrl_weight(self._spec, rows[:, 0], rows[:, 1])
 
     def _ftrl(self, rows: Tensor, gradient: Tensor) -> Tensor:
         z, n = rows[:, 0], rows[:, 1]

@@ -7,7 +7,7 @@ ones (`table` only) have rows of their own, see `ids`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,11 @@ from headrace.declaration import ModelSpec
 from headrace.errors import IntegrityError
 from headrace.model.delta import State, check_rows
 from headrace.model.ids import DynamicIds, Keys, first_capacity
-from headrace.model.inputs import field_salt, mix, mixed_keys
+from headrace.model.inputs import field_salt, mix, mixed_keys, rows_between
+from headrace.model.layout import Layout, drawn_rows, fresh_rows, some_at_a_time
 from headrace.model.runtime import tf
-from headrace.model.step import Layout, drawn_rows, fresh_rows, some_at_a_time
 
-Columns = list[NDArray[Any]]
+Columns = Sequence[NDArray[Any]]
 
 
 class Tables:
@@ -62,9 +62,9 @@ class Tables:
 
     def rows(self, ids: Columns, part: slice) -> NDArray[np.int32]:
         """Rows (n, fields) of a part of id columns, each int64, to predict with."""
-        ids = [column[part] for column in ids]
         if not ids:
             return np.empty((part.stop - part.start, 0), np.int32)
+        ids = rows_between(ids, part)
         if self._ids is None:
             return mix(ids, self._salts, self._bits)
         return self._with_wide(self._ids.rows(*self._keys(ids)), ids)
@@ -80,7 +80,7 @@ class Tables:
         if self._ids is None or not ids:
             rows = self.rows(ids, part)
         else:
-            ids = [column[part] for column in ids]
+            ids = rows_between(ids, part)
             rows, fresh, keys = self._ids.see(*self._keys(ids), counted, at_us)
             self._grow()
             if fresh.size:

@@ -43,29 +43,13 @@ def _logistic(positive: Tensor, negative: Tensor, logit: Tensor) -> tuple[Tensor
 
 
 class TwoTasks(Graph):
-    """The step and the prediction of a model with conversions: logits are (rows, 2).
+    """The step of a model with conversions: logits are (rows, 2).
 
     A row of a table holds the (z, n) of both tasks before the shared embedding; the flat vector
     holds the tower of the click, then that of the conversion.
     """
 
     tasks: ClassVar[int] = 2
-
-    def _predict(self, ids: Tensor, columns: Tensor) -> Tensor:
-        layout = self._layout
-        ids, wide = tf.split(ids, [layout.fields, layout.wide], axis=1)
-        rows = self.variables["table"].sparse_read(tf.reshape(ids, [-1]))
-        logits = tf.zeros([columns.shape[0], 2])
-        if layout.linear:
-            logits += self._sums(self._ftrl_weights(rows), columns, layout.fields)
-            logits += tf.matmul(columns, self._ftrl_weights(self.variables["linear"].read_value()))
-        if layout.wide:
-            wide_rows = self.variables["wide"].sparse_read(tf.reshape(wide, [-1]))
-            logits += self._sums(self._ftrl_weights(wide_rows), columns, layout.wide)
-        if layout.deep:
-            embedding = self._side_by_side(rows[:, layout.weights], columns)
-            logits += self._towers(self._parameters(), embedding, columns)
-        return logits
 
     def _learn(self, ids: Tensor, columns: Tensor, weights: Tensor, scalars: Tensor) -> Tensor:
         """One step; returns the sum of the batch's losses before it, of both tasks.
