@@ -1,8 +1,9 @@
-"""A straight way to the scoring routes, past FastAPI's: the CPU of a request is mostly its layers.
+"""The straight way of a scoring request to the function of its route.
 
-A route of FastAPI costs a request as much as parsing and answering it: middleware, all routes tried
-in turn, stacks of contexts for dependencies that there are not (docs/adr/0079). FastAPI still
-describes these routes, and would answer the same: it has the same functions and problems.
+FastAPI's own way, through its middleware, a router that tries route after route and stacks of
+contexts for dependencies that there are not, takes more CPU than to parse a request and write its
+answer (docs/adr/0079). FastAPI describes these routes all the same, and would answer them alike:
+by the same functions, and `refusal`.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from headrace.serving.refusal import PROBLEMS, refusal
 
 
 class Desk:
-    """ASGI middleware: a POST to a path that `routes` and what is `known` of their parameters fix.
+    """ASGI middleware: answers a POST to a route of which all path parameters are `known`.
 
-    The functions of these routes take nothing but the request and those parameters.
+    Everything else goes on to `app`. The functions of such routes take the request and the path's
+    parameters, no more.
     """
 
     def __init__(self, app: ASGIApp, routes: Iterable[BaseRoute], known: Mapping[str, str]) -> None:

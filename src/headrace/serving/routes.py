@@ -1,9 +1,10 @@
 """The routes: `/v1/score` and `/v1/race` for people, Open Inference Protocol v2 for all else.
 
-Bodies are parsed on the event loop, where they are scored too, those that wait together
-(docs/adr/0036): validation by pydantic's own JSON parser and binary tensors both start from the
-bytes. The OpenAPI document therefore names the bodies by hand (`openapi.describe`). A request that
-pins a version may load a model, so it has a thread of Starlette's pool.
+Bodies, each one message (`LimitBody`), are parsed on the event loop, where they are scored too,
+those that wait together (docs/adr/0036): validation by pydantic's own JSON parser and binary
+tensors both start from the bytes. The OpenAPI document therefore names the bodies by hand
+(`openapi.describe`). A request that pins a version may load a model, so it has a thread of
+Starlette's pool.
 """
 
 from __future__ import annotations
