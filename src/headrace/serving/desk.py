@@ -1,9 +1,9 @@
 """The straight way of a scoring request to the function of its route.
 
 FastAPI's own way, through its middleware, a router that tries route after route and stacks of
-contexts for dependencies that there are not, takes more CPU than to parse a request and write its
-answer (docs/adr/0079). FastAPI describes these routes all the same, and would answer them alike:
-by the same functions, and `refusal`.
+contexts for dependencies that there are not, takes 0.1 to 0.3 ms of a request's CPU
+(docs/adr/0079). FastAPI describes these routes all the same, and would answer them alike: by the
+same functions, and `refusal`.
 """
 
 from __future__ import annotations
