@@ -15,6 +15,7 @@ import grpc
 import pytest
 import uvicorn
 from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from headrace.declaration import LineSpec
 from headrace.declaration.serving import RateSpec, ServingSpec
@@ -36,6 +37,7 @@ with warnings.catch_warnings():  # Starlette asks for httpx2, which is no depend
 
 SCORE, ADMIN = "score-0123456789abcdef", "admin-0123456789abcdef"
 BODY = {"candidates": [{}]}
+SCORED = PlainTextResponse("scored")
 
 
 def bearer(token: str) -> dict[str, str]:
@@ -259,16 +261,23 @@ def test_a_token_is_never_part_of_what_is_printed_or_logged(applied, shop, tmp_p
     assert SCORE not in caplog.text
 
 
-def through_the_door(messages: list[dict[str, object]]) -> tuple[list[int], dict[str, int]]:
-    """Statuses of the answers to a POST whose body comes as these messages, and the counts."""
+def through_the_door(
+    messages: list[dict[str, object] | None], inside: ASGIApp = SCORED
+) -> tuple[list[int], dict[str, int]]:
+    """Statuses of the answers to a POST whose body comes as these messages, and the counts.
+
+    None in place of a message: the sender takes his time before the next one.
+    """
     metrics = ServingMetrics(LINE)
-    inner = LimitBody(PlainTextResponse("scored"), max_bytes=8, max_s=0.05)
+    inner = LimitBody(inside, max_bytes=8, max_s=0.05)
     door = Door(inner, Access(load_settings({}), None), metrics)
     coming, statuses = iter(messages), []
 
     async def receive() -> dict[str, object]:
         for message in coming:
-            return message
+            if message is not None:
+                return message
+            await asyncio.sleep(0.001)
         await asyncio.sleep(60)
         raise AssertionError("nobody waits so long")
 
@@ -289,6 +298,52 @@ def test_a_body_that_comes_too_slowly_too_large_or_not_at_all_ends():
     assert through_the_door([part]) == ([408], {"refused": 1})
     assert through_the_door([part, part]) == ([413], {"refused": 1})
     assert through_the_door([part, gone]) == ([], {"left": 1})
+    assert through_the_door([]) == ([408], {"refused": 1})
+    assert through_the_door([None, part]) == ([408], {"refused": 1})
+    assert through_the_door([None, part, part]) == ([413], {"refused": 1})
+    assert through_the_door([None, gone]) == ([], {"left": 1})
+
+
+def test_a_body_is_handed_on_whole_however_it_came():
+    part = {"type": "http.request", "body": b"abc", "more_body": True}
+    end = {"type": "http.request", "body": b"defg"}
+    gone = {"type": "http.disconnect"}
+    seen = []
+
+    async def inside(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append([await receive(), await receive()])
+        await PlainTextResponse("scored")(scope, receive, send)
+
+    for wait in ([], [None]):
+        told = through_the_door([*wait, part, *wait, *wait, end, gone], inside)
+        assert told == ([200], {"answered": 1})
+    whole = {"type": "http.request", "body": b"abcdefg", "more_body": False}
+    assert seen == [[whole, gone]] * 2
+
+
+def test_who_waits_for_a_body_lets_go_of_it_when_he_is_stopped():
+    ended = []
+
+    async def never() -> dict[str, object]:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append("receive")
+        raise AssertionError("nobody waits so long")
+
+    async def unused(*_: object) -> None:
+        raise AssertionError("there is nothing to answer")
+
+    async def stopped() -> None:
+        scope = {"type": "http", "method": "POST", "path": "/v1/score", "headers": []}
+        asked = asyncio.create_task(LimitBody(unused, 8, 60)(scope, never, unused))
+        await asyncio.sleep(0.001)
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+        assert ended == ["receive"]
+
+    asyncio.run(stopped())
 
 
 @pytest.mark.parametrize(

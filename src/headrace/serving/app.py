@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import gc
-import json
 import logging
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
 from importlib.metadata import version as package_version
-from typing import Any, Final
+from typing import Final
 
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response
-from pydantic import ValidationError
-from starlette.exceptions import HTTPException
+from fastapi import FastAPI
 
 from headrace.declaration import LineSpec
-from headrace.errors import EnvironmentFault, HeadraceError, InputError
+from headrace.errors import EnvironmentFault
 from headrace.events import served_schema
 from headrace.line import LineStore
 from headrace.log.files import FileLog
@@ -26,6 +22,7 @@ from headrace.serving.answer import Answers
 from headrace.serving.arms import SHADOW_SCHEMA, Arms
 from headrace.serving.body import LimitBody
 from headrace.serving.chronicle import Chronicle, Lookout
+from headrace.serving.desk import Desk
 from headrace.serving.door import Door
 from headrace.serving.features import Features
 from headrace.serving.insight import inside_routes
@@ -35,9 +32,10 @@ from headrace.serving.oip.rest import InferRequest
 from headrace.serving.oip.rpc import RpcServer
 from headrace.serving.openapi import describe
 from headrace.serving.overview import Overview
-from headrace.serving.payload import MAX_BODY_BYTES, UnknownModel, WrongField, score_request
+from headrace.serving.payload import MAX_BODY_BYTES, score_request
 from headrace.serving.pinned import Pinned
 from headrace.serving.prior import Prior
+from headrace.serving.refusal import refuse
 from headrace.serving.routes import protocol_routes, score_routes
 from headrace.serving.scored import ServedTables
 from headrace.serving.scorer import Scorer
@@ -85,15 +83,13 @@ def create_app(
         lifespan=lifespan,
         redoc_url=None,
     )
-    app.add_middleware(LimitBody, max_bytes=MAX_BODY_BYTES, max_s=MAX_BODY_S)
-    app.add_middleware(Door, access=access, metrics=metrics)
-    app.add_exception_handler(HTTPException, _miss)
-    app.add_exception_handler(HeadraceError, _refuse)
-    app.add_exception_handler(WrongField, _explain)
-    app.add_exception_handler(ValidationError, _explain)
+    refuse(app)
     app.include_router(score_routes(spec))
     app.include_router(protocol_routes(spec))
     app.include_router(inside_routes())
+    app.add_middleware(Desk, routes=app.routes, known={"line": spec.line})
+    app.add_middleware(LimitBody, max_bytes=MAX_BODY_BYTES, max_s=MAX_BODY_S)
+    app.add_middleware(Door, access=access, metrics=metrics)
     describe(app, score_request(spec), InferRequest)
     return app
 
@@ -208,32 +204,3 @@ def _listen(host: str, port: int, setting: str) -> socket.socket:
             f"stop what uses it or set {setting}"
         ) from None
     return listener
-
-
-async def _explain(_: Request, problem: Exception) -> Response:
-    """What is wrong where, without the echo of the input, which may be large or no JSON (NaN)."""
-    found: list[dict[str, Any]]
-    if isinstance(problem, WrongField):
-        found = [{"type": "value_error", "loc": problem.path, "msg": problem.message}]
-    else:
-        assert isinstance(problem, ValidationError)
-        told = problem.errors(include_url=False, include_context=False, include_input=False)
-        found = [{**error, "loc": ("body", *error["loc"])} for error in told]
-    first = f"{'.'.join(map(str, found[0]['loc']))}: {found[0]['msg']}"
-    # ASCII with escapes: a field's name may hold half a surrogate pair
-    content = json.dumps({"error": first, "detail": found})
-    return Response(content, 422, media_type="application/json")
-
-
-async def _miss(_: Request, problem: Exception) -> JSONResponse:
-    """A path or a method that there is not, in the words of all other refusals."""
-    assert isinstance(problem, HTTPException)
-    return JSONResponse({"error": problem.detail}, problem.status_code, problem.headers)
-
-
-async def _refuse(_: Request, problem: Exception) -> JSONResponse:
-    if isinstance(problem, UnknownModel):
-        status = 404
-    else:
-        status = 422 if isinstance(problem, InputError) else 503
-    return JSONResponse({"error": str(problem)}, status)

@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterable
 from typing import Final
 
-from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -21,6 +20,7 @@ from headrace.serving.payload import VERSION_HEADER
 
 INSIDE: Final = frozenset(("/v1/status", "/v1/race", "/metrics"))
 _STATUS: Final[dict[Reason, int]] = {"unknown": 401, "forbidden": 403, "limited": 429}
+_VERSION: Final = VERSION_HEADER.encode()
 RawHeader = tuple[bytes, bytes]
 _CSP: Final = b"content-security-policy"
 _HEADERS: Final[tuple[RawHeader, ...]] = (
@@ -73,15 +73,16 @@ class Door:
                 self._metrics.ended("http", outcome_of(status), took_s)
 
     async def _let_in(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = Headers(scope=scope)
+        headers = dict(reversed(scope["headers"]))  # of those with one name the first counts
+        authorization = headers.get(b"authorization", b"").decode("latin-1")
         try:
             if scope["method"] == "POST":
-                if headers.get("sec-fetch-site") == "cross-site":
+                if headers.get(b"sec-fetch-site") == b"cross-site":
                     raise TurnedAway("forbidden", "a page of another site may not score here")
-                pinned = VERSION_HEADER in headers or "/versions/" in scope["path"]
-                self._access.score(headers.get("authorization"), pinned=pinned)
+                pinned = _VERSION in headers or "/versions/" in scope["path"]
+                self._access.score(authorization, pinned=pinned)
             elif scope["path"] in INSIDE:
-                self._access.look(headers.get("authorization"))
+                self._access.look(authorization)
         except TurnedAway as refusal:
             await _answer(refusal)(scope, receive, send)
             return

@@ -1,20 +1,19 @@
 """The routes: `/v1/score` and `/v1/race` for people, Open Inference Protocol v2 for all else.
 
-Bodies are parsed on the event loop, where they are scored too, those that wait together
-(docs/adr/0036): validation by pydantic's own JSON parser and binary tensors both start from the
-bytes. The OpenAPI document therefore names the bodies by hand (`openapi.describe`). A request that
-pins a version may load a model, so it has a thread of Starlette's pool.
+Bodies, each one message (`LimitBody`), are parsed on the event loop, where they are scored too,
+those that wait together (docs/adr/0036): validation by pydantic's own JSON parser and binary
+tensors both start from the bytes. The OpenAPI document therefore names the bodies by hand
+(`openapi.describe`). A request that pins a version may load a model, so it has a thread of
+Starlette's pool.
 """
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Callable
+import os
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from fastapi.routing import APIRoute
 from pydantic_core import to_json
 from starlette.concurrency import run_in_threadpool
 
@@ -37,19 +36,12 @@ _OF_A_MODEL = _REFUSALS | {404: {"model": payload.Problem}}
 _READY: dict[int | str, dict[str, Any]] = {at: _OF_A_MODEL[at] for at in (404, 422, 503)}
 
 
-class Plain(APIRoute):
-    """A route whose function takes the request as it is: FastAPI only describes it."""
-
-    def get_route_handler(self) -> Callable[..., Any]:
-        return self.endpoint
-
-
 def score_routes(spec: LineSpec) -> APIRouter:
     """`/v1/score`, `/v1/race`."""
-    router, plain = APIRouter(tags=["score"]), APIRouter(route_class=Plain)
+    router = APIRouter(tags=["score"])
     body_type = payload.score_request(spec)
 
-    @plain.post(
+    @router.post(
         "/v1/score",
         response_model=payload.ScoreResponse,
         responses=_REFUSALS,
@@ -57,7 +49,7 @@ def score_routes(spec: LineSpec) -> APIRouter:
     )
     async def score(request: Request) -> Response:
         """Score candidates; `context` holds what they share."""
-        raw, pin = await request.body(), request.headers.get(payload.VERSION_HEADER)
+        raw, pin = (await request.receive())["body"], _header(request, payload.VERSION_HEADER)
         said: Any = body_type.model_validate_json(raw)
         candidates = payload.candidates_of(spec, said)
         scored = await _score(request, said.request_id, candidates, pin)
@@ -68,7 +60,6 @@ def score_routes(spec: LineSpec) -> APIRouter:
         """Which arms race at this server, with shares and odds; null while none does."""
         return {"line": spec.line, "race": request.app.state.arms.about()}
 
-    router.include_router(plain)
     return router
 
 
@@ -117,10 +108,10 @@ def protocol_routes(spec: LineSpec) -> APIRouter:
     @router.post("/models/{line}/versions/{version}/infer", openapi_extra=extra, **said)
     async def infer(request: Request, line: str, version: str | None = None) -> Response:
         """Score candidates given as one tensor for each declared column."""
-        pin = version or request.headers.get(payload.VERSION_HEADER)
+        pin = version or _header(request, payload.VERSION_HEADER)
         _about(request).check(line, None)
-        length = request.headers.get(rest.JSON_LENGTH)
-        raw = await request.body()
+        length = _header(request, rest.JSON_LENGTH)
+        raw = (await request.receive())["body"]
         asked, inputs = rest.read_request(raw, length)
         wanted = rest.wanted_outputs(spec, asked)
         scored = await _score(request, asked.id, candidates_of(spec, inputs), pin)
@@ -134,11 +125,17 @@ async def _score(
     request: Request, request_id: str | None, candidates: Candidates, pin: str | None
 ) -> Scored:
     """Beside those that wait too, or in a thread where a version may have to be loaded."""
-    state, name = request.app.state, request_id or uuid.uuid4().hex
+    state, name = request.app.state, request_id or os.urandom(16).hex()
     if pin is not None:
         return await run_in_threadpool(state.scorer.score, name, candidates, pin)
     scored: Scored = await state.together.score(Asked(name, candidates))
     return scored
+
+
+def _header(request: Request, name: str) -> str | None:
+    """The first of that name, as `request.headers` has it, without what that costs."""
+    raw = name.encode()
+    return next((v.decode("latin-1") for n, v in request.scope["headers"] if n == raw), None)
 
 
 def _about(request: Request) -> About:
