@@ -318,9 +318,11 @@ def test_a_full_queue_sheds_where_that_is_the_policy_and_counts():
 def test_the_writer_gives_way_to_the_threads_that_answer():
     writer = ServedWriter(StuckLog(), linger_s=0.01)
     writer.start()
-    mine = os.getpriority(os.PRIO_PROCESS, 0)
+    mine, policy = os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0)
     until(lambda: os.getpriority(os.PRIO_PROCESS, writer._thread.native_id) == max(mine, NICE))
+    until(lambda: os.sched_getscheduler(writer._thread.native_id) == os.SCHED_BATCH)
     assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == mine
+    assert os.sched_getscheduler(threading.get_native_id()) == policy
     writer.stop()
 
 

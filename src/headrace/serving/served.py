@@ -173,8 +173,16 @@ class ServedWriter:
 
 
 def _step_back(nice: int) -> None:
-    """Give the processor to the threads that answer, wherever both want it (Linux only)."""
+    """Give the processor to the threads that answer, wherever both want it (Linux only).
+
+    As a batch, a thread that wakes up waits for the one that answers to have finished, instead of
+    halting it at once (https://man7.org/linux/man-pages/man7/sched.7.html).
+    """
     if sys.platform == "linux":  # elsewhere the priority is the whole process's
         thread = threading.get_native_id()
         nice = max(os.getpriority(os.PRIO_PROCESS, thread), nice)  # less is for root alone
         os.setpriority(os.PRIO_PROCESS, thread, nice)
+        try:
+            os.sched_setscheduler(thread, os.SCHED_BATCH, os.sched_param(0))
+        except PermissionError as problem:  # in a sandbox
+            LOG.info("served log: its writer may halt answers: %s", problem)
