@@ -55,11 +55,11 @@ def made(root: Path, **environ: str) -> Settings:
     )
 
 
-def until(found: Callable[[], Any], timeout_s: float = 240.0) -> Any:
+def until(found: Callable[[], Any], timeout_s: float = 240.0, pause_s: float = 0.5) -> Any:
     deadline = time.monotonic() + timeout_s
     while not (answer := found()):
         assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.5)
+        time.sleep(pause_s)
     return answer
 
 

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import psycopg
 
@@ -26,6 +27,8 @@ from headrace.errors import EnvironmentFault
 from headrace.settings import PROJECT, TRAINING_POOL, Settings
 
 USER = "admin"
+IDLE_S = 30
+"""A transaction whose process says nothing for so long is rolled back by PostgreSQL."""
 PLUGINS = PROJECT / "plugins"
 _SET_POOL = (
     "INSERT INTO slot_pool (pool, slots, description, include_deferred) VALUES ({}) "
@@ -169,11 +172,19 @@ def _options(
 
 
 def _connections(settings: Settings) -> dict[str, object]:
-    """Airflow's database; psycopg serves both kinds of connection."""
+    """Airflow's database; psycopg serves both kinds of connection.
+
+    The executor's workers inherit the sockets of the scheduler. When it is killed in a transaction
+    they live on, PostgreSQL takes the dead for idle and keeps its locks: nobody would ever look at
+    a run again that it had locked. `options` in the URL are the user's own word on that.
+    """
     url = settings.airflow_database
     if url is None:
         # SQLite has one writer: the others wait for it longer than the 5 s of its default
         return {"sql_alchemy_conn": f"sqlite:///{_database(airflow_folder(settings))}?timeout=30"}
+    where = urlsplit(url)
+    bound = {"options": f"-c idle_in_transaction_session_timeout={IDLE_S}s"}
+    url = where._replace(query=urlencode(bound | dict(parse_qsl(where.query)))).geturl()
     return {"sql_alchemy_conn": url, "sql_alchemy_conn_async": url}
 
 
