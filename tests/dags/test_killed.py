@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 
 import numpy as np
@@ -66,11 +67,19 @@ def process(settings: Settings, name: str) -> psutil.Process:
 
 
 def worker(settings: Settings) -> psutil.Process:
-    """The process of Airflow's task that runs a step of a pipeline now."""
+    """The process of Airflow's task that runs a step of an incremental training now.
+
+    At the turn of an hour or a day the schedule runs pipelines of other kinds beside it.
+    """
 
     def steps() -> list[psutil.Process]:
-        below = process(settings, "airflow-scheduler").children(recursive=True)
-        return [one for one in below if "kfp.dsl.executor_main" in one.cmdline()]
+        found = []
+        for one in process(settings, "airflow-scheduler").children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                command = one.cmdline()
+                if "kfp.dsl.executor_main" in command and "incremental-train" in " ".join(command):
+                    found.append(one)
+        return found
 
     step: psutil.Process = until(steps)[0]
     return step.parents()[1]
