@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import quote
 
 import psycopg
 
@@ -176,15 +176,14 @@ def _connections(settings: Settings) -> dict[str, object]:
 
     The executor's workers inherit the sockets of the scheduler. When it is killed in a transaction
     they live on, PostgreSQL takes the dead for idle and keeps its locks: nobody would ever look at
-    a run again that it had locked. `options` in the URL are the user's own word on that.
+    a run again that it had locked. (PgBouncer wants `ignore_startup_parameters = options` for that,
+    and has an `idle_transaction_timeout` of its own.)
     """
     url = settings.airflow_database
     if url is None:
         # SQLite has one writer: the others wait for it longer than the 5 s of its default
         return {"sql_alchemy_conn": f"sqlite:///{_database(airflow_folder(settings))}?timeout=30"}
-    where = urlsplit(url)
-    bound = {"options": f"-c idle_in_transaction_session_timeout={IDLE_S}s"}
-    url = where._replace(query=urlencode(bound | dict(parse_qsl(where.query)))).geturl()
+    url += f"?options={quote(f'-c idle_in_transaction_session_timeout={IDLE_S}s')}"
     return {"sql_alchemy_conn": url, "sql_alchemy_conn_async": url}
 
 
