@@ -142,19 +142,22 @@ def test_a_killed_worker_is_replaced_and_the_model_has_the_same_bytes(campaign: 
 
 
 def stopped_in_a_transaction(scheduler: psutil.Process, database: Postgres) -> bool:
-    """Whether the scheduler now stands still with the lock of a run in its hand; else it goes on.
+    """Whether the scheduler now stands still in a transaction that locks a run; else it goes on.
 
     Its workers inherit its connections, so PostgreSQL does not see that it died.
     """
     scheduler.suspend()
+    ports = [one.laddr.port for one in scheduler.net_connections("tcp")]
     with psycopg.connect(database.database("airflow").replace("+psycopg", "")) as connection:
         running = "FROM dag_run WHERE state = 'running'"
         (runs,) = connection.execute(f"SELECT count(*) {running}").fetchone() or (0,)
         free = connection.execute(f"SELECT id {running} FOR UPDATE SKIP LOCKED").fetchall()
-        (idle,) = connection.execute(
-            "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction'"
+        (its,) = connection.execute(
+            "SELECT count(*) FROM pg_stat_activity "
+            "WHERE state = 'idle in transaction' AND client_port = ANY(%s)",
+            (ports,),
         ).fetchone() or (0,)
-    held = len(free) < runs and idle > 0
+    held = len(free) < runs and its > 0
     if not held:
         scheduler.resume()
     return held
