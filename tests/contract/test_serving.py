@@ -25,7 +25,7 @@ from headrace.model import Model
 from headrace.race.arms import Arm, Race
 from headrace.serving.app import create_app, run
 from headrace.serving.payload import MAX_BODY_BYTES, MAX_CANDIDATES
-from headrace.serving.served import NICE, ServedWriter
+from headrace.serving.served import NICE, NICE_LATE, ServedWriter
 from headrace.settings import Settings
 from tests.serving import WATERMARK_US, advance, publish, served_rows, until
 
@@ -315,15 +315,27 @@ def test_a_full_queue_sheds_where_that_is_the_policy_and_counts():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread has no priority")
-def test_the_writer_gives_way_to_the_threads_that_answer():
-    writer = ServedWriter(StuckLog(), linger_s=0.01)
-    writer.start()
+@pytest.mark.parametrize(("rows", "nice"), [(1, NICE), (2, NICE_LATE)])
+def test_a_commit_gives_way_to_answers_but_less_where_it_is_late(rows, nice):
+    seen = []
+
+    class Watched(StuckLog):
+        def append(self, table: pa.Table) -> int:
+            me = threading.get_native_id()
+            seen.append((os.getpriority(os.PRIO_PROCESS, me), os.sched_getscheduler(me)))
+            return super().append(table)
+
     mine, policy = os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0)
-    until(lambda: os.getpriority(os.PRIO_PROCESS, writer._thread.native_id) == max(mine, NICE))
-    until(lambda: os.sched_getscheduler(writer._thread.native_id) == os.SCHED_BATCH)
-    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == mine
-    assert os.sched_getscheduler(threading.get_native_id()) == policy
+    log = Watched()
+    log.full = False
+    writer = ServedWriter(log, max_rows=8, linger_s=0.01)
+    writer.put(pa.table({"x": [1] * rows}))
+    writer.start()
+    until(lambda: log.written == rows)
     writer.stop()
+    assert seen == [(max(mine, nice), os.SCHED_BATCH)]
+    me = threading.get_native_id()
+    assert (os.getpriority(os.PRIO_PROCESS, me), os.sched_getscheduler(me)) == (mine, policy)
 
 
 def test_stop_tells_when_accepted_rows_could_not_be_written():

@@ -14,6 +14,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, Literal, Protocol
 
 import pyarrow as pa
@@ -22,11 +23,13 @@ from headrace.errors import EnvironmentFault, IntegrityError
 from headrace.log.files import FileLog
 
 LOG = logging.getLogger(__name__)
-NICE: Final = 5
-"""Of the writer's thread: its bursts every 0.2 s would delay the answers of that time.
-
-Not more: at full load a thread that gets a tenth of the core does not keep up, and the queue fills.
+NICE: Final = 15
+"""Of the thread that commits: its bursts every 0.2 s would delay the answers of that time."""
+NICE_LATE: Final = 5
+"""Of the one that commits in its place where more waits than `IN_TIME` of the queue's room: at full
+load a thread that gets a thirtieth of the core does not keep up. A thread may become nicer only.
 """
+IN_TIME: Final = 0.125
 NICE_JOINS: Final = 19
 """Of the thread that joins segments: nobody waits for it. A join takes the time that answers leave,
 and where they leave none there are only more files.
@@ -41,8 +44,8 @@ class Rows(Protocol):
 
 
 class ServedWriter:
-    """Bounded queue, one thread that commits what has gathered, every `linger_s`, and one that
-    joins small segments behind it.
+    """Bounded queue, two threads that commit in turn what has gathered, every `linger_s`, and one
+    that joins small segments behind them.
 
     `to_table` makes one table of what was put in since; tables themselves are joined.
     """
@@ -128,17 +131,21 @@ class ServedWriter:
         return self._fault
 
     def _run(self) -> None:
-        _step_back(NICE)
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._stopping.is_set())
-                stopping = self._stopping.is_set()
-            if stopping:
-                self._commit()
-                self._grown.set()
-                return
-            self._commit()
-            self._stopping.wait(self._linger_s)
+        _step_back(NICE_LATE)
+        with ThreadPoolExecutor(1, "served-in-time", _step_back, (NICE,)) as in_time:
+            while True:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._waiting or self._stopping.is_set())
+                    stopping = self._stopping.is_set()
+                if stopping:
+                    self._commit()
+                    self._grown.set()
+                    return
+                if self._rows <= IN_TIME * self._max_rows:
+                    in_time.submit(self._commit).result()
+                else:
+                    self._commit()
+                self._stopping.wait(self._linger_s)
 
     def _commit(self) -> None:
         """Append all waiting tables as one segment; they leave the queue once they are durable."""
