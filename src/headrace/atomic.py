@@ -108,8 +108,10 @@ def write_parquet(path: Path, table: pa.Table) -> None:
         )
 
 
-def write_arrow(path: Path, table: pa.Table) -> None:
+def write_arrow(path: Path, table: pa.Table, *, in_pieces: bool = False) -> None:
     """Write an Arrow IPC file; the caller publishes its folder.
+
+    `in_pieces`: with a record batch for each piece that the table comes in, else with one.
 
     Arrow opens it: into a file of Python's, each of its hundred small writes would wait for the
     interpreter, and a thread that answers requests for them.
@@ -120,7 +122,7 @@ def write_arrow(path: Path, table: pa.Table) -> None:
         pa.output_stream(str(path), compression=None, buffer_size=_STREAM_BYTES) as file,
         pa.ipc.new_file(file, table.schema) as writer,
     ):
-        writer.write_table(table.combine_chunks())
+        writer.write_table(table if in_pieces else table.combine_chunks())
     _sync(path)
 
 

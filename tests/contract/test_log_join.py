@@ -17,6 +17,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from headrace.errors import EnvironmentFault, IntegrityError
+from headrace.log import files
 from headrace.log.files import FileLog
 from headrace.log.segments import FAN_IN, JOINED_ROWS, Segment, announce, due
 from headrace.serving.served import ServedWriter
@@ -85,6 +86,18 @@ def test_a_large_segment_is_never_copied_for_a_small_one():
     assert due([big, *small[:3]]) == due([big]) == due([]) == 0
     half = Segment(0, 1000, Path())
     assert due([half, *(Segment(1000 + n, 1001 + n, Path()) for n in range(14))]) == 0
+
+
+@pytest.mark.parametrize(("piece_rows", "pieces"), [(4, FAN_IN), (5, 1)])
+def test_large_segments_are_joined_piece_by_piece(tmp_path, monkeypatch, piece_rows, pieces):
+    monkeypatch.setattr(files, "PIECE_ROWS", piece_rows)
+    log = FileLog(tmp_path, SCHEMA, writer=True)
+    grow(log, [4] * FAN_IN)
+    (name,) = names(tmp_path)
+    with pa.memory_map(str(tmp_path / name)) as source:
+        assert pa.ipc.open_file(source).num_record_batches == pieces
+    assert log.read(0, log.head).equals(rows(0, 4 * FAN_IN))
+    log.close()
 
 
 def test_what_a_kill_left_between_the_steps_is_read_and_cleaned(tmp_path):
