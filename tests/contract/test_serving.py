@@ -328,7 +328,7 @@ def test_a_commit_gives_way_to_answers_but_less_where_it_is_late(rows, nice):
     mine, policy = os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0)
     log = Watched()
     log.full = False
-    writer = ServedWriter(log, max_rows=8, linger_s=0.01)
+    writer = ServedWriter(log, max_rows=16, linger_s=0.01)
     writer.put(pa.table({"x": [1] * rows}))
     writer.start()
     until(lambda: log.written == rows)

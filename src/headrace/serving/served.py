@@ -29,7 +29,7 @@ NICE_LATE: Final = 5
 """Of the one that commits in its place where more waits than `IN_TIME` of the queue's room: at full
 load a thread that gets a thirtieth of the core does not keep up. A thread may become nicer only.
 """
-IN_TIME: Final = 0.125
+IN_TIME: Final = 0.0625
 NICE_JOINS: Final = 19
 """Of the thread that joins segments: nobody waits for it. A join takes the time that answers leave,
 and where they leave none there are only more files.
