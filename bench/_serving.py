@@ -167,6 +167,17 @@ def about(spec: LineSpec) -> Any:
 
 
 @contextlib.contextmanager
+def beside_the_server() -> Iterator[None]:
+    """This process, and what it starts but servers, on the other cores than the server's."""
+    mine = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, mine - SERVER_CORE or mine)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, mine)
+
+
+@contextlib.contextmanager
 def redis(folder: Path) -> Iterator[str]:
     """URL of an empty Redis."""
     own = RedisServer(folder, "bench")

@@ -13,7 +13,6 @@ runs in a network namespace without a way out.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import statistics
 import subprocess
@@ -34,8 +33,8 @@ from bench._redis import REMEDY, installed
 from bench._serving import (
     CANDIDATES,
     REQUESTS,
-    SERVER_CORE,
     asked,
+    beside_the_server,
     body,
     prepare,
     process,
@@ -170,9 +169,11 @@ def _told(found: dict[str, list[float]], same: bool) -> dict[str, Any]:
 def main() -> None:
     """Inside the namespace: `python -m bench.kserve OUT [--quick]`."""
     out, quick = Path(sys.argv[1]), "--quick" in sys.argv
-    mine = os.sched_getaffinity(0)
-    with tempfile.TemporaryDirectory() as name, redis(Path(name)) as url:
-        os.sched_setaffinity(0, mine - SERVER_CORE or mine)
+    with (
+        beside_the_server(),
+        tempfile.TemporaryDirectory() as name,
+        redis(Path(name)) as url,
+    ):
         found = _measure(Path(name), url, *((1.0, 1, 12) if quick else (8.0, 5, 20)))
     out.write_text(json.dumps(found), encoding="utf-8")
 

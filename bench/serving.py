@@ -14,7 +14,6 @@ request was due, so that a slow answer is not excused by the ones that it delays
 
 from __future__ import annotations
 
-import os
 import statistics
 import tempfile
 import threading
@@ -38,9 +37,9 @@ from bench._pushing import pushing
 from bench._redis import REMEDY, installed
 from bench._serving import (
     CANDIDATES,
-    SERVER_CORE,
     asked,
     bare_server,
+    beside_the_server,
     prepare,
     ready,
     redis,
@@ -85,13 +84,12 @@ def run(*, quick: bool = False) -> dict[str, Any]:
     if not installed():
         return {"what": "the server under load", "claims": [_absent()], "table": {}}
     sizes = QUICK if quick else FULL
-    mine = os.sched_getaffinity(0)
-    with tempfile.TemporaryDirectory() as name, redis(Path(name)) as url:
-        os.sched_setaffinity(0, mine - SERVER_CORE or mine)
-        try:
-            return _measure(Path(name), url, sizes)
-        finally:
-            os.sched_setaffinity(0, mine)
+    with (
+        beside_the_server(),
+        tempfile.TemporaryDirectory() as name,
+        redis(Path(name)) as url,
+    ):
+        return _measure(Path(name), url, sizes)
 
 
 def _measure(folder: Path, url: str, sizes: Sizes) -> dict[str, Any]:

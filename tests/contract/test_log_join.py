@@ -100,6 +100,32 @@ def test_large_segments_are_joined_piece_by_piece(tmp_path, monkeypatch, piece_r
     log.close()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="what is mapped is read from /proc")
+@pytest.mark.parametrize("piece_rows", [4, 5])
+def test_a_joined_file_is_no_longer_mapped_when_it_is_removed(tmp_path, monkeypatch, piece_rows):
+    monkeypatch.setattr(files, "PIECE_ROWS", piece_rows)
+    mapped, unlink, load = [], Path.unlink, Segment.load
+
+    def maps() -> int:
+        return Path("/proc/self/maps").read_text(encoding="utf-8").count(f"{tmp_path}/")
+
+    def looked_at(path: Path, *, missing_ok: bool = False) -> None:
+        mapped.append(maps())
+        unlink(path, missing_ok=missing_ok)
+
+    def loaded(segment: Segment, schema: pa.Schema) -> pa.Table:
+        table = load(segment, schema)
+        assert maps()
+        return table
+
+    monkeypatch.setattr(Path, "unlink", looked_at)
+    monkeypatch.setattr(Segment, "load", loaded)
+    log = FileLog(tmp_path, SCHEMA, writer=True)
+    grow(log, [4] * FAN_IN)
+    log.close()
+    assert mapped == [0] * FAN_IN
+
+
 def test_what_a_kill_left_between_the_steps_is_read_and_cleaned(tmp_path):
     writer = FileLog(tmp_path, SCHEMA, writer=True)
     for n in range(FAN_IN):

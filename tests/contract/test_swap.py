@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,10 +18,10 @@ from numpy.typing import NDArray
 
 from headrace.declaration import LineSpec
 from headrace.errors import EnvironmentFault, IntegrityError
-from headrace.line import LineStore, compaction
+from headrace.line import LineStore, Version, compaction
 from headrace.model import State
 from headrace.serving.resident import Resident
-from headrace.serving.swap import Follower
+from headrace.serving.swap import NICE, Follower
 from tests.contract.delta_writer import ABOUT, Writer, fifty_rows, served, small_line
 from tests.serving import until
 
@@ -78,6 +80,37 @@ def test_settled_is_said_once_when_both_models_are_there(
         until(lambda newest=newest: follower.current().version.version == newest)
     follower.stop()
     assert [each["waiting"] for each in said] == [next(iter(writer.states))]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread has no priority")
+def test_who_follows_steps_back_once_both_models_are_there_and_not_before(
+    tmp_path: Path, spec: LineSpec, writer: Writer
+) -> None:
+    found: list[tuple[int, int]] = []
+
+    class Lines(LineStore):
+        def load(self, version: str) -> tuple[Version, State]:
+            self.look()
+            return super().load(version)
+
+        def delta(self, version: Version) -> State:
+            self.look()
+            return super().delta(version)
+
+        @staticmethod
+        def look() -> None:
+            me = threading.get_native_id()
+            found.append((os.getpriority(os.PRIO_PROCESS, me), os.sched_getscheduler(me)))
+
+    mine = os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0)
+    follower = Follower(spec, Lines(tmp_path, spec.line))
+    follower.start(prepare=lambda: None)
+    until(lambda: follower.ready and follower.delivery()["waiting"] is not None)
+    newest = writer.next().version
+    until(lambda: follower.current().version.version == newest)
+    follower.stop()
+    assert found == [mine, (max(mine[0], NICE), os.SCHED_BATCH)]
+    assert (os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0)) == mine
 
 
 def test_a_model_several_versions_behind_catches_up(

@@ -139,14 +139,22 @@ class FileLog:
 
     def _become_one(self, small: Sequence[Segment]) -> None:
         joined = Segment.of(self._folder, small[0].first, small[-1].stop - small[0].first)
-        pieces = [part.load(self._schema) for part in small]
-        large = joined.rows >= PIECE_ROWS * len(pieces)
-        self._write(joined, pa.concat_tables(pieces), in_pieces=large)
+        self._write_together(small, joined)
         with self._changing:
             before = [part for part in self._listing.segments if part.stop <= joined.first]
             behind = [part for part in self._listing.segments if part.first >= joined.stop]
             self._listing = self._listing._replace(segments=[*before, joined, *behind])
         self._remove([part.path for part in small], joined)
+
+    def _write_together(self, small: Sequence[Segment], joined: Segment) -> None:
+        """Write one segment of what some hold, and let their files go.
+
+        Whoever lets the last map of a removed file go, frees its blocks on the disk: at the end of
+        a function that would be a thread which holds the interpreter meanwhile, 1 ms a file.
+        """
+        pieces = [part.load(self._schema) for part in small]
+        large = joined.rows >= PIECE_ROWS * len(pieces)
+        self._write(joined, pa.concat_tables(pieces), in_pieces=large)
 
     def _current(self) -> list[Segment]:
         if self._lock is None:  # the writer knows its own appends and joins

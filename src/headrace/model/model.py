@@ -214,7 +214,7 @@ class Model:
         """
         self._check_identity(state)
         self._tables.check(state)
-        self._check_shapes({"late": np.zeros(2), **state})
+        _check_shapes(self._small(), {"late": np.zeros(2), **state})
         self._tables.load(state)
         self._take_over(state)
 
@@ -224,7 +224,7 @@ class Model:
         Raises as `load_state` does. The other must not learn meanwhile; it may predict.
         """
         self._check_identity({"identity": other._identity, **rest})
-        self._check_shapes({"late": np.zeros(2), **rest})
+        _check_shapes(self._small(), {"late": np.zeros(2), **rest})
         self._tables.load_beside(other._tables, rest)
         self._take_over(rest)
 
@@ -265,11 +265,12 @@ class Model:
         if planned is None:  # a table comes whole
             self.load_state(apply(self.state(), delta))
             return
-        own = {**self._tables.map(), **self._small()}
+        small = self._small()
+        own = {**self._tables.map(), **small}
         state = apply(own, rest)
         if unknown := set(state) - set(own) - {"late"}:
             raise IntegrityError(f"the delta has arrays {sorted(unknown)} that no model has")
-        self._check_shapes(state)
+        _check_shapes(small, state)
         self._tables.apply(planned, state)
         self._take_over(state)
 
@@ -313,18 +314,20 @@ class Model:
     def _read(self, table: Inputs) -> tuple[Columns, Columns]:
         return read_ids(table, self._tables.fields), read_numbers(table, self.spec.numeric)
 
-    def _check_shapes(self, state: State) -> None:
-        for name, own in self._small().items():
-            array = state.get(name)
-            if array is None or array.shape != own.shape or array.dtype != own.dtype:
-                found = "nothing" if array is None else f"{array.dtype}{list(array.shape)}"
-                raise IntegrityError(
-                    f"state array {name!r}: expected {own.dtype}{list(own.shape)}, found {found}; "
-                    "load another version or run a full retrain"
-                )
-
 
 def _probabilities(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     clipped = np.minimum(np.maximum(logits, -LOGIT_LIMIT), LOGIT_LIMIT)
     probabilities: NDArray[np.float64] = 1.0 / (1.0 + np.exp(-clipped))
     return probabilities
+
+
+def _check_shapes(wanted: State, state: State) -> None:
+    """Raise `IntegrityError` unless the state has those arrays in their shapes and dtypes."""
+    for name, own in wanted.items():
+        array = state.get(name)
+        if array is None or array.shape != own.shape or array.dtype != own.dtype:
+            found = "nothing" if array is None else f"{array.dtype}{list(array.shape)}"
+            raise IntegrityError(
+                f"state array {name!r}: expected {own.dtype}{list(own.shape)}, found {found}; "
+                "load another version or run a full retrain"
+            )

@@ -14,6 +14,7 @@ import queue
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -29,8 +30,9 @@ from headrace.race.arms import CHAMPION, Arm, Race, draw
 from headrace.race.thompson import odds
 from headrace.raw import Candidates
 from headrace.requests import Columns
+from headrace.serving.priority import step_back
 from headrace.serving.served import ServedWriter
-from headrace.serving.swap import Follower
+from headrace.serving.swap import NICE, Follower
 
 LOG = logging.getLogger(__name__)
 SHADOW_SCHEMA: Final = pa.schema(
@@ -195,7 +197,7 @@ class Arms:
                 line = ArmLine(self._store)
                 self._runners[name] = (arm, line, Follower(_declared(self._spec, arm), line))
                 line.stand_at(arm.version, raced.generation, raced.at_us)
-                self._runners[name][2].start(prepare=lambda: None)
+                self._runners[name][2].start(prepare=partial(step_back, NICE))
             self._runners[name][1].stand_at(arm.version, raced.generation, raced.at_us)
         self._field = self._ready(race)
 

@@ -9,8 +9,6 @@ if the server is asked to stop.
 from __future__ import annotations
 
 import logging
-import os
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -21,6 +19,7 @@ import pyarrow as pa
 
 from headrace.errors import EnvironmentFault, IntegrityError
 from headrace.log.files import FileLog
+from headrace.serving.priority import step_back
 
 LOG = logging.getLogger(__name__)
 NICE: Final = 15
@@ -131,8 +130,8 @@ class ServedWriter:
         return self._fault
 
     def _run(self) -> None:
-        _step_back(NICE_LATE)
-        with ThreadPoolExecutor(1, "served-in-time", _step_back, (NICE,)) as in_time:
+        step_back(NICE_LATE)
+        with ThreadPoolExecutor(1, "served-in-time", step_back, (NICE,)) as in_time:
             while True:
                 with self._changed:
                     self._changed.wait_for(lambda: self._waiting or self._stopping.is_set())
@@ -167,7 +166,7 @@ class ServedWriter:
         self._grown.set()
 
     def _join(self) -> None:
-        _step_back(NICE_JOINS)
+        step_back(NICE_JOINS)
         while not self._stopping.is_set():
             self._grown.wait()
             self._grown.clear()
@@ -177,19 +176,3 @@ class ServedWriter:
                         return
             except (OSError, IntegrityError) as problem:  # nothing is lost, there are more files
                 LOG.error("served log: segments not joined: %s", problem)
-
-
-def _step_back(nice: int) -> None:
-    """Give the processor to the threads that answer, wherever both want it (Linux only).
-
-    As a batch, a thread that wakes up waits for the one that answers to have finished, instead of
-    halting it at once (https://man7.org/linux/man-pages/man7/sched.7.html).
-    """
-    if sys.platform == "linux":  # elsewhere the priority is the whole process's
-        thread = threading.get_native_id()
-        nice = max(os.getpriority(os.PRIO_PROCESS, thread), nice)  # less is for root alone
-        os.setpriority(os.PRIO_PROCESS, thread, nice)
-        try:
-            os.sched_setscheduler(thread, os.SCHED_BATCH, os.sched_param(0))
-        except PermissionError as problem:  # in a sandbox
-            LOG.info("served log: its writer may halt answers: %s", problem)

@@ -27,9 +27,14 @@ from headrace.events import PREVIOUS
 from headrace.line import Champion, Version
 from headrace.model import State
 from headrace.serving.loaded import Delivery, Lines, Loaded
+from headrace.serving.priority import step_back
 from headrace.serving.resident import Resident
 
 LOG = logging.getLogger(__name__)
+NICE: Final = 10
+"""Of the thread that follows, once both models are in memory: a delta's 5 to 13 ms of work, most of
+it for the interpreter, would halt the answers of that time.
+"""
 MOST_TRIED: Final = 5
 """So many earlier champions are tried where one has to stand in."""
 
@@ -39,7 +44,8 @@ class Follower:
 
     A version that cannot be loaded leaves the current one in place; `fault` says why, and the
     load is tried again every `retry_s`. At a start the one before it is loaded meanwhile.
-    `settled` is called in the thread once both models are in memory, which then stay.
+    `settled` is called in the thread once both models are in memory, which then stay; from there on
+    the thread steps back behind those that answer.
     """
 
     def __init__(
@@ -299,7 +305,7 @@ class Follower:
         self._delivery = replace(self._delivery, **new)
 
     def _run(self, prepare: Callable[[], None]) -> None:
-        prepared = False
+        prepared = stepped_back = False
         while not self._stop.is_set():
             wait_s = self._poll_s
             try:
@@ -309,6 +315,9 @@ class Follower:
                 self.follow()
                 self._tried = True
                 self._have_one_wait()
+                if self._waiting is not None and not stepped_back:
+                    step_back(NICE)
+                    stepped_back = True
                 self._have_asked_wait()
                 self._fault = None
             except Exception as problem:  # noqa: BLE001 - the thread must outlive any bad version
