@@ -315,7 +315,7 @@ def test_a_full_queue_sheds_where_that_is_the_policy_and_counts():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread has no priority")
-@pytest.mark.parametrize(("rows", "nice"), [(1, NICE), (2, NICE_LATE)])
+@pytest.mark.parametrize(("rows", "nice"), [(4, NICE), (5, NICE_LATE)])
 def test_a_commit_gives_way_to_answers_but_less_where_it_is_late(rows, nice):
     seen = []
 
@@ -336,6 +336,26 @@ def test_a_commit_gives_way_to_answers_but_less_where_it_is_late(rows, nice):
     assert seen == [(max(mine, nice), os.SCHED_BATCH)]
     me = threading.get_native_id()
     assert (os.getpriority(os.PRIO_PROCESS, me), os.sched_getscheduler(me)) == (mine, policy)
+
+
+def test_a_commit_takes_no_more_than_its_share_of_the_room_and_leaves_nothing():
+    sizes = []
+
+    class Watched(StuckLog):
+        def append(self, table: pa.Table) -> int:
+            sizes.append(table.num_rows)
+            return super().append(table)
+
+    log = Watched()
+    log.full = False
+    writer = ServedWriter(log, max_rows=64, linger_s=60.0)
+    for rows in (1, 2, 3, 9, 1, 1):
+        writer.put(pa.table({"x": [1] * rows}))
+    writer.start()
+    until(lambda: log.written == 15)  # with less than that left, what comes may linger
+    writer.stop()
+    assert sizes == [3, 3, 9, 2]
+    assert (writer.written_rows, writer.waiting_rows) == (17, 0)
 
 
 def test_stop_tells_when_accepted_rows_could_not_be_written():

@@ -13,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
 from typing import Any, Final, Literal, Protocol
 
 import pyarrow as pa
@@ -25,10 +26,14 @@ LOG = logging.getLogger(__name__)
 NICE: Final = 15
 """Of the thread that commits: its bursts every 0.2 s would delay the answers of that time."""
 NICE_LATE: Final = 5
-"""Of the one that commits in its place where more waits than `IN_TIME` of the queue's room: at full
+"""Of the one that commits in its place where more waits than `LATE` of the queue's room: at full
 load a thread that gets a thirtieth of the core does not keep up. A thread may become nicer only.
 """
-IN_TIME: Final = 0.0625
+LATE: Final = 0.25
+AT_ONCE: Final = 0.0625
+"""So much of the queue's room is committed at once, at most: a large commit is a long burst where
+it is late, and where it is in time it may be late before it has ended.
+"""
 NICE_JOINS: Final = 19
 """Of the thread that joins segments: nobody waits for it. A join takes the time that answers leave,
 and where they leave none there are only more files.
@@ -137,26 +142,31 @@ class ServedWriter:
                     self._changed.wait_for(lambda: self._waiting or self._stopping.is_set())
                     stopping = self._stopping.is_set()
                 if stopping:
-                    self._commit()
+                    while self._commit():
+                        pass
                     self._grown.set()
                     return
-                if self._rows <= IN_TIME * self._max_rows:
-                    in_time.submit(self._commit).result()
+                if self._rows <= LATE * self._max_rows:
+                    went = in_time.submit(self._commit).result()
                 else:
-                    self._commit()
-                self._stopping.wait(self._linger_s)
+                    went = self._commit()
+                if not went or self._rows < AT_ONCE * self._max_rows:
+                    self._stopping.wait(self._linger_s)
 
-    def _commit(self) -> None:
-        """Append all waiting tables as one segment; they leave the queue once they are durable."""
-        batch = list(self._waiting)
+    def _commit(self) -> bool:
+        """Append what came first, up to `AT_ONCE`, as one segment; true where that went well.
+
+        Rows leave the queue once they are durable.
+        """
+        batch = self._first()
         if not batch:
-            return
+            return False
         try:
             self._log.append(self._to_table(batch).combine_chunks())
         except Exception as problem:  # noqa: BLE001 - kept, told and tried again, whatever it was
             LOG.error("served log: %s", problem)
             self._fault = str(problem)
-            return
+            return False
         with self._changed:
             for rows in batch:
                 self._waiting.popleft()
@@ -164,6 +174,14 @@ class ServedWriter:
                 self._written_rows += rows.num_rows
             self._fault = None
         self._grown.set()
+        return True
+
+    def _first(self) -> list[Rows]:
+        """What waits, up to `AT_ONCE` of the room; the first in any case."""
+        waiting = list(self._waiting)
+        room = AT_ONCE * self._max_rows
+        sums = accumulate(rows.num_rows for rows in waiting)
+        return waiting[: max(1, sum(total <= room for total in sums))]
 
     def _join(self) -> None:
         step_back(NICE_JOINS)
