@@ -287,10 +287,11 @@ def test_a_killed_server_answers_the_same_again_and_tears_nothing(
     assert counts["duplicated"] == 0
     held = {row["request_id"] for row in rows}
     whole: Callable[[Answer], bool] = lambda one: one.request_id in held  # noqa: E731
-    for life in lives:  # what is missing are its last answers, less than a commit's worth
+    for life in lives:  # what is missing are its last answers
         gone = list(itertools.dropwhile(whole, life))
         assert not any(map(whole, gone))
-        assert len(gone) < len(life)
+    # a short life among others that want its core may end before its first commit
+    assert sum(whole(life[0]) for life in lives) > len(lives) / 2
     assert all(map(whole, lives[-1]))
     tell(
         "server_kills",
